@@ -179,7 +179,8 @@ def trace(
         model, site, axes, n_tokens, dict(window=window, layers=None, positions=None, heads=None, neurons=None)
     )
     rows = [position if position >= noised[0] else None for position in range(n_tokens)]
-    patches = [edits_of(site, getattr(clean, site), rows, piece) for piece in grid_of_pieces(pieces, axes)]
+    own_rows = [position if position in noised else None for position in range(n_tokens)]
+    patches = [edits_of(site, getattr(clean, site), rows, piece, own_rows) for piece in grid_of_pieces(pieces, axes)]
 
     total, corrupted = np.zeros(len(patches)), 0.0
     for seed in seeds:

@@ -35,6 +35,9 @@ SITE_AXES = {
     "pattern": ("layer", "head", "destination", "source"),
 }
 
+#: Sites that in block 0 depend on their own token and position alone.
+BEFORE_ATTENTION = ("resid_pre", "q_input", "k_input", "v_input", "q", "k", "v")
+
 #: The argument of `sweep` that says which entries of an axis are wanted.
 CHOICES = {"layer": "layers", "position": "positions", "destination": "positions", "head": "heads", "neuron": "neurons"}
 
@@ -132,9 +135,7 @@ def make_plan(model, experiment, site, axes, direction, metric, align, choices, 
     into, origin = DIRECTIONS[direction]
     partners = [pair[::-1] if direction == "denoise" else pair for pair in columns]
     source = transplant(getattr(runs[into], site), getattr(runs[origin], site), partners, site)
-    # Attention looks backwards only: before the first difference both runs are the same.
-    first = first_difference(runs[into].tokens, runs[origin].tokens, partners)
-    rows = [i if j is not None and i is not None and i >= first else None for i, j in partners]
+    rows, own_rows = differing_rows(runs[into].tokens, runs[origin].tokens, partners)
     if isinstance(choices["neurons"], numbers.Integral) and "neuron" in SITE_AXES[site]:
         choices = choices | {"neurons": most_different(getattr(runs[into], site), source, choices["neurons"])}
     pieces = axis_pieces(model, site, axes, len(columns), choices)
@@ -164,7 +165,7 @@ def make_plan(model, experiment, site, axes, direction, metric, align, choices, 
         runs=runs,
         source=source,
         pieces=pieces,
-        patches=[edits_of(site, source, rows, piece) for piece in grid_of_pieces(pieces, axes)],
+        patches=[edits_of(site, source, rows, piece, own_rows) for piece in grid_of_pieces(pieces, axes)],
         logits=logits,
         target=target,
         baselines={name: measure(metrics, logits[name], target, answers_only) for name in runs},
@@ -233,6 +234,21 @@ def first_difference(into_tokens, origin_tokens, partners):
         if into_tokens[into_position] != origin_tokens[origin_position]:
             return into_position
     return len(into_tokens)
+
+
+def differing_rows(into_tokens, origin_tokens, partners):
+    """The position patched into at each column, or None where both runs hold the same: (anywhere, before attention).
+
+    Attention looks backwards only, so before the first difference nothing differs. And before the attention of
+    block 0 a position knows of its own token alone, so there nothing differs but where that does.
+    """
+    first = first_difference(into_tokens, origin_tokens, partners)
+    rows = [i if None not in (i, j) and i >= first else None for i, j in partners]
+    own_rows = [
+        i if i is not None and (i != j or into_tokens[i] != origin_tokens[j]) else None
+        for i, (_, j) in zip(rows, partners, strict=True)
+    ]
+    return rows, own_rows
 
 
 def most_different(into, source, n):
@@ -330,14 +346,18 @@ def grid_of_pieces(pieces, axes):
         yield whole | dict(zip(axes, items, strict=True))
 
 
-def edits_of(site, source, rows, piece):
-    """One cell's patch, a list of `Edit`. source: what is copied, (n_layer, ...); rows: each column's position."""
+def edits_of(site, source, rows, piece, own_rows=None):
+    """One cell's patch, a list of `Edit`. source: what is copied, (n_layer, ...); rows: each column's position.
+
+    own_rows: the same before the attention of block 0, where that is fewer (see `differing_rows`).
+    """
     columns = piece["destination" if site == "pattern" else "position"]
-    positions = sorted({rows[column] for column in columns} - {None})
     parts = piece.get("head", piece.get("neuron"))  # heads or neurons; None where the site has neither
     keys = sorted(set(piece["source"])) if site == "pattern" else None
     edits = []
     for layer in dict.fromkeys(piece["layer"]):
+        rows_here = own_rows if own_rows and layer == 0 and site in BEFORE_ATTENTION else rows
+        positions = sorted({rows_here[column] for column in columns} - {None})
         here = None
         if parts is not None:
             everywhere = {part for part in parts if not isinstance(part, tuple)}

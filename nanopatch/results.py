@@ -30,8 +30,8 @@ class Sweep:
     unpatched runs (None for an ablation, which has no corrupted run). rounding: baselines closer than
     this are equal. source: the model's name and, as `source.sha256`, the hash of its file. remarks:
     sentences that belong to `notes`. unchanged: like grid, True where a patch could change nothing that
-    is measured, by the tokens and the causal mask (before the first differing token, say); None where
-    that was not asked.
+    is measured, by the tokens and the causal mask (before the first differing token, say, or in block 0 the residual
+    stream of a token that does not differ); None where that was not asked.
 
     Of a mean over pairs (`nanopatch.pairs`): n_pairs: how many; standard_error: of the mean in each cell
     of the grid, None for one pair; skipped: ((where, reason), ...) of the pairs left out; tokens and

@@ -12,6 +12,7 @@ PyTorch with transformers, or TransformerLens, is left out, and said to be, wher
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -142,61 +143,52 @@ def forward(options):
 
 
 def sweeps(options):
-    """The sweep of resid_pre at 124M's shape, 11 tokens, 12 x 11 patches."""
-    import numpy as np
-
+    """The sweep of resid_pre at 124M's shape, 12 x 11 patches: of the README's prompts, and where no position is spared."""
     model = random_model("124M")
-    experiment = random_experiment(model, 11)
-    runs = base_runs(model, experiment)
+    with contextlib.ExitStack() as stack:
+        lens = stack.enter_context(TransformerLens(options)) if options.transformer_lens else None
+        yield from sweeps_of_pair(options, model, nanopatch().experiments.MICHELLE, "resid_pre sweep", lens, 20)
+        apart = random_experiment(model, 11)
+        yield from sweeps_of_pair(options, model, apart, "resid_pre sweep, first tokens differ", lens, None)
+    if not lens:
+        yield {"what": "TransformerLens: give --transformer-lens PYTHON, left out"}
+
+
+def sweeps_of_pair(options, model, experiment, name, lens, bound_with_base):
+    """The sweep of one pair of prompts beside the plain loop, its own matrix products, and TransformerLens."""
+    tokens, plan, few = experiment.tokens(model), plan_of(model, experiment), max(3, options.repeats // 2)
 
     def whole():
-        return nanopatch().sweep(model, experiment).grid
+        return nanopatch().sweep(model, experiment)
 
-    def patches_only():
-        return grid_without_base_runs(model, experiment, runs)
+    def patches_only():  # what a sweep does after the base runs
+        return measure_plan(model, plan)
+
+    def naive_patches_only():
+        return naive_loop(model, tokens, plan.runs["clean"])
 
     def naive():
-        grid = np.zeros((model.n_layer, 11))
-        for layer in range(model.n_layer):
-            for position in range(11):
-                for site in model.steps(experiment.corrupted, sites=["resid_pre", "logits"]):
-                    if site.name == "resid_pre" and site.layer == layer:
-                        site.array[position] = runs["clean"].resid_pre[layer, position]
-                grid[layer, position] = float(site.array[-1, 3]) - float(site.array[-1, 7])
-        return grid
+        return model.run(tokens.corrupted), naive_loop(model, tokens, model.run(tokens.clean))
 
-    assert_close(whole(), naive())
-    few = max(3, options.repeats // 2)
-    yield row(
-        "resid_pre sweep: naive NumPy loop / nanopatch, base runs included",
-        alternate(naive, whole, few),
-        20,
-        least=True,
-    )
-    products = bare_products(model, 11)
-    yield row(
-        "resid_pre sweep: nanopatch / bare matrix products of its shapes",
-        alternate(patches_only, products, options.repeats),
-        1.35,
-    )
-    if not options.transformer_lens:
-        yield {"what": "TransformerLens: give --transformer-lens PYTHON, left out"}
+    assert_close(whole().grid, naive_patches_only())
+    ratios = alternate(naive_patches_only, patches_only, few)
+    yield row(f"{name}: naive NumPy loop / nanopatch", ratios, 20, least=True)
+    yield row(f"{name}: the same, base runs included", alternate(naive, whole, few), bound_with_base, least=True)
+    ratios = alternate(patches_only, bare_products(model, plan), options.repeats)
+    yield row(f"{name}: nanopatch / bare matrix products of its shapes", ratios, 1.35)
+    if not lens:
         return
-    with TransformerLens(options) as lens:
-        ratios, with_base = [], []
-        for _ in range(few):
-            theirs = lens.time("resid_pre", experiment)
-            with_base.append((theirs["base"] + theirs["sweep"]) / timed(whole))
-            ratios.append(theirs["sweep"] / timed(patches_only))
-        yield row("resid_pre sweep: TransformerLens / nanopatch", ratios, 30, least=True)
-        yield row("resid_pre sweep: TransformerLens / nanopatch, base runs included", with_base, 20, least=True)
-        ratios = []
-        for _ in range(few):
-            theirs = lens.time("z", experiment)
-            ratios.append(
-                (theirs["base"] + theirs["sweep"]) / timed(lambda: nanopatch().sweep(model, experiment, site="z"))
-            )
-        yield row("z sweep, 144 heads: TransformerLens / nanopatch, base runs included", ratios, 15, least=True)
+    alone, with_base, heads = [], [], []
+    for _ in range(few):
+        theirs = lens.time("resid_pre", tokens)
+        alone.append(theirs["sweep"] / timed(patches_only))
+        with_base.append((theirs["base"] + theirs["sweep"]) / timed(whole))
+        theirs = lens.time("z", tokens)
+        ours = timed(lambda: nanopatch().sweep(model, experiment, site="z"))
+        heads.append((theirs["base"] + theirs["sweep"]) / ours)
+    yield row(f"{name}: TransformerLens / nanopatch", alone, 30, least=True)
+    yield row(f"{name}: the same, base runs included", with_base, 20, least=True)
+    yield row(f"{name.replace('resid_pre', 'z')}, 144 heads: the same, base runs included", heads, 15, least=True)
 
 
 def gradients(options):
@@ -351,9 +343,7 @@ def random_model(shape):
             tensors[name] *= 0.02
             if name.endswith(".weight") and len(size) == 1:
                 tensors[name] += 1
-    model = build(config, tensors)
-    model.reads_text = False
-    return model
+    return build(config, tensors)
 
 
 def weights_of(model):
@@ -373,48 +363,58 @@ def random_experiment(model, n_tokens):
     return nanopatch().Experiment(clean, corrupted, 3, 7)
 
 
-def base_runs(model, experiment):
-    from nanopatch.stack import BASE_SITES
+def plan_of(model, experiment):
+    """All that `nanopatch.sweep` does before the first patch, the base runs included."""
+    from nanopatch.patching import make_plan, needed_sites
 
-    return {name: model.run(getattr(experiment, name), sites=BASE_SITES) for name in ("clean", "corrupted")}
+    choices = dict(layers=None, positions=None, heads=None, neurons=None, window=1)
+    sites = needed_sites("resid_pre")
+    return make_plan(model, experiment, "resid_pre", None, "denoise", "logit_diff", None, choices, sites)
 
 
-def grid_without_base_runs(model, experiment, runs):
-    """What `nanopatch.sweep` does between the base runs and the result."""
+def measure_plan(model, plan):
+    """And all that it does from there to the values of the grid."""
+    from nanopatch.patching import measure_all
+    from nanopatch.stack import MEMORY
+
+    base, logits, baseline = (of[plan.into] for of in (plan.runs, plan.logits, plan.baselines))
+    return measure_all(model, base, logits, plan.patches, plan.metrics, plan.target, baseline, MEMORY)
+
+
+def naive_loop(model, tokens, clean):
+    """The same grid as the README's loop over `model.steps` makes it, a whole run for each patch."""
     import numpy as np
 
-    from nanopatch.metrics import METRICS, Target
-    from nanopatch.patching import measure_patches
-    from nanopatch.stack import Edit
-
-    n_tokens = len(experiment.clean)
-    source = runs["clean"].resid_pre
-    patches = [
-        [Edit("resid_pre", layer, source[layer], [position])]
-        for layer in range(model.n_layer)
-        for position in range(n_tokens)
-    ]
-    target = Target(3, 7, experiment.corrupted, None)
-    grid = np.zeros(len(patches))
-    for number, values in measure_patches(model, runs["corrupted"], None, patches, [METRICS["logit_diff"]], target):
-        grid[number] = values[0]
-    return grid.reshape(model.n_layer, n_tokens)
+    n_tokens = len(tokens.corrupted)
+    grid = np.zeros((model.n_layer, n_tokens))
+    for layer in range(model.n_layer):
+        for position in range(n_tokens):
+            for site in model.steps(tokens.corrupted):
+                if site.name == "resid_pre" and site.layer == layer:
+                    site.array[position] = clean.resid_pre[layer, position]
+            logits = site.array[-1].astype(np.float64)
+            grid[layer, position] = logits[tokens.answer] - logits[tokens.wrong_answer]
+    return grid
 
 
-def bare_products(model, n_tokens):
-    """The sweep's matrix products with the weights, alone, in its shapes: nothing can be faster that uses them."""
+def bare_products(model, plan):
+    """A sweep's matrix products with the weights, alone, in its shapes: nothing can be faster that uses them."""
     import numpy as np
 
+    from nanopatch.stack import reach
+
+    n_tokens, starts = len(plan.tokens.corrupted), []  # starts: (layer, position) of each patch that is run
+    for edits in plan.patches:
+        edits, start = reach(model, edits, n_tokens, last_only=True)
+        starts += [(edit.layer, start) for edit in edits]
+    n_rows = [sum(n_tokens - start for first, start in starts if first <= layer) for layer in range(model.n_layer)]
     rng = np.random.default_rng(2)
-    n_rows = [(layer + 1) * n_tokens * (n_tokens + 1) // 2 for layer in range(model.n_layer)]
     rows = rng.standard_normal((n_rows[-1], model.d_model), dtype=np.float32)
     neurons = rng.standard_normal((n_rows[-1], model.d_mlp), dtype=np.float32)
 
     def run():
         for layer, n in enumerate(n_rows):
-            attends = (
-                n if layer < model.n_layer - 1 else model.n_layer * n_tokens
-            )  # the last block: last positions only
+            attends = n if layer < model.n_layer - 1 else len(starts)  # the last block: last positions only
             attn, mlp, d = model.h[layer].attn, model.h[layer].mlp, model.d_model
             rows[:attends] @ attn.c_attn.weight[:, :d]
             rows[:n] @ attn.c_attn.weight[:, d : 2 * d]
@@ -447,8 +447,8 @@ class TransformerLens:
         self.process.stdin.close()
         self.process.wait()
 
-    def time(self, site, experiment):
-        job = {"site": site, "clean": experiment.clean.tolist(), "corrupted": experiment.corrupted.tolist()}
+    def time(self, site, tokens):
+        job = {"site": site, "clean": tokens.clean.tolist(), "corrupted": tokens.corrupted.tolist()}
         print(json.dumps(job), file=self.process.stdin, flush=True)
         return json.loads(self.process.stdout.readline())
 

@@ -107,7 +107,10 @@ def test_cells_that_can_have_no_effect_are_the_baseline_to_the_bit(drawn, direct
     model, experiment, first, _ = drawn
     result = sweep(model, experiment, direction=direction)
     assert (result.grid[:, :first] == result.baseline_into).all()
-    assert result.unchanged[:, :first].all() and not result.unchanged[:, first:].any()
+    assert result.unchanged[:, :first].all() and not result.unchanged[1:, first:].any()
+    same = np.equal(*[model.tokenize(prompt) for prompt in (experiment.clean, experiment.corrupted)])
+    assert result.unchanged[0].tolist() == same.tolist()  # before any attention a position knows its own token alone
+    assert (result.grid[0, same] == result.baseline_into).all()
     assert [row["unchanged"] for row in result.to_rows()] == result.unchanged.ravel().tolist()
     late = sweep(model, experiment, site="mlp_out", direction=direction)
     assert (late.grid[-1, :-1] == late.baseline_into).all()  # the last block writes for its own position only
