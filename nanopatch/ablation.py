@@ -11,6 +11,7 @@ from numbers import Integral
 
 import numpy as np
 
+from .attribution import check_steps, estimate_all, needed_for_estimate, remarks
 from .errors import NanopatchError
 from .metrics import as_metrics, measure
 from .patching import (
@@ -50,14 +51,17 @@ def ablate(
     neurons=None,
     window=1,
     memory=MEMORY,
+    attribution_steps=None,
 ):
     """Ablate `site` piece by piece in the clean run, and measure every run: a `Sweep` of relative changes.
 
     by: "zero"; "mean", the mean over `prompts` (at each position, or with per_position=False over positions
     too); or "resample", for each piece the activations of one of `prompts`, drawn by `seed`. prompts: a
     list of prompts, text or ids; they must have the clean prompt's number of tokens where positions
-    matter. The other arguments are those of `nanopatch.sweep`; of the experiment only the clean prompt and the
-    answers are used.
+    matter. attribution_steps: None runs every ablation; a number estimates it, as `nanopatch.attribute` with so
+    many `steps` does (badly where the whole residual stream goes to zero: LayerNorm sees its direction alone, so
+    nearly all of the change comes in the last step). The other arguments are those of `nanopatch.sweep`; of the
+    experiment only the clean prompt and the answers are used.
     Raises NanopatchError as `sweep` does, and for prompts that are missing, not wanted, or of other lengths.
     """
     axes = check_axes(site, axes)
@@ -75,7 +79,7 @@ def ablate(
     metrics = as_metrics(metric)
     experiment = dataclasses.replace(experiment, corrupted=experiment.clean)  # there is no corrupted prompt
     tokens = experiment.tokens(model)
-    clean = model.run(tokens.clean, sites=needed_sites(site))
+    clean = model.run(tokens.clean, sites=needed(site, attribution_steps))
     sources = ablated(model, site, getattr(clean, site), by, prompts, per_position, experiment.prepend_bos)
 
     choices = dict(layers=layers, positions=positions, heads=heads, neurons=neurons, window=window)
@@ -89,7 +93,7 @@ def ablate(
     logits = unpatched_logits(model, clean, metrics)
     target = target_of(tokens, clean.tokens, logits[-1])
     baseline = measure(metrics, logits, target)
-    values, unchanged = measure_all(model, clean, logits, patches, metrics, target, baseline, memory)
+    values, unchanged = measured(model, clean, logits, patches, metrics, target, baseline, memory, attribution_steps)
     shape = tuple(len(pieces[axis]) for axis in axes)
     values = values.reshape(*shape, len(metrics))
     columns = [(position, position) for position in range(n_tokens)]
@@ -109,7 +113,7 @@ def ablate(
             baseline_clean=baseline[i],
             baseline_corrupted=None,
             rounding=rounding(model, logits),
-            remarks=not_finite(m.name, values[..., i], axes, pieces),
+            remarks=(*estimated(metrics, attribution_steps), *not_finite(m.name, values[..., i], axes, pieces)),
         )
         for i, m in enumerate(metrics)
     }
@@ -148,13 +152,14 @@ def trace(
     seeds=range(10),
     window=1,
     memory=MEMORY,
+    attribution_steps=None,
 ):
     """Causal tracing: noise on token embeddings, `site` restored piece by piece, averaged over seeds: a `Sweep`.
 
     noised: the positions whose embeddings get noise. sigma: its standard deviation, in standard
-    deviations of the entries of wte. seeds: one noise each. The other arguments are those of `nanopatch.sweep`; of
-    the experiment only the clean prompt and the answers are used. Meng et al. 2022, arXiv 2202.05262; the
-    result says what later work warns about.
+    deviations of the entries of wte. seeds: one noise each. attribution_steps: as for `ablate`. The other
+    arguments are those of `nanopatch.sweep`; of the experiment only the clean prompt and the answers are used.
+    Meng et al. 2022, arXiv 2202.05262; the result says what later work warns about.
     """
     axes = check_axes(site, axes)
     experiment = dataclasses.replace(experiment, corrupted=experiment.clean)  # there is no corrupted prompt
@@ -187,10 +192,13 @@ def trace(
         resid = clean.resid_pre[0].copy()
         noise = np.random.default_rng(seed).normal(0, sigma * float(model.wte.std()), (len(noised), model.d_model))
         resid[noised] += noise.astype(model.dtype)
-        run = record(model.steps_from(0, resid, sites=needed_sites(site)))
+        kept = needed(site, attribution_steps)
+        run = record(model.steps_from(0, resid, sites=kept), sites=kept)
         noisy_logits = unpatched_logits(model, run, metrics)
         baseline = measure(metrics, noisy_logits, target)
-        values, unchanged = measure_all(model, run, noisy_logits, patches, metrics, target, baseline, memory)
+        values, unchanged = measured(
+            model, run, noisy_logits, patches, metrics, target, baseline, memory, attribution_steps
+        )
         total, corrupted = total + values[:, 0], corrupted + baseline[0]
 
     shape = tuple(len(pieces[axis]) for axis in axes)
@@ -207,9 +215,33 @@ def trace(
         baseline_corrupted=corrupted / len(seeds),
         rounding=rounding(model, logits),
         remarks=(
+            *estimated(metrics, attribution_steps),
             f"Corrupted by Gaussian noise of {sigma:g} standard deviations on the embeddings of positions "
             f"{', '.join(map(str, noised))}, averaged over {len(seeds)} seeds.",
             "Noise takes a model to activations that no prompt gives it, and the picture depends on its size; another "
             "prompt is the safer corruption (Zhang & Nanda 2023, arXiv 2309.16042).",
         ),
     )
+
+
+# ---- patches that are run, or estimated -------------------------------------------------------------
+
+
+def needed(site, attribution_steps):
+    """What the run patched into must record, to run patches of `site` or, given steps, to estimate them."""
+    if attribution_steps is None:
+        return needed_sites(site)
+    check_steps(attribution_steps)
+    return needed_for_estimate([site], attribution_steps)
+
+
+def measured(model, base, base_logits, patches, metrics, target, baseline, memory, attribution_steps):
+    """As `patching.measure_all`; given steps, as `attribution.estimate_all`."""
+    if attribution_steps is None:
+        return measure_all(model, base, base_logits, patches, metrics, target, baseline, memory)
+    return estimate_all(model, base, patches, metrics, target, baseline, attribution_steps)
+
+
+def estimated(metrics, attribution_steps):
+    """What a result says of its having been estimated, if it was."""
+    return () if attribution_steps is None else remarks(metrics, attribution_steps)

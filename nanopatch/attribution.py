@@ -8,14 +8,14 @@ early layers, above all. Averaging the derivative along the way from one run to 
 that (integrated gradients, Sundararajan et al. 2017, arXiv 1703.01365).
 """
 
-import itertools
+import numbers
 
 import numpy as np
 
 from .backward import backward
 from .errors import NanopatchError
 from .metrics import metric_gradient
-from .patching import as_sweeps, check_lists, make_plan, sweep
+from .patching import DIRECTIONS, as_sweeps, check_lists, make_plan, sweep
 from .results import Panels
 from .sites import SITES, record
 
@@ -42,74 +42,99 @@ def attribute(
     patched into plus `sum((from - into) * derivative)` over what a cell patches. steps: 1 takes the
     derivative on the run patched into; more take its mean at the middles of so many equal steps from that
     run's activations to the other's, at one layer after another (integrated gradients), which costs
-    `steps` runs and backward passes a layer.
+    `steps` runs and backward passes a layer. Several sites share the runs and the derivatives.
     Raises NanopatchError as `sweep` does, and for a metric that has no derivative.
     """
-    if steps < 1:
-        raise NanopatchError(f"steps={steps}: at least 1 is needed")
+    check_steps(steps)
     choices = dict(layers=layers, positions=positions, heads=heads, neurons=neurons, window=window)
     check_lists(site, direction)
     sites = site if isinstance(site, (list, tuple)) else [site]
     directions = direction if isinstance(direction, (list, tuple)) else [direction]
-    runs, gradients = None, {}  # two runs serve all sites, and one backward pass all sites of a direction and metric
-    results = {}
-    for s, d in itertools.product(sites, directions):
-        plan = make_plan(model, experiment, s, axes, d, metric, align, choices, SITES, runs)
-        runs = plan.runs
-        sweeps = attribute_plan(model, experiment, plan, steps, gradients)
-        of_site = Panels(sweeps) if isinstance(metric, (list, tuple)) else sweeps[plan.metrics[0].name]
-        results.setdefault(s, Panels())[d] = of_site
+    # Only a run patched into needs every array, so that three records are the most that is ever held.
+    kept = {"clean": {*sites, "resid_post"}, "corrupted": {*sites, "resid_post"}}
+    kept |= {DIRECTIONS[d][0]: needed_for_estimate(sites, steps) for d in directions if d in DIRECTIONS}
+    runs, results = None, {s: Panels() for s in sites}
+    for d in directions:
+        plans = []
+        for s in sites:
+            plans.append(make_plan(model, experiment, s, axes, d, metric, align, choices, kept, runs))
+            runs = plans[-1].runs
+        plan, patches = plans[0], [edits for plan in plans for edits in plan.patches]
+        into, baseline = plan.runs[plan.into], plan.baselines[plan.into]
+        values, unchanged = estimate_all(model, into, patches, plan.metrics, plan.target, baseline, steps)
+        for s, plan in zip(sites, plans, strict=True):
+            here, values = np.split(values, [len(plan.patches)])
+            same, unchanged = np.split(unchanged, [len(plan.patches)])
+            sweeps = as_sweeps(model, experiment, plan, here, same, remarks(plan.metrics, steps))
+            results[s][d] = Panels(sweeps) if isinstance(metric, (list, tuple)) else sweeps[plan.metrics[0].name]
     if not isinstance(direction, (list, tuple)):
         results = {s: of_site[direction] for s, of_site in results.items()}
     return Panels(results) if isinstance(site, (list, tuple)) else results[site]
 
 
-def attribute_plan(model, experiment, plan, steps, gradients):
-    """{name of the metric: `Sweep`} of one plan. gradients: {(direction, metric): record}, filled on the way."""
-    into = plan.runs[plan.into]
-    difference = plan.source - getattr(into, plan.site)  # (n_layer, ...): what patches would change
-    values = np.empty((len(plan.patches), len(plan.metrics)))
-    for i, m in enumerate(plan.metrics):
-        if steps > 1:
-            gradient = mean_gradient(model, plan, m, difference, steps)
-        else:
-            key = plan.direction, m.name
-            if key not in gradients:
-                gradients[key] = backward(model, into, metric_gradient(m, into.logits, plan.target))
-            gradient = getattr(gradients[key], plan.site)
-        effect = difference.astype(np.float64) * gradient  # (n_layer, ...)
-        for number, edits in enumerate(plan.patches):
-            values[number, i] = plan.baselines[plan.into][i] + sum(effect[e.layer][e.index()].sum() for e in edits)
-    unchanged = np.array([not any(len(edit.positions) for edit in edits) for edits in plan.patches])
+def check_steps(steps):
+    if not isinstance(steps, numbers.Integral) or steps < 1:
+        raise NanopatchError(f"steps={steps!r}: a whole number is needed, at least 1")
+
+
+def needed_for_estimate(sites, steps):
+    """What must be recorded of the run patched into, to estimate patches at `sites`."""
+    return SITES if steps == 1 else {*sites, "resid_pre", "resid_post"}
+
+
+def remarks(metrics, steps):
+    """What a result must say of itself: that it was estimated, and how."""
     how = "first-order estimate (attribution patching)" if steps == 1 else f"integrated gradients, {steps} steps"
-    remarks = [f"Not patched: {how}."]
-    by_differences = [m.name for m in plan.metrics if hasattr(m.gradient, "by_differences")]
-    if by_differences:
-        remarks.append(
-            f"The derivative of {', '.join(by_differences)} was taken by finite differences over the logits."
-        )
-    return as_sweeps(model, experiment, plan, values, unchanged, remarks)
+    by_differences = [m.name for m in metrics if hasattr(m.gradient, "by_differences")]
+    names = ", ".join(by_differences)
+    also = [f"The derivative of {names} was taken by finite differences over the logits."] if names else []
+    return [f"Not patched: {how}.", *also]
 
 
-def mean_gradient(model, plan, metric, difference, steps):
-    """The mean derivative with respect to `plan.site` on the straight way from one run to the other: (n_layer, ...)."""
-    into, target = plan.runs[plan.into], plan.target
-    gradient = np.zeros(difference.shape)
-    for layer in range(model.n_layer):
-        for step in range(steps):
-            fraction = (step + 0.5) / steps
+def estimate_all(model, base, patches, metrics, target, baseline, steps):
+    """The metrics after every patch, (n_patches, n_metrics), estimated; and which change nothing, (n_patches,).
 
-            def on_the_way(layer=layer, fraction=fraction):
-                for s in model.steps(into.tokens):
-                    if s.name == plan.site and s.layer == layer:
-                        s.array += (fraction * difference[layer]).astype(model.dtype)
-                    yield s
+    As `patching.measure_all`, which runs the patches, but that base must hold `needed_for_estimate`.
+    """
+    values = np.tile(np.array(baseline, np.float64), (len(patches), 1))
+    sites = {edit.site for edits in patches for edit in edits}
+    for i, metric in enumerate(metrics):
+        if steps == 1:
+            gradient = backward(model, base, metric_gradient(metric, base.logits, target), sites)
+        means = {}  # {what would be patched in where: the mean derivative on the way there}
+        for number, edits in enumerate(patches):
+            for edit in edits:
+                here, at = getattr(base, edit.site)[edit.layer], edit.index()
+                if steps == 1:
+                    slope = getattr(gradient, edit.site)[edit.layer]
+                else:
+                    key = edit.site, edit.layer, edit.source.ctypes.data
+                    if key not in means:
+                        means[key] = mean_gradient(model, base, edit, metric, target, steps)
+                    slope = means[key]
+                change = edit.source[at] - here[at]
+                values[number, i] += (change.astype(np.float64) * slope[at]).sum()
+        gradient = None  # before the next metric's is made
+    return values, np.array([not any(len(edit.positions) for edit in edits) for edits in patches])
 
-            run = record(on_the_way())
-            run.tokens = into.tokens
-            gradients = backward(model, run, metric_gradient(metric, run.logits, target))
-            gradient[layer] += getattr(gradients, plan.site)[layer]
-    return gradient / steps
+
+def mean_gradient(model, base, edit, metric, target, steps):
+    """The mean derivative at an edit's site and layer on the straight way from the base run's array to its source."""
+    difference = edit.source - getattr(base, edit.site)[edit.layer]
+    total = np.zeros(difference.shape)
+    for step in range(steps):
+        fraction = (step + 0.5) / steps
+
+        def on_the_way(fraction=fraction):
+            for s in model.steps_from(0, base.resid_pre[0]):
+                if s.name == edit.site and s.layer == edit.layer:
+                    s.array += (fraction * difference).astype(model.dtype)
+                yield s
+
+        run = record(on_the_way())
+        gradient = backward(model, run, metric_gradient(metric, run.logits, target), edit.site)
+        total += getattr(gradient, edit.site)[edit.layer]
+    return total / steps
 
 
 class Comparison:
@@ -142,9 +167,7 @@ class Comparison:
         return ", ".join(f"{axis} {self.exact.labels(axis)[i]}" for axis, i in zip(self.exact.axes, cell, strict=True))
 
     def __str__(self):
-        lines = [
-            f"{self.exact.site}: correlation with exact patching {self.correlation:.3f}; worst cells:"
-        ]
+        lines = [f"{self.exact.site}: correlation with exact patching {self.correlation:.3f}; worst cells:"]
         lines += [f"  {label}: exact {x:.2f}, estimated {y:.2f}" for label, x, y in self.worst()]
         return "\n".join(lines)
 

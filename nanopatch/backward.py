@@ -14,18 +14,18 @@ import numpy as np
 
 from .errors import NanopatchError
 from .layers import affine, layer_norm, softmax
-from .sites import BLOCK_SITES, SITES, Run
+from .sites import BLOCK_SITES, SITES, Run, known_sites
 
 
-def backward(model, run, d_logits):
+def backward(model, run, d_logits, sites=None):
     """Derivatives of the scalar `sum(d_logits * logits)` with respect to every named array, as a `Run`.
 
     run: a full record of a run of this model, one prompt or a batch; d_logits: the derivative of your
     metric with respect to the logits, an array of their shape and dtype. For the logit difference at
-    the last token it is 1 at [-1, answer], -1 at [-1, wrong_answer], and 0 elsewhere. In the `Run`
-    that comes back each array has the name, shape and dtype of the one it is the derivative for, so
-    that attribution patching is `gradients.z * (clean.z - corrupted.z)`. Costs about one forward pass
-    of time and one further record of memory.
+    the last token it is 1 at [-1, answer], -1 at [-1, wrong_answer], and 0 elsewhere. sites: names to
+    keep, all by default. In the `Run` that comes back each array has the name, shape and dtype of the one
+    it is the derivative for, so that attribution patching is `gradients.z * (clean.z - corrupted.z)`.
+    Costs about one forward pass of time and one further record of memory.
 
     The derivative with respect to an array is that of the scalar when this array alone is changed at
     the moment it is handed over, and everything after it is recomputed. `resid_pre` thus counts
@@ -41,6 +41,7 @@ def backward(model, run, d_logits):
     Raises NanopatchError for a record that lacks arrays or is not this model's, and for d_logits of
     another shape or dtype, or not finite.
     """
+    keep = known_sites(sites)
     _check_record(model, run, "the run")
     if not isinstance(d_logits, np.ndarray) or d_logits.shape != run.logits.shape or d_logits.dtype != model.dtype:
         array = isinstance(d_logits, np.ndarray)
@@ -50,7 +51,7 @@ def backward(model, run, d_logits):
         )
     if not np.isfinite(d_logits).all():
         raise NanopatchError("d_logits holds NaN or infinity: the metric has no finite derivative at these logits")
-    gradients = {name: np.empty(getattr(run, name).shape, model.dtype) for name in SITES}
+    gradients = {name: np.empty(getattr(run, name).shape, model.dtype) for name in SITES if name in keep}
 
     # logits = ln_final @ lm_head.T. Most metrics look at a few tokens; the others' rows of lm_head then add nothing.
     used = np.flatnonzero(d_logits.any(axis=tuple(range(d_logits.ndim - 1))))
@@ -58,10 +59,12 @@ def backward(model, run, d_logits):
     d_ln_final = affine(d_logits[..., used], model.lm_head[used])  # (n_tokens, d_model)
     # ln_final = layer_norm(resid_post of the last block)
     d_resid = layer_norm_backward(d_ln_final, run.resid_post[-1], model.ln_f.weight, model.config.layer_norm_epsilon)
-    gradients["logits"][...], gradients["ln_final"][...] = d_logits, d_ln_final
+    for name, array in (("logits", d_logits), ("ln_final", d_ln_final)):
+        if name in keep:
+            gradients[name][...] = array
     for layer in reversed(range(model.n_layer)):
         d_arrays = block_backward(model, layer, run, d_resid)
-        for name in BLOCK_SITES:
+        for name in keep.intersection(BLOCK_SITES):
             gradients[name][layer] = d_arrays[name]
         d_resid = d_arrays["resid_pre"]
     return Run(gradients, run.tokens)

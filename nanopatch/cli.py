@@ -71,14 +71,6 @@ def parser():
     patch = add("patch", patch_command, "patch one site piece by piece")
     add_prompts(patch)
     add_choices(patch)
-    patch.add_argument("--corrupt", choices=(*ABLATIONS, "noise"), help=CORRUPT_HELP)
-    patch.add_argument("--prompts", metavar="FILE", help="a prompt a line, for --corrupt mean and resample")
-    patch.add_argument(
-        "--noise-at", type=pieces, metavar="LIST", help="positions whose embeddings get noise, for --corrupt noise"
-    )
-    patch.add_argument(
-        "--pairs", metavar="FILE", help="pairs to average over, .jsonl or .csv, instead of the four texts"
-    )
 
     attribute = add(
         "attribute", attribute_command, "estimate the grid of patch from derivatives (attribution patching)"
@@ -172,7 +164,7 @@ def add_prompts(command):
 
 
 def add_choices(command):
-    """The options that say which site is patched, and in which pieces."""
+    """The options that say which site is patched, in which pieces, and with what instead of a second prompt."""
     command.add_argument(
         "--site",
         type=names,
@@ -186,37 +178,44 @@ def add_choices(command):
     command.add_argument(
         "--neurons", type=int, metavar="N", help="the N neurons that differ most (sites mlp_pre, mlp_post)"
     )
+    command.add_argument("--corrupt", choices=(*ABLATIONS, "noise"), help=CORRUPT_HELP)
+    command.add_argument("--prompts", metavar="FILE", help="a prompt a line, for --corrupt mean and resample")
+    command.add_argument(
+        "--noise-at", type=pieces, metavar="LIST", help="positions whose embeddings get noise, for --corrupt noise"
+    )
+    command.add_argument(
+        "--pairs", metavar="FILE", help="pairs to average over, .jsonl or .csv, instead of the four texts"
+    )
+
+
+def patch_command(options):
+    """One sweep, or several side by side; of two prompts, of one that is ablated or noised, or of many pairs."""
+    give_out(patched(options, reading(options)), options)
 
 
 def attribute_command(options):
-    """Attribution patching; compared with exact patching on request."""
-    from .attribution import Comparison, attribute
-    from .checkpoint import load
+    """The same, estimated from derivatives (attribution patching); compared with exact patching on request."""
+    from .attribution import Comparison
     from .files import write_whole
-    from .patching import sweep
     from .plot import as_bytes
-    from .results import Panels
 
-    check_outputs(options)
-    experiment, model, choices = experiment_of(options), load(options.model), choices_of(options)
-    estimate = attribute(model, experiment, **sweep_options(options), **choices, steps=options.steps)
+    read = reading(options)
+    several = len(options.site) > 1 or len(options.metric or []) > 1 or options.direction == "both"
+    if options.against_exact and (several or Path(options.against_exact).suffix.lower() != ".png"):
+        usage_error("--against-exact takes one site, direction and metric, and a FILE.png")
+    estimate = patched(options, read, options.steps)
     if options.against_exact:
-        if isinstance(estimate, Panels) or Path(options.against_exact).suffix.lower() != ".png":
-            usage_error("--against-exact takes one site, direction and metric, and a FILE.png")
-        comparison = Comparison(sweep(model, experiment, **sweep_options(options), **choices), estimate)
+        comparison = Comparison(patched(options, read), estimate)
         write_whole(options.against_exact, as_bytes(comparison.plot().figure))
         print(f"wrote {options.against_exact}\n{comparison}", file=sys.stderr)
     give_out(estimate, options)
 
 
-def patch_command(options):
-    """One sweep, or several side by side; of two prompts, of one that is ablated or noised, or of many pairs."""
-    from .ablation import ablate, trace
+def reading(options):
+    """Check the options of patch and attribute against each other, and read what they name: (model, what to patch)."""
     from .checkpoint import load
-    from .pairs import read_pairs, sweep_pairs
-    from .patching import sweep
+    from .pairs import read_pairs
 
-    choices = choices_of(options)
     check_outputs(options)
     if options.corrupt and options.pairs is not None:
         usage_error("--corrupt and --pairs do not go together")
@@ -230,43 +229,42 @@ def patch_command(options):
             usage_error(f"{what} goes with --corrupt {'noise' if 'noise' in what else 'mean or resample'}")
     if options.pairs is not None:
         refuse_texts(options, "--pairs")
-        pairs = read_pairs(options.pairs)
-        run = sweep_pairs(load(options.model), pairs, **sweep_options(options), **choices)
+        experiment = read_pairs(options.pairs)
     elif options.corrupt:
-        experiment, model = clean_experiment(options), load(options.model)
-        site, metric = one("--site", options.site), metric_of(options)
+        experiment = clean_experiment(options)
         if options.direction != "denoise" or options.align:
             usage_error(f"--corrupt {options.corrupt} has neither --direction nor --align")
-        if options.corrupt == "noise":
-            window = choices.pop("window")
-            if any(value is not None for value in choices.values()):
-                usage_error("--corrupt noise patches every piece: leave out --layers, --positions, --heads, --neurons")
-            noised = [position for piece in options.noise_at for position in piece]
-            run = trace(
-                model,
-                experiment,
-                noised,
-                site,
-                options.axes,
-                one("--metric", options.metric or ["probability"]),
-                window=window,
-            )
-        else:
-            prompts = read_prompts(options.prompts) if options.prompts else None
-            run = ablate(
-                model,
-                experiment,
-                site,
-                options.axes,
-                options.corrupt,
-                metric,
-                prompts=prompts,
-                **choices,
-            )
+        chosen = (options.layers, options.positions, options.heads, options.neurons)
+        if options.corrupt == "noise" and any(choice is not None for choice in chosen):
+            usage_error("--corrupt noise patches every piece: leave out --layers, --positions, --heads, --neurons")
     else:
         experiment = experiment_of(options)
-        run = sweep(load(options.model), experiment, **sweep_options(options), **choices)
-    give_out(run, options)
+    return load(options.model), experiment
+
+
+def patched(options, read, steps=None):
+    """The result that the options ask for; with steps, estimated. read: what `reading` returns."""
+    from .ablation import ablate, trace
+    from .attribution import attribute
+    from .pairs import sweep_pairs
+    from .patching import sweep
+
+    model, experiment = read
+    choices, of_sweep = choices_of(options), sweep_options(options)
+    if options.pairs is not None:
+        return sweep_pairs(model, experiment, **of_sweep, **choices, attribution_steps=steps)
+    if not options.corrupt and steps is None:
+        return sweep(model, experiment, **of_sweep, **choices)
+    if not options.corrupt:
+        return attribute(model, experiment, **of_sweep, **choices, steps=steps)
+    site = one("--site", options.site)
+    if options.corrupt == "noise":
+        noised = [position for piece in options.noise_at for position in piece]
+        metric = one("--metric", options.metric or ["probability"])
+        window = dict(window=options.window, attribution_steps=steps)
+        return trace(model, experiment, noised, site, options.axes, metric, **window)
+    choices |= dict(prompts=read_prompts(options.prompts) if options.prompts else None, attribution_steps=steps)
+    return ablate(model, experiment, site, options.axes, options.corrupt, metric_of(options), **choices)
 
 
 def heads_command(options):

@@ -228,15 +228,15 @@ class Model:
         run.tokens = tokens
         return run
 
-    def backward(self, run, d_logits):
-        """Derivatives of `sum(d_logits * logits)` with respect to every named array, as a `Run`.
+    def backward(self, run, d_logits, *, sites=None):
+        """Derivatives of `sum(d_logits * logits)` with respect to every named array, or those in `sites`, as a `Run`.
 
         run: a full record of a run of this model; d_logits: an array shaped as its logits. What exactly
         is computed: `nanopatch.backward.backward`.
         """
         from .backward import backward
 
-        return backward(self, run, d_logits)
+        return backward(self, run, d_logits, sites)
 
     def embed(self, prompt, start=0):
         """The residual stream entering block 0, `wte[tokens] + wpe[positions]`: (n_tokens, d_model).

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .align import align as align_tokens
+from .attribution import attribute
 from .errors import NanopatchError
 from .experiments import Experiment
 from .patching import most_different, progress, sweep
@@ -190,12 +191,14 @@ def sweep_pairs(
     neurons=None,
     window=1,
     memory=MEMORY,
+    attribution_steps=None,
 ):
     """`nanopatch.sweep` of every pair, with its own answers, averaged: one `Sweep`.
 
     pairs: a list of `Experiment`, or what `read_pairs` returns. All other arguments are those of `sweep`;
     several sites, directions or metrics give `Panels` of averages in the same way. neurons=n takes the n
-    neurons that differ most on average over the pairs, the same in each.
+    neurons that differ most on average over the pairs, the same in each. attribution_steps: None patches; a
+    number averages the estimates of `nanopatch.attribute` with so many `steps` instead.
 
     Averaged are the raw metrics: `grid` and both baselines are means over the pairs, `normalised` is made of
     those means (so a pair with a large difference weighs more; a mean of normalised grids would be ruled
@@ -206,19 +209,24 @@ def sweep_pairs(
     (other lengths, or another alignment), is left out and told in `skipped`: (where, reason), where is
     "line 3" of a file or "pair 2" of a list, counted from 0. Raises NanopatchError if none is left.
     """
-    choices = dict(layers=layers, positions=positions, heads=heads, neurons=neurons, window=window, memory=memory)
+    choices = dict(layers=layers, positions=positions, heads=heads, neurons=neurons, window=window)
+    options = choices | dict(memory=memory, attribution_steps=attribution_steps)
     if not isinstance(pairs, PairFile):
         pairs = list(pairs) if not isinstance(pairs, Experiment) else [pairs]
     if isinstance(site, (list, tuple)):
-        return Panels({s: sweep_pairs(model, pairs, s, axes, direction, metric, align, **choices) for s in site})
+        return Panels({s: sweep_pairs(model, pairs, s, axes, direction, metric, align, **options) for s in site})
     if isinstance(direction, (list, tuple)):
-        return Panels({d: sweep_pairs(model, pairs, site, axes, d, metric, align, **choices) for d in direction})
+        return Panels({d: sweep_pairs(model, pairs, site, axes, d, metric, align, **options) for d in direction})
     used, skipped = usable_pairs(model, pairs, site, align)
     if isinstance(neurons, int) and site in ("mlp_pre", "mlp_post"):
         choices["neurons"] = most_different_on_average(model, used, site, align, neurons)
     metrics = metric if isinstance(metric, (list, tuple)) else [metric]
+    if attribution_steps is None:
+        measured, choices["memory"] = sweep, memory
+    else:
+        measured, choices["steps"] = attribute, attribution_steps
     sweeps = [
-        sweep(model, pair, site, axes, direction, metrics, align, **choices)
+        measured(model, pair, site, axes, direction, metrics, align, **choices)
         for pair in progress(used, len(used), "pairs")
     ]
     averages = {name: average([of_pair[name] for of_pair in sweeps], skipped) for name in sweeps[0]}

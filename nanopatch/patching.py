@@ -86,7 +86,8 @@ def sweep(
         return Panels({s: sweep(model, experiment, s, axes, direction, metric, align, **choices) for s in site})
     if isinstance(direction, (list, tuple)):
         return Panels({d: sweep(model, experiment, site, axes, d, metric, align, **choices) for d in direction})
-    plan = make_plan(model, experiment, site, axes, direction, metric, align, choices, needed_sites(site))
+    kept = dict.fromkeys(("clean", "corrupted"), needed_sites(site))
+    plan = make_plan(model, experiment, site, axes, direction, metric, align, choices, kept)
     base, base_logits, baseline = (of[plan.into] for of in (plan.runs, plan.logits, plan.baselines))
     values, unchanged = measure_all(model, base, base_logits, plan.patches, plan.metrics, plan.target, baseline, memory)
     sweeps = as_sweeps(model, experiment, plan, values, unchanged)
@@ -119,7 +120,7 @@ class Plan(NamedTuple):
 def make_plan(model, experiment, site, axes, direction, metric, align, choices, sites, runs=None):
     """Check the arguments of a sweep, run both prompts, and list the patches: a `Plan`.
 
-    sites: what the runs record; runs: them, if they have been run already.
+    sites: {"clean": what that run records, "corrupted": ...}; runs: both, if they have been run already.
     """
     axes = check_axes(site, axes)
     if direction not in DIRECTIONS:
@@ -173,10 +174,10 @@ def make_plan(model, experiment, site, axes, direction, metric, align, choices, 
 
 
 def run_both(model, tokens, sites):
-    """The unpatched runs, {"clean": `Run`, "corrupted": `Run`}; of one length, they run as a batch."""
-    if len(tokens.clean) != len(tokens.corrupted):
-        return {name: model.run(getattr(tokens, name), sites=sites) for name in ("clean", "corrupted")}
-    batch = model.run(np.stack([tokens.clean, tokens.corrupted]), sites=sites)
+    """The unpatched runs, {"clean": `Run`, "corrupted": `Run`}, in one batch if they can be. sites: of `make_plan`."""
+    if len(tokens.clean) != len(tokens.corrupted) or sites["clean"] != sites["corrupted"]:
+        return {name: model.run(getattr(tokens, name), sites=sites[name]) for name in ("clean", "corrupted")}
+    batch = model.run(np.stack([tokens.clean, tokens.corrupted]), sites=sites["clean"])
     return {"clean": batch.of_batch(0), "corrupted": batch.of_batch(1)}
 
 
@@ -217,7 +218,7 @@ def transplant(into, origin, partners, site):
     into, origin: one site's arrays of both runs, layer axis first. partners: (position into, position
     from), either of them None.
     """
-    if site == "pattern":
+    if site == "pattern" or all(i == j for i, j in partners):
         return origin
     source = into.copy()
     for into_position, origin_position in partners:
@@ -285,7 +286,8 @@ def axis_pieces(model, site, axes, n_columns, choices):
     """{axis: [[number, ...], ...]} for each axis of the site: what is patched together at each entry of the axis.
 
     axes: those that make the grid; choices: the arguments `layers`, `positions`, `heads`, `neurons` and
-    `window` of `sweep`. Raises NanopatchError for what does not exist, or would have no effect.
+    `window` of `sweep`. Heads or neurons that make no axis and among which none are chosen are left out: all of
+    them, then. Raises NanopatchError for what does not exist, or would have no effect.
     """
     known = SITE_AXES[site]
     sizes = dict(layer=model.n_layer, head=model.n_head, neuron=model.d_mlp)
@@ -313,7 +315,8 @@ def axis_pieces(model, site, axes, n_columns, choices):
             raise NanopatchError(f"window of {width!r} {axis}s: from 1 to {n_entries} stand side by side here")
         before = (width - 1) // 2  # entry i is the middle one; of an even number, the one before the middle
         pieces[axis] = [sum(pieces[axis][max(0, i - before) : i - before + width], []) for i in range(n_entries)]
-    return pieces
+    whole = [axis for axis in ("head", "neuron") if axis not in axes and choices[CHOICES[axis]] is None]
+    return {axis: items for axis, items in pieces.items() if axis not in whole}
 
 
 def _items(chosen, choice):
@@ -352,7 +355,7 @@ def edits_of(site, source, rows, piece, own_rows=None):
     own_rows: the same before the attention of block 0, where that is fewer (see `differing_rows`).
     """
     columns = piece["destination" if site == "pattern" else "position"]
-    parts = piece.get("head", piece.get("neuron"))  # heads or neurons; None where the site has neither
+    parts = piece.get("head", piece.get("neuron"))  # heads or neurons; None for all, or where the site has neither
     keys = sorted(set(piece["source"])) if site == "pattern" else None
     edits = []
     for layer in dict.fromkeys(piece["layer"]):

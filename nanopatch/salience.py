@@ -51,7 +51,8 @@ def saliency(model, prompt, metric="logit_diff"):
     if answer is None:
         (answer, _), (wrong_answer, _) = top_tokens(run.logits[-1], 2)
     target = Target(answer, wrong_answer, tokens, run.logits[-1])
-    gradient = backward(model, run, metric_gradient(metric, run.logits, target)).resid_pre[0].astype(float)
+    d_logits = metric_gradient(metric, run.logits, target)
+    gradient = backward(model, run, d_logits, "resid_pre").resid_pre[0].astype(float)
     (value,) = measure([metric], run.logits, target)
     product = (gradient * model.wte[tokens]).sum(axis=-1)  # (n_tokens,)
     return Saliency(tuple(model.token_strings(tokens)), metric.name, value, np.linalg.norm(gradient, axis=-1), product)

@@ -143,7 +143,7 @@ def forward(options):
 
 
 def sweeps(options):
-    """The sweep of resid_pre at 124M's shape, 12 x 11 patches: of the README's prompts, and where no position is spared."""
+    """The sweep of resid_pre at 124M's shape, 12 x 11 patches: README's prompts, and a pair that spares none."""
     model = random_model("124M")
     with contextlib.ExitStack() as stack:
         lens = stack.enter_context(TransformerLens(options)) if options.transformer_lens else None
@@ -368,7 +368,7 @@ def plan_of(model, experiment):
     from nanopatch.patching import make_plan, needed_sites
 
     choices = dict(layers=None, positions=None, heads=None, neurons=None, window=1)
-    sites = needed_sites("resid_pre")
+    sites = dict.fromkeys(("clean", "corrupted"), needed_sites("resid_pre"))
     return make_plan(model, experiment, "resid_pre", None, "denoise", "logit_diff", None, choices, sites)
 
 

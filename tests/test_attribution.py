@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny import tiny_model
 
-from nanopatch import Experiment, NanopatchError, attribute, load, sweep
+from nanopatch import Experiment, NanopatchError, ablate, attribute, load, sweep, sweep_pairs, trace
 from nanopatch.attribution import Comparison, compare
 from nanopatch.experiments import MICHELLE
 from nanopatch.metrics import METRICS, Metric, as_metric, metric_gradient
@@ -67,6 +67,49 @@ def test_integrated_gradients_are_complete():
         errors.append(np.abs(result.grid - result.baseline_clean).max())
     # The midpoint rule errs by the square of the step, where the function is smooth enough for that.
     assert errors[1] < errors[0] / 8 and errors[2] < errors[1] / 8 and errors[2] < 1e-2
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "attn_out", "z", "mlp_post", "pattern"])
+def test_without_a_second_prompt_integrated_gradients_are_complete_too(site):
+    """A whole layer ablated, or restored under noise: the estimate goes to the exact value as steps grow."""
+    model = tiny_model(seed=4)
+    prompts = [[1, 2, 3, 4, 6], [7, 2, 8, 4, 5]]
+    ways = [lambda **how: trace(model, EXPERIMENT, [1, 2], site, "layer", sigma=1.0, seeds=range(2), **how)]
+    for by in ("zero", "mean", "resample"):
+        if (site, by) == ("resid_pre", "zero"):
+            continue  # LayerNorm sees a direction only: nearly all that changes, changes within sqrt(eps) of zero
+        given = prompts if by != "zero" else None
+        ways.append(
+            lambda by=by, given=given, **how: ablate(model, EXPERIMENT, site, "layer", by, prompts=given, **how)
+        )
+    for way in ways:
+        exact, coarse, fine = way().grid, way(attribution_steps=4), way(attribution_steps=64)
+        error = np.abs(fine.grid - exact).max()
+        into = fine.baseline_clean if fine.baseline_corrupted is None else fine.baseline_corrupted
+        assert error <= 1e-2 * np.abs(exact - into).max()
+        assert error < np.abs(coarse.grid - exact).max() / 8
+        assert "Not patched: integrated gradients, 64 steps." in fine.notes
+
+
+def test_the_estimate_of_an_ablation_is_gradient_times_activation():
+    model = tiny_model(seed=6)
+    run = model.run(EXPERIMENT.clean)
+    d_logits = np.zeros_like(run.logits)
+    d_logits[-1, [3, 7]] = 1, -1
+    expected = -(run.z * model.backward(run, d_logits).z).sum(axis=(1, 3))  # (n_layer, n_head)
+    result = ablate(model, EXPERIMENT, "z", by="zero", attribution_steps=1)
+    assert np.abs(result.grid - result.baseline_clean - expected).max() <= 1e-12 * np.abs(expected).max()
+    with pytest.raises(NanopatchError, match="steps=1.5: a whole number is needed"):
+        ablate(model, EXPERIMENT, "z", attribution_steps=1.5)
+
+
+def test_the_average_over_pairs_is_that_of_the_estimates():
+    model, pairs = tiny_model(seed=6), [EXPERIMENT, Experiment([1, 2, 6, 4, 5], [1, 2, 7, 4, 5], 4, 8)]
+    result = sweep_pairs(model, pairs, "z", metric=["logit_diff", "probability"], attribution_steps=3)
+    for name in ("logit_diff", "probability"):
+        each = [attribute(model, pair, "z", metric=name, steps=3).grid for pair in pairs]
+        assert np.allclose(result[name].grid, np.mean(each, axis=0), rtol=1e-12, atol=0)
+    assert result["logit_diff"].n_pairs == 2 and "integrated gradients, 3 steps" in str(result)
 
 
 def test_on_nano_it_fails_early_and_integration_mends_it():
@@ -132,7 +175,7 @@ def test_what_cannot_be_done():
     model = tiny_model()
     with pytest.raises(NanopatchError, match="rank has no derivative"):
         attribute(model, EXPERIMENT, metric="rank")
-    with pytest.raises(NanopatchError, match="steps=0: at least 1 is needed"):
+    with pytest.raises(NanopatchError, match="steps=0: a whole number is needed"):
         attribute(model, EXPERIMENT, steps=0)
     nowhere = Metric("nowhere", "last", as_metric("rank").function, gradient=lambda logits, target: logits * np.nan)
     with pytest.raises(NanopatchError, match="nowhere has no finite derivative here"):

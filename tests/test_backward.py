@@ -373,6 +373,18 @@ def test_a_metric_of_few_tokens_and_one_of_all_take_the_same_path(model, seed):
         assert_same(getattr(parts[0], name) + getattr(parts[1], name), getattr(whole, name), whole)
 
 
+def test_fewer_sites_are_the_same_derivatives():
+    model = tiny_model()
+    _, run, d_logits, _ = drawn(model, 0)
+    whole = backward(model, run, d_logits)
+    for kept in ("logits", "resid_pre", ("ln_final", "z", "scores")):
+        some = model.backward(run, d_logits, sites=kept)
+        assert set(some.names) == set([kept] if isinstance(kept, str) else kept)
+        assert all(np.array_equal(getattr(some, name), getattr(whole, name)) for name in some.names)
+    with pytest.raises(NanopatchError, match="unknown site 'zed'"):
+        model.backward(run, d_logits, sites="zed")
+
+
 def test_nothing_given_is_changed():
     model = tiny_model()
     tokens, run, d_logits, _ = drawn(model, 0)

@@ -113,6 +113,13 @@ def test_attribute(run, tmp_path):
     status, out, err = run("attribute", "--experiment", "michelle", "--against-exact", picture)
     assert status == 0 and f"wrote {picture}" in err and "correlation with exact patching 0.99" in err
     assert picture.read_bytes().startswith(b"\x89PNG")
+    status, out, err = run(
+        "attribute", "--experiment", "michelle", "--corrupt", "zero", "--site", "z", "--against-exact", picture
+    )
+    expected = ablate(nano, MICHELLE, "z", by="zero", attribution_steps=1)
+    assert (status, out) == (0, f"{expected}\n") and "z: correlation with exact patching" in err
+    status, out, _ = run("attribute", "--experiment", "michelle", "--corrupt", "noise", "--noise-at", "0,1")
+    assert (status, out) == (0, f"{trace(nano, MICHELLE, [0, 1], attribution_steps=1)}\n")
     assert run("attribute", "--experiment", "michelle", "--steps", 0)[0] == 1
     assert run("attribute", "--experiment", "michelle", "--metric", "rank")[0] == 1
 
@@ -125,6 +132,9 @@ def test_pairs(run, tmp_path):
     expected = nanopatch.sweep_pairs(nano, nanopatch.read_pairs(file), "z")
     assert (status, out, err) == (0, f"{expected}\n", "")
     assert "mean of 3 pairs" in out and "Left out: line 4: " in out and "standard error of the mean" in out
+    status, out, err = run("attribute", "--pairs", file, "--site", "z", "--against-exact", tmp_path / "scatter.png")
+    expected_estimate = nanopatch.sweep_pairs(nano, nanopatch.read_pairs(file), "z", attribution_steps=1)
+    assert (status, out) == (0, f"{expected_estimate}\n") and "correlation with exact patching" in err
     result = json.loads(run("patch", "--pairs", file, "--site", "z", "--json")[1])
     assert result["n_pairs"] == 3 and np.allclose(result["standard_error"], expected.standard_error)
 
@@ -224,6 +234,8 @@ USAGE = [
     ["path", "--experiment", "michelle", "--align", "diff"],
     ["attribute", "--experiment", "michelle", "--site", "z,q", "--against-exact", "a.png"],
     ["attribute", "--experiment", "michelle", "--against-exact", "a.gif"],
+    ["attribute", "--experiment", "michelle", "--corrupt", "mean"],
+    ["attribute", "--experiment", "michelle", "--corrupt", "noise", "--noise-at", "0", "--layers", "1"],
     ["top", "a", "-k", "0"],
 ]
 
