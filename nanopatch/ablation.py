@@ -28,7 +28,7 @@ from .patching import (
     unpatched_logits,
 )
 from .results import Panels, Sweep
-from .sites import record
+from .sites import ATTENTION_SITES, record
 from .stack import MEMORY
 
 ABLATIONS = ("zero", "mean", "resample")
@@ -123,16 +123,16 @@ def ablate(
 def ablated(model, site, clean, by, prompts, per_position, prepend_bos):
     """What an ablation may put in place of `clean`, one site's array (n_layer, ...): a list of arrays like it."""
     if by == "zero":
-        return [np.zeros_like(clean)]
+        return [np.where(np.isneginf(clean), clean, np.zeros_like(clean))]  # what is masked in scores stays masked
     runs = [getattr(model.run(prompt, prepend_bos=prepend_bos, sites=site), site) for prompt in prompts]
     if by == "mean" and not per_position:
-        if site == "pattern":
-            raise NanopatchError("attention patterns have no mean over positions: use per_position=True")
+        if site in ATTENTION_SITES:
+            raise NanopatchError(f"{site} has no mean over positions: use per_position=True")
         mean = np.mean([run.mean(axis=1) for run in runs], axis=0, dtype=np.float64)  # (n_layer, ...) without positions
         return [np.broadcast_to(mean[:, None], clean.shape).astype(model.dtype)]
     for number, run in enumerate(runs):
         if run.shape != clean.shape:
-            n_tokens, wanted = (array.shape[3 if site == "pattern" else 1] for array in (run, clean))
+            n_tokens, wanted = (array.shape[3 if site in ATTENTION_SITES else 1] for array in (run, clean))
             hint = ", or per_position=False" if by == "mean" else ""
             raise NanopatchError(
                 f"prompt {number} has {n_tokens} tokens, the clean prompt {wanted}: use prompts of its length{hint}"

@@ -18,6 +18,7 @@ from .metrics import metric_gradient
 from .patching import DIRECTIONS, as_sweeps, check_lists, make_plan, sweep
 from .results import Panels
 from .sites import SITES, record
+from .stack import reach
 
 
 def attribute(
@@ -96,6 +97,8 @@ def estimate_all(model, base, patches, metrics, target, baseline, steps):
 
     As `patching.measure_all`, which runs the patches, but that base must hold `needed_for_estimate`.
     """
+    last_only = all(metric.needs != "all" for metric in metrics)
+    patches = [reach(model, edits, base.resid_pre.shape[1], last_only)[0] for edits in patches]
     values = np.tile(np.array(baseline, np.float64), (len(patches), 1))
     sites = {edit.site for edits in patches for edit in edits}
     for i, metric in enumerate(metrics):
@@ -104,7 +107,6 @@ def estimate_all(model, base, patches, metrics, target, baseline, steps):
         means = {}  # {what would be patched in where: the mean derivative on the way there}
         for number, edits in enumerate(patches):
             for edit in edits:
-                here, at = getattr(base, edit.site)[edit.layer], edit.index()
                 if steps == 1:
                     slope = getattr(gradient, edit.site)[edit.layer]
                 else:
@@ -112,15 +114,21 @@ def estimate_all(model, base, patches, metrics, target, baseline, steps):
                     if key not in means:
                         means[key] = mean_gradient(model, base, edit, metric, target, steps)
                     slope = means[key]
-                change = edit.source[at] - here[at]
-                values[number, i] += (change.astype(np.float64) * slope[at]).sum()
+                at = edit.index()
+                values[number, i] += (change(base, edit, at).astype(np.float64) * slope[at]).sum()
         gradient = None  # before the next metric's is made
-    return values, np.array([not any(len(edit.positions) for edit in edits) for edits in patches])
+    return values, np.array([not edits for edits in patches])
+
+
+def change(base, edit, at=...):
+    """The edit's source minus the base run's array; 0 at the masked entries of scores, where both are -inf."""
+    source, here = edit.source[at], getattr(base, edit.site)[edit.layer][at]
+    return np.subtract(source, here, where=source != here, out=np.zeros_like(here))
 
 
 def mean_gradient(model, base, edit, metric, target, steps):
     """The mean derivative at an edit's site and layer on the straight way from the base run's array to its source."""
-    difference = edit.source - getattr(base, edit.site)[edit.layer]
+    difference = change(base, edit)
     total = np.zeros(difference.shape)
     for step in range(steps):
         fraction = (step + 0.5) / steps

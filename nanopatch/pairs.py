@@ -18,6 +18,7 @@ from .errors import NanopatchError
 from .experiments import Experiment
 from .patching import most_different, progress, sweep
 from .results import Panels
+from .sites import ATTENTION_SITES
 from .stack import MEMORY
 
 #: The names of a pair's parts, in files as in `Experiment`; only the last may be left out.
@@ -305,8 +306,8 @@ def pair_columns(model, pair, site, align):
         raise NanopatchError(f"not an Experiment: {pair!r:.60}")
     tokens = pair.tokens(model)
     columns = align_tokens(tokens.clean, tokens.corrupted, align, show=model.token_strings)
-    if site == "pattern" and len(tokens.clean) != len(tokens.corrupted):
-        raise NanopatchError("attention patterns of prompts of different lengths have no common positions")
+    if site in ATTENTION_SITES and len(tokens.clean) != len(tokens.corrupted):
+        raise NanopatchError(f"{site} of prompts of different lengths has no common positions")
     return columns
 
 

@@ -21,6 +21,7 @@ from .errors import NanopatchError
 from .experiments import ExperimentTokens
 from .metrics import Target, as_metrics, measure
 from .results import Panels, Sweep
+from .sites import ATTENTION_SITES
 from .stack import BASE_SITES, MEMORY, Edit, patched_resids
 
 #: The run that is patched into, and the run that is patched from.
@@ -32,7 +33,7 @@ SITE_AXES = {
     **dict.fromkeys(("q_input", "k_input", "v_input", "mlp_in"), ("layer", "position")),
     **dict.fromkeys(("mlp_pre", "mlp_post"), ("layer", "position", "neuron")),
     **dict.fromkeys(("z", "q", "k", "v"), ("layer", "head", "position")),
-    "pattern": ("layer", "head", "destination", "source"),
+    **dict.fromkeys(ATTENTION_SITES, ("layer", "head", "destination", "source")),
 }
 
 #: Sites that in block 0 depend on their own token and position alone.
@@ -61,16 +62,17 @@ def sweep(
     """Patch `site` piece by piece, one patched run for each piece, and measure every run: a `Sweep`.
 
     model: from `nanopatch.load`. experiment: an `Experiment`. site: the named array to patch. axes: what
-    makes the grid, of the site's own axes (`SITE_AXES`): "layer" and "position" for all but pattern, "head"
-    for z, q, k, v and pattern, "neuron" for mlp_pre and mlp_post, "destination" and "source" for pattern;
-    what is not named is patched all at once; the first two by default. direction: "denoise" (clean into
-    corrupted) or "noise" (corrupted into clean). metric: a name (`nanopatch.metrics.METRICS`) or a function of
-    the logits (n_tokens, n_vocab). align: None for prompts of one length, "diff" where lengths differ
-    (see `nanopatch.align`). memory: bytes to compute in, besides the model; with less, it takes longer.
+    makes the grid, of the site's own axes (`SITE_AXES`): "layer" for all; "destination" and "source" for
+    scores and pattern, "position" for the others; "head" for z, q, k, v, scores and pattern; "neuron" for
+    mlp_pre and mlp_post; what is not named is patched all at once; the first two by default. direction:
+    "denoise" (clean into corrupted) or "noise" (corrupted into clean). metric: a name
+    (`nanopatch.metrics.METRICS`) or a function of the logits (n_tokens, n_vocab). align: None for prompts of
+    one length, "diff" where lengths differ (see `nanopatch.align`). memory: bytes to compute in, besides the
+    model; with less, it takes longer.
 
     layers, positions, heads: which of them, all by default: a list whose entries are numbers, or lists
-    of numbers to be patched together (positions count columns of the aligned prompts; for pattern they
-    are destinations). neurons: the same; or a number n, for the n neurons whose activations differ most
+    of numbers to be patched together (positions count columns of the aligned prompts; for scores and pattern
+    they are destinations). neurons: the same; or a number n, for the n neurons whose activations differ most
     between the runs, as (layer, neuron) pairs. heads and neurons may be (layer, head) pairs, where "layer"
     is no axis. window: how many neighbouring entries of the axis "layer" are patched together, or
     {axis: how many}; entry i is the middle of its window (of an even one, the entry before the middle),
@@ -128,10 +130,8 @@ def make_plan(model, experiment, site, axes, direction, metric, align, choices, 
     metrics = as_metrics(metric)
     tokens = experiment.tokens(model)
     columns = align_tokens(tokens.clean, tokens.corrupted, align, show=model.token_strings)
-    if site == "pattern" and len(tokens.clean) != len(tokens.corrupted):
-        raise NanopatchError(
-            "attention patterns of prompts of different lengths have no common positions: patch z instead"
-        )
+    if site in ATTENTION_SITES and len(tokens.clean) != len(tokens.corrupted):
+        raise NanopatchError(f"{site} of prompts of different lengths has no common positions: patch z instead")
     runs = runs or run_both(model, tokens, sites)
     into, origin = DIRECTIONS[direction]
     partners = [pair[::-1] if direction == "denoise" else pair for pair in columns]
@@ -218,7 +218,7 @@ def transplant(into, origin, partners, site):
     into, origin: one site's arrays of both runs, layer axis first. partners: (position into, position
     from), either of them None.
     """
-    if site == "pattern" or all(i == j for i, j in partners):
+    if site in ATTENTION_SITES or all(i == j for i, j in partners):
         return origin
     source = into.copy()
     for into_position, origin_position in partners:
@@ -354,9 +354,9 @@ def edits_of(site, source, rows, piece, own_rows=None):
 
     own_rows: the same before the attention of block 0, where that is fewer (see `differing_rows`).
     """
-    columns = piece["destination" if site == "pattern" else "position"]
+    columns = piece["destination" if site in ATTENTION_SITES else "position"]
     parts = piece.get("head", piece.get("neuron"))  # heads or neurons; None for all, or where the site has neither
-    keys = sorted(set(piece["source"])) if site == "pattern" else None
+    keys = sorted(set(piece["source"])) if site in ATTENTION_SITES else None
     edits = []
     for layer in dict.fromkeys(piece["layer"]):
         rows_here = own_rows if own_rows and layer == 0 and site in BEFORE_ATTENTION else rows

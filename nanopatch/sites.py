@@ -31,6 +31,8 @@ BLOCK_SITES = (
 #: The two arrays after the last block.
 FINAL_SITES = ("ln_final", "logits")
 SITES = BLOCK_SITES + FINAL_SITES
+#: Arrays of queries and keys, (n_head, n_query, n_key); all others have a row for each position.
+ATTENTION_SITES = ("scores", "pattern")
 
 
 class Site:

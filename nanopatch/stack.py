@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .packing import Segment
-from .sites import BLOCK_SITES
+from .sites import ATTENTION_SITES, BLOCK_SITES
 
 #: Sites of a block that come after the keys and values are read: in the last block they reach the last
 #: token's logits only through the last position.
@@ -43,7 +43,7 @@ class Edit(NamedTuple):
     def index(self, offset=0):
         """Where it writes, as an index into one run's array whose positions begin at `offset`."""
         rows = np.array(self.positions, int) - offset
-        if self.site in ("scores", "pattern"):
+        if self.site in ATTENTION_SITES:
             n_head, _, n_key = self.source.shape
             heads = range(n_head) if self.within is None else self.within
             return np.ix_(heads, rows, range(n_key) if self.keys is None else self.keys)
@@ -146,7 +146,7 @@ def run_stack(model, base, jobs, last_only):
             for edit, run in edits:
                 if edit.site != site.name:
                     continue
-                if site.name in ("scores", "pattern"):
+                if site.name in ATTENTION_SITES:
                     if run in site.part.runs:
                         edit.assign(site.array[site.part.runs.index(run)], query_start[run])
                 elif site.name in AFTER_KEYS:

@@ -93,17 +93,18 @@ RESIDUAL_SITES = (
 )
 NEURON_SITES = ("mlp_pre", "mlp_post")
 HEAD_SITES = ("z", "q", "k", "v")
+ATTENTION_SITES = ("scores", "pattern")
 ARRAY_AXES = {
     **dict.fromkeys(RESIDUAL_SITES, ("position",)),
     **dict.fromkeys(NEURON_SITES, ("position", "neuron")),
     **dict.fromkeys(HEAD_SITES, ("position", "head")),
-    "pattern": ("head", "destination", "source"),
+    **dict.fromkeys(ATTENTION_SITES, ("head", "destination", "source")),
 }
 GRID_AXES = {
     **dict.fromkeys(RESIDUAL_SITES, [("layer", "position")]),
     **dict.fromkeys(NEURON_SITES, [("layer", "position"), ("layer", "neuron")]),
     **dict.fromkeys(HEAD_SITES, [("layer", "head"), ("layer", "position", "head")]),
-    "pattern": [("layer", "head"), ("layer", "head", "destination"), ("destination", "source")],
+    **dict.fromkeys(ATTENTION_SITES, [("layer", "head"), ("layer", "head", "destination"), ("destination", "source")]),
 }
 
 #: The stand-in for GPT-2 small: its vocabulary, in a model so small that its weights need not be stored.
@@ -291,27 +292,31 @@ def patched_logits(model, tokens, edits):
     """`last_logits` of a run of Hugging Face's model with some arrays changed on the way, by hooks on its modules.
 
     tokens: (batch, n_tokens). edits: a list of (site, layer, index, values): in that array of that layer,
-    shaped (batch, ...) as in `pytorch_run`, `array[index] = values[index]`; one edit a layer of `pattern`.
+    shaped (batch, ...) as in `pytorch_run`, `array[index] = values[index]`; one edit a layer of each site.
     """
     import torch
 
     softmax = torch.nn.functional.softmax
-    patterns = {layer: (index, values) for site, layer, index, values in edits if site == "pattern"}
+    attention = {(site, layer): at_and_values for site, layer, *at_and_values in edits if site in ATTENTION_SITES}
     layers = itertools.count()  # eager attention takes one softmax a block, in the order of the blocks
 
     def patched_softmax(scores, *arguments, **options):
-        pattern, layer = softmax(scores, *arguments, **options), next(layers)
-        if layer in patterns:
-            index, values = patterns[layer]
-            pattern[index] = torch.from_numpy(values)[index]
-        return pattern
+        layer = next(layers)
+
+        def assigned(site, array):
+            if (site, layer) in attention:
+                index, values = attention[site, layer]
+                array[index] = torch.from_numpy(values)[index]
+            return array
+
+        return assigned("pattern", softmax(assigned("scores", scores), *arguments, **options))
 
     with contextlib.ExitStack() as stack:
         for site, layer, index, values in edits:
-            if site != "pattern":
+            if site not in ATTENTION_SITES:
                 for handle in patching_hooks(model, site, layer, index, torch.from_numpy(values)):
                     stack.callback(handle.remove)
-        if patterns:
+        if attention:
             stack.callback(setattr, torch.nn.functional, "softmax", softmax)
             torch.nn.functional.softmax = patched_softmax
         return last_logits(model, tokens)
@@ -320,7 +325,7 @@ def patched_logits(model, tokens, edits):
 def patching_hooks(model, site, layer, index, values):
     """Sets the hooks that assign `array[index] = values[index]` at a site of a layer; returns their handles.
 
-    Any site but `pattern`, which is no module's input or output. values: a tensor, (batch, ...).
+    Any site but those of ATTENTION_SITES, which are no module's input or output. values: a tensor, (batch, ...).
     """
     import torch
 

@@ -40,6 +40,14 @@ def test_zero_heads_and_patterns():
     assert np.allclose(z.grid, pattern.grid, rtol=1e-10)  # a pattern of zeros gives z of zeros
 
 
+def test_scores_of_zero_attend_alike_to_all_that_is_not_masked():
+    model = tiny_model(seed=8)
+    scores, n_tokens = ablate(model, EXPERIMENT, "scores"), len(EXPERIMENT.clean)
+    uniform = np.tril(np.ones((n_tokens, n_tokens))) / np.arange(1, n_tokens + 1)[:, None]
+    logits = slow_logits(model, EXPERIMENT.clean, [("pattern", 1, np.s_[0], uniform)])
+    assert scores.grid[1, 0] == pytest.approx(diff(logits), rel=1e-10)
+
+
 def test_means():
     model = tiny_model(seed=8)
     runs = [model.run(prompt) for prompt in OTHERS]

@@ -11,6 +11,7 @@ from tiny import TOLERANCE, assert_close, models, tiny_model
 
 from nanopatch import Experiment, NanopatchError, sweep
 from nanopatch.patching import SITE_AXES
+from nanopatch.sites import ATTENTION_SITES
 from nanopatch.stack import BASE_SITES, Edit, bytes_per_row, patched_resids
 
 HEAD_SITES = ("q", "k", "v", "z")
@@ -43,21 +44,19 @@ def test_heads(drawn, site, direction):
             )
 
 
-@given(pairs(), st.sampled_from(["denoise", "noise"]))
-@settings(deadline=None, max_examples=30)
-def test_patterns(drawn, direction):
+@given(pairs(), st.sampled_from(ATTENTION_SITES), st.sampled_from(["denoise", "noise"]))
+@settings(deadline=None, max_examples=40)
+def test_scores_and_patterns(drawn, site, direction):
     model, experiment, *_ = drawn
     origin, into = (experiment.clean, experiment.corrupted)[:: 1 if direction == "denoise" else -1]
-    source = model.run(origin).pattern
-    by_row = sweep(model, experiment, site="pattern", axes=("layer", "head", "destination"), direction=direction)
-    by_entry = sweep(model, experiment, site="pattern", axes=("destination", "source"), direction=direction)
+    source = getattr(model.run(origin), site)
+    by_row = sweep(model, experiment, site=site, axes=("layer", "head", "destination"), direction=direction)
+    by_entry = sweep(model, experiment, site=site, axes=("destination", "source"), direction=direction)
     for layer, head, row in itertools.product(range(model.n_layer), range(model.n_head), range(N_TOKENS)):
-        logits = slow_logits(model, into, [("pattern", layer, np.s_[head, row], source[layer, head, row])])[-1]
+        logits = slow_logits(model, into, [(site, layer, np.s_[head, row], source[layer, head, row])])[-1]
         assert_metric(by_row.grid[layer, head, row], float(logits[3]) - float(logits[7]), model, experiment)
     for row, key in itertools.product(range(N_TOKENS), repeat=2):
-        every_layer = [
-            ("pattern", layer, np.s_[:, row, key], source[layer, :, row, key]) for layer in range(model.n_layer)
-        ]
+        every_layer = [(site, layer, np.s_[:, row, key], source[layer, :, row, key]) for layer in range(model.n_layer)]
         logits = slow_logits(model, into, every_layer)[-1]
         assert_metric(by_entry.grid[row, key], float(logits[3]) - float(logits[7]), model, experiment)
 
@@ -77,7 +76,7 @@ def test_any_edits_at_once(model, data):
             rows = sorted(data.draw(st.sets(st.integers(0, N_TOKENS - 1), min_size=1)))
             source = getattr(other, site)[layer]
             edits.append(Edit(site, layer, source, rows))
-            index = np.s_[:, rows] if site == "pattern" else np.s_[rows]
+            index = np.s_[:, rows] if site in ATTENTION_SITES else np.s_[rows]
             slow.append((site, layer, index, source[index]))
         patches.append(edits)
         assignments.append(slow)
