@@ -42,7 +42,7 @@ def backward(model, run, d_logits, sites=None):
     another shape or dtype, or not finite.
     """
     keep = known_sites(sites)
-    _check_record(model, run, "the run")
+    _check_run(model, run)
     if not isinstance(d_logits, np.ndarray) or d_logits.shape != run.logits.shape or d_logits.dtype != model.dtype:
         array = isinstance(d_logits, np.ndarray)
         raise NanopatchError(
@@ -67,7 +67,7 @@ def backward(model, run, d_logits, sites=None):
         for name in keep.intersection(BLOCK_SITES):
             gradients[name][layer] = d_arrays[name]
         d_resid = d_arrays["resid_pre"]
-    return Run(gradients, run.tokens)
+    return Run(gradients, run.tokens, model)
 
 
 def block_backward(model, layer, run, d_resid_post):
@@ -138,7 +138,7 @@ def weight_gradients(model, run, gradients):
     respect to what it computed. A tied `lm_head` is `wte`, so `wte.weight` then holds the sum over both uses.
     Of a run edited on its way, the edits count as additions of constants, as in `backward`.
     """
-    _check_record(model, run, "the run")
+    _check_run(model, run)
     _check_record(model, gradients, "the record of gradients")
     if run.tokens is None or run.tokens.shape != run.logits.shape[:-1]:
         raise NanopatchError("the run does not know its tokens, which wte and wpe need: set run.tokens to their ids")
@@ -262,6 +262,16 @@ SLOPES = {"gelu_new": gelu_new_slope, "gelu": gelu_slope, "relu": relu_slope}
 
 
 # ---- checks ---------------------------------------------------------------------------------------
+
+
+def _check_run(model, run):
+    """NanopatchError unless `run` is a full record of this model, and not of another one of its shape."""
+    _check_record(model, run, "the run")
+    if run.model in (None, model):  # None: recorded from a loop of one's own, which does not say
+        return
+    ours, theirs = named_weights(model), named_weights(run.model)
+    if ours.keys() != theirs.keys() or not all(np.array_equal(ours[key], theirs[key]) for key in ours):
+        raise NanopatchError(f"the run is of another model, {run.model!r}, with other weights: record it with this one")
 
 
 def _check_record(model, record, what):

@@ -225,7 +225,7 @@ class Model:
         tokens = self.tokenize(prompt, prepend_bos=prepend_bos)
         kept = known_sites(sites)
         run = record(self.steps(tokens, sites=kept), sites=kept)
-        run.tokens = tokens
+        run.tokens, run.model = tokens, self
         return run
 
     def backward(self, run, d_logits, *, sites=None):

@@ -86,12 +86,12 @@ class Run:
     Block arrays are stacked over layers, layer axis first: `run.resid_pre` is (n_layer, n_tokens,
     d_model), `run.pattern` (n_layer, n_head, n_query, n_key); with a batch (n_layer, batch, ...).
     `run.ln_final` (n_tokens, d_model) and `run.logits` (n_tokens, n_vocab) have no layer axis.
-    `run.tokens` are the token ids that went in, or None where they are not known. All arrays are
-    read-only; only names that were recorded exist.
+    `run.tokens` are the token ids that went in, and `run.model` is the model that made it, or None where
+    they are not known. All arrays are read-only; only names that were recorded exist.
     """
 
-    def __init__(self, arrays, tokens=None):
-        self.tokens = tokens
+    def __init__(self, arrays, tokens=None, model=None):
+        self.tokens, self.model = tokens, model
         for name, array in arrays.items():
             array.flags.writeable = False
             setattr(self, name, array)
@@ -100,7 +100,7 @@ class Run:
         """One run of a recorded batch, as a `Run` of its own (views of the same arrays)."""
         arrays = {name: getattr(self, name) for name in self.names}
         rows = {name: array[number] if name in FINAL_SITES else array[:, number] for name, array in arrays.items()}
-        return Run(rows, None if self.tokens is None else self.tokens[number])
+        return Run(rows, None if self.tokens is None else self.tokens[number], self.model)
 
     @property
     def names(self):

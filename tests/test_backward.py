@@ -438,6 +438,10 @@ def test_a_record_that_is_not_whole_or_not_of_this_model():
     mixed = {name: getattr(run, name) for name in SITES} | {"z": model.run([1, 2]).z}
     with pytest.raises(NanopatchError, match=r"its z has shape \(3, 2, 2, 6\) .* makes \(3, 5, 2, 6\)"):
         backward(model, Run(mixed), d_logits)
+    with pytest.raises(NanopatchError, match=r"the run is of another model, Model\(unnamed: 3 layers"):
+        backward(tiny_model(seed=1), run, d_logits)
+    same_again = backward(tiny_model(), run, d_logits)
+    assert np.array_equal(same_again.z, backward(model, run, d_logits).z)
 
 
 @pytest.mark.parametrize(
