@@ -67,6 +67,7 @@ def backward(model, run, d_logits, sites=None):
         for name in keep.intersection(BLOCK_SITES):
             gradients[name][layer] = d_arrays[name]
         d_resid = d_arrays["resid_pre"]
+        del d_arrays  # before the next layer's are made
     return Run(gradients, run.tokens, model)
 
 

@@ -192,27 +192,22 @@ def sweeps_of_pair(options, model, experiment, name, lens, bound_with_base):
 
 
 def gradients(options):
-    """Attribution for every site at once: two runs and one backward pass, at 124M's shape and 11 tokens."""
+    """Attribution of every site from two runs and one backward pass, and that pass itself, at 124M's shape."""
     import numpy as np
 
     from nanopatch.patching import SITE_AXES
 
-    model = random_model("124M")
+    model, few = random_model("124M"), max(3, options.repeats // 2)
     experiment = random_experiment(model, 11)
-    d_logits = np.zeros((11, model.n_vocab), np.float32)
-    d_logits[-1, [3, 7]] = 1, -1
 
     def all_sites():
-        clean, corrupted = model.run(experiment.clean), model.run(experiment.corrupted)
-        gradient = model.backward(corrupted, d_logits)
-        return [(getattr(clean, name) - getattr(corrupted, name)) * getattr(gradient, name) for name in SITE_AXES]
+        return nanopatch().attribute(model, experiment, list(SITE_AXES))
 
     def one_forward():
         return model.run(experiment.corrupted, sites="logits").logits
 
     ratios = alternate(all_sites, one_forward, options.repeats)
-    yield row("attribution of every site / one forward pass", ratios, 4)
-    few = max(3, options.repeats // 2)
+    yield row(f"attribution of all {len(SITE_AXES)} sites, 11 tokens / one forward pass", ratios, 4)
     ratios = alternate(lambda: nanopatch().sweep(model, experiment), all_sites, few)
     yield row("exact resid_pre sweep / attribution of every site", ratios)
     try:
@@ -223,18 +218,23 @@ def gradients(options):
         return
     torch.set_num_threads(options.threads)
     theirs = GPT2LMHeadModel(GPT2Config(attn_implementation="sdpa")).eval().requires_grad_(False)
-    embed = theirs.transformer.wte(torch.tensor(experiment.corrupted))[None].detach()
+    for n_tokens in (11, 64):
+        tokens = random_experiment(model, n_tokens).corrupted
+        d_logits = np.zeros((n_tokens, model.n_vocab), np.float32)
+        d_logits[-1, [3, 7]] = 1, -1
+        embed = theirs.transformer.wte(torch.tensor(tokens))[None].detach()
 
-    def autograd():
-        inputs = embed.clone().requires_grad_(True)
-        logits = theirs(inputs_embeds=inputs, use_cache=False).logits
-        (logits[0, -1, 3] - logits[0, -1, 7]).backward()
-        return inputs.grad
+        def autograd(embed=embed):
+            inputs = embed.clone().requires_grad_(True)
+            logits = theirs(inputs_embeds=inputs, use_cache=False).logits
+            (logits[0, -1, 3] - logits[0, -1, 7]).backward()
+            return inputs.grad
 
-    ours = lambda: model.backward(model.run(experiment.corrupted), d_logits)  # noqa: E731
-    yield row(
-        "forward and backward, 11 tokens: nanopatch / PyTorch autograd", alternate(ours, autograd, options.repeats), 1
-    )
+        def ours(tokens=tokens, d_logits=d_logits):
+            return model.backward(model.run(tokens), d_logits)
+
+        ratios = alternate(ours, autograd, 2 * options.repeats)
+        yield row(f"forward and backward, {n_tokens} tokens: nanopatch / PyTorch autograd", ratios, 1)
 
 
 def lengths(options):
@@ -266,22 +266,39 @@ def cost_of_cells(shape, n_tokens, layers):
 
 
 def memory(options):
-    """Peak memory of the 124M sweep above what the model's weights take, in a process of its own."""
-    code = (
-        f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); import benchmark as b; "
-        "model = b.random_model('124M'); "
-        "weights = sum(a.nbytes for a in b.weights_of(model)); "
-        "experiment = b.random_experiment(model, int(sys.argv[1])); "
-        "b.nanopatch().sweep(model, experiment); "
-        "print(b.peak_memory() - weights)"
-    )
+    """Peak memory at 124M's shape, each in a process of its own."""
+    begin = f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); import benchmark as b; model = b.random_model('124M'); "
+    begin += "experiment = b.random_experiment(model, int(sys.argv[1])); "
+
+    def printed(code, n_tokens):
+        command = [sys.executable, "-c", begin + code, str(n_tokens)]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    code = "weights = sum(a.nbytes for a in b.weights_of(model)); b.nanopatch().sweep(model, experiment); "
+    code += "print(b.peak_memory() - weights)"
     for n_tokens in (11, 64):
-        out = subprocess.run(
-            [sys.executable, "-c", code, str(n_tokens)], capture_output=True, text=True, check=True
-        ).stdout
-        yield row(
-            f"resid_pre sweep, 124M, {n_tokens} tokens: peak memory besides the weights, MB", [float(out) / 1e6], 400
-        )
+        what = f"resid_pre sweep, 124M, {n_tokens} tokens: peak memory besides the weights, MB"
+        yield row(what, [printed(code, n_tokens) / 1e6], 400)
+    yield row(
+        "attribution of every site, 64 tokens: peak memory in records",
+        [printed("print(b.records(model, experiment))", 64)],
+        3,
+    )
+
+
+def records(model, experiment):
+    """The peak of what Python and NumPy allocate in an attribution of every site, by the size of one full record."""
+    import tracemalloc
+
+    from nanopatch.patching import SITE_AXES
+
+    run = model.run(experiment.corrupted)
+    size = sum(getattr(run, name).nbytes for name in run.names)
+    del run
+    nanopatch().attribute(model, experiment, list(SITE_AXES))  # what is imported on first use is no part of it
+    tracemalloc.start()
+    nanopatch().attribute(model, experiment, list(SITE_AXES))
+    return tracemalloc.get_traced_memory()[1] / size
 
 
 def loading(options):
