@@ -185,6 +185,11 @@ class Comparison:
 
         return scatter(self, ax)
 
+    def _repr_png_(self):  # how a notebook shows it
+        from .plot import as_bytes
+
+        return as_bytes(self.plot().figure)
+
 
 def compare(
     model, experiment, site="resid_pre", axes=None, direction="denoise", metric="logit_diff", align=None, steps=1

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .attribution import check_steps
 from .backward import backward, layer_norm_backward
 from .checkpoint import Source
 from .circuit_plot import colour, node_of, plot_circuit, width
@@ -85,8 +86,7 @@ def edge_attribution(model, experiment, direction="denoise", metric="logit_diff"
     """
     if direction not in DIRECTIONS:
         raise NanopatchError(f"unknown direction {direction!r}: one of {', '.join(map(repr, DIRECTIONS))}")
-    if steps < 1:
-        raise NanopatchError(f"steps={steps}: at least 1 is needed")
+    check_steps(steps)
     metric, tokens = as_metric(metric), equal_length_tokens(model, experiment, "edge attribution")
     kept = dict(zip(DIRECTIONS[direction], (None, ("resid_pre", "z", "mlp_out", "logits")), strict=True))
     runs = {name: model.run(getattr(tokens, name), sites=kept[name]) for name in ("clean", "corrupted")}
@@ -193,6 +193,11 @@ class EdgeScores:
         return "\n".join([f"{self.title}; the largest of {len(self.edges)} edges", *lines])
 
     # ---- pictures and files ---------------------------------------------------------------------
+
+    def _repr_png_(self):  # how a notebook shows it
+        from .plot import as_bytes
+
+        return as_bytes(self.plot(min(30, len(self.edges))).figure)
 
     def plot(self, n=30, ax=None):
         """Draw `circuit(self, n)` (see `circuit_plot.plot_circuit`); returns the matplotlib Axes."""

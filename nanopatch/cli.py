@@ -1,10 +1,11 @@
-"""The command line: `nanopatch demo`, `patch`, `heads`, `path`, `top`, `tokens`, `download`, `verify`.
+"""The command line: `nanopatch demo`, `patch`, `attribute`, `heads`, `path`, `edges`, `top`, `tokens`, ...
 
 Results go to stdout, progress and errors to stderr. Exit status 0; 1 for an error the user can mend,
 told in one line; 2 for a wrong command line.
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from .experiments import NAMED, Experiment
 from .metrics import METRICS
 
 OUTPUTS = (".png", ".svg", ".pdf", ".csv", ".npz")
+EDGE_OUTPUTS = (".png", ".svg", ".pdf", ".json", ".dot")
 MODEL_HELP = "nano (the default), gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, org/name, or a folder"
 JSON_HELP = "print JSON, for programs"
 CORRUPT_HELP = "instead of a second prompt: put zero, a mean or another prompt's activations in place; or add noise"
@@ -96,6 +98,11 @@ def parser():
         "--form", choices=("exact", "linear", "both"), default="exact", help="linear: with LayerNorm frozen"
     )
 
+    edges = add("edges", edges_command, "score the edges between heads and MLPs, and run the circuit of the best")
+    add_prompts(edges, EDGE_OUTPUTS)
+    edges.add_argument("-n", type=int, default=30, metavar="N", help="edges that make the circuit (%(default)s)")
+    edges.add_argument("--steps", type=int, default=1, metavar="N", help="more than 1: integrated gradients (EAP-IG)")
+
     top = add("top", top_command, "print the most likely next tokens")
     top.add_argument("prompt")
     top.add_argument("-k", type=int, default=10, metavar="N", help="how many (%(default)s)")
@@ -122,7 +129,7 @@ def demo_command(options):
     """Every named experiment: the most likely next tokens, the heatmap in the terminal, and as a picture."""
     from .checkpoint import load
     from .patching import sweep
-    from .plot import save_picture
+    from .plot import picture, save_picture
 
     model = load(options.model)
     folder = Path(options.output)
@@ -133,11 +140,11 @@ def demo_command(options):
         print_top(model, experiment.clean, 10)
         result = sweep(model, experiment, align=alignment(model, experiment))
         path = folder / f"{name}.png"
-        save_picture(result, path)
+        save_picture(picture(result), path)
         print(f"\n{result}\npicture: {path}")
 
 
-def add_prompts(command):
+def add_prompts(command, outputs=OUTPUTS):
     """The options that every patching command has: prompts and answers, model, direction, metric, outputs."""
     command.add_argument("--experiment", choices=NAMED, help="a named experiment, instead of the four texts")
     command.add_argument("--clean", metavar="TEXT", help="the prompt that calls for the answer")
@@ -157,7 +164,7 @@ def add_prompts(command):
     command.add_argument("--align", choices=("diff",), help="align prompts of different lengths by their tokens")
     command.add_argument("--bos", action="store_true", help=BOS_HELP)
     command.add_argument(
-        "-o", "--output", action="append", default=[], metavar="FILE", help=" ".join(OUTPUTS) + "; may be repeated"
+        "-o", "--output", action="append", default=[], metavar="FILE", help=" ".join(outputs) + "; may be repeated"
     )
     command.add_argument("--plot", action="store_true", help="show the picture in a window")
     command.add_argument("--json", action="store_true", help=JSON_HELP)
@@ -196,8 +203,7 @@ def patch_command(options):
 def attribute_command(options):
     """The same, estimated from derivatives (attribution patching); compared with exact patching on request."""
     from .attribution import Comparison
-    from .files import write_whole
-    from .plot import as_bytes
+    from .plot import save_picture
 
     read = reading(options)
     several = len(options.site) > 1 or len(options.metric or []) > 1 or options.direction == "both"
@@ -206,7 +212,7 @@ def attribute_command(options):
     estimate = patched(options, read, options.steps)
     if options.against_exact:
         comparison = Comparison(patched(options, read), estimate)
-        write_whole(options.against_exact, as_bytes(comparison.plot().figure))
+        save_picture(comparison.plot().figure, options.against_exact)
         print(f"wrote {options.against_exact}\n{comparison}", file=sys.stderr)
     give_out(estimate, options)
 
@@ -302,6 +308,37 @@ def path_command(options):
         options.form,
     )
     give_out(result, options)
+
+
+def edges_command(options):
+    """Every edge's score, and the metric of the model when only the best edges carry the clean run."""
+    from .checkpoint import load
+    from .circuits import circuit, edge_attribution, faithfulness
+    from .plot import save_picture, show
+
+    check_outputs(options, EDGE_OUTPUTS)
+    if options.align or options.direction == "both":
+        usage_error("edges are scored in one direction, of prompts of one length: leave out --align, --direction both")
+    experiment, metric = experiment_of(options), one("--metric", options.metric or ["logit_diff"])
+    model = load(options.model)
+    scores = edge_attribution(model, experiment, options.direction, metric, options.steps)
+    best = circuit(scores, options.n)
+    kept = faithfulness(model, experiment, best, metric)
+    for path in map(Path, options.output):
+        if path.suffix.lower() == ".json":
+            scores.save_json(path)  # every edge: the scores are the result, the circuit is made of them
+        elif path.suffix.lower() == ".dot":
+            scores.save_dot(path, options.n)
+        else:
+            save_picture(scores.plot(options.n).figure, path)
+        print(f"wrote {path}", file=sys.stderr)
+    if options.plot:
+        show(scores.plot(options.n).figure)
+    if options.json:
+        print_json(scores.to_dict(options.n) | {"circuit": dataclasses.asdict(kept) | {"normalised": kept.normalised}})
+    else:
+        print(scores)
+        print(f"\n{len(best)} of the best {options.n} lie on a way from embed to logits. With them alone:\n{kept}")
 
 
 def top_command(options):
@@ -456,18 +493,18 @@ def read_prompts(path):
     return prompts
 
 
-def check_outputs(options):
+def check_outputs(options, outputs=OUTPUTS):
     """Whether the output files can be written, before the work rather than after it."""
     for path in map(Path, options.output):
-        if path.suffix.lower() not in OUTPUTS:
-            usage_error(f"-o {path}: a file's ending says what to write; known are {', '.join(OUTPUTS)}")
+        if path.suffix.lower() not in outputs:
+            usage_error(f"-o {path}: a file's ending says what to write; known are {', '.join(outputs)}")
         if not path.parent.is_dir():
             raise NanopatchError(f"cannot write {path}: there is no folder {path.parent}")
 
 
 def give_out(result, options):
     """Write a sweep, or panels of them, to the files asked for; show it; print it."""
-    from .plot import save_picture, show
+    from .plot import picture, save_picture, show
     from .results import Panels
 
     for path in map(Path, options.output):
@@ -477,11 +514,11 @@ def give_out(result, options):
         elif path.suffix.lower() == ".npz":
             written = result.save(path) or [path]
         else:
-            save_picture(result, path)
+            save_picture(picture(result), path)
         for file in written:
             print(f"wrote {file}", file=sys.stderr)
     if options.plot:
-        show(result)
+        show(picture(result))
     if options.json:
         sweeps = result.sweeps() if isinstance(result, Panels) else {"": result}
         contents = {name: s.header() | as_lists(s) for name, s in sweeps.items()}

@@ -54,11 +54,13 @@ def heatmap(sweep, ax=None, normalised=True):
     return ax
 
 
-def image(sweep, file_format):
-    """The heatmap as the bytes of a picture file, with the prompts below it."""
-    figure = heatmap(sweep).figure
-    _footer(figure, sweep)
-    return as_bytes(figure, file_format)
+def picture(result):
+    """The whole picture of a sweep, or of panels, with the prompts below it; returns the Figure."""
+    if isinstance(result, Panels):
+        return panels(result)
+    figure = heatmap(result).figure
+    _footer(figure, result)
+    return figure
 
 
 def panels(sweeps, normalised=True):
@@ -132,30 +134,26 @@ def as_bytes(figure, file_format="png"):
     return file.getvalue()
 
 
-def save_picture(result, path):
-    """Write the picture of a sweep or of panels to `path`; its ending (.png, .svg, .pdf) is the format."""
+def save_picture(figure, path):
+    """Write a figure to `path`; its ending (.png, .svg, .pdf) is the format."""
     file_format = Path(path).suffix.lstrip(".").lower()
     if file_format not in FORMATS:
         raise NanopatchError(
             f"cannot tell a picture's format from {path}: use one of {', '.join('.' + f for f in FORMATS)}"
         )
-    write_whole(
-        path, as_bytes(panels(result), file_format) if isinstance(result, Panels) else image(result, file_format)
-    )
+    write_whole(path, as_bytes(figure, file_format))
 
 
-def show(result):
-    """Show the picture of a sweep or of panels in a window; NanopatchError where there is no display."""
+def show(figure):
+    """Show a figure in a window; NanopatchError where there is no display."""
     import matplotlib
     from matplotlib import pyplot
 
     if matplotlib.get_backend().lower() in ("agg", "pdf", "svg", "ps", "cairo", "template"):
         raise NanopatchError("there is no display to show a picture on: write it to a file with -o FILE.png")
-    kind = "png"
-    content = as_bytes(panels(result), kind) if isinstance(result, Panels) else image(result, kind)
-    figure = pyplot.figure(layout="constrained")
-    figure.add_subplot().imshow(pyplot.imread(io.BytesIO(content)))
-    figure.gca().axis("off")
+    ax = pyplot.figure(layout="constrained").add_subplot()
+    ax.imshow(pyplot.imread(io.BytesIO(as_bytes(figure))))
+    ax.axis("off")
     pyplot.show()
 
 

@@ -175,9 +175,9 @@ class Sweep:
         return heatmap(self, ax, normalised)
 
     def _repr_png_(self):  # how a notebook shows it
-        from .plot import image
+        from .plot import as_bytes, picture
 
-        return image(self, "png")
+        return as_bytes(picture(self))
 
     # ---- files ----------------------------------------------------------------------------------
 
@@ -279,9 +279,9 @@ class Panels(dict):
         return "\n\n".join(map(str, self.values()))
 
     def _repr_png_(self):
-        from .plot import as_bytes, panels
+        from .plot import as_bytes, picture
 
-        return as_bytes(panels(self))
+        return as_bytes(picture(self))
 
     def sweeps(self):
         """All sweeps in it, those of panels inside panels too: {name, or "name name": sweep}."""

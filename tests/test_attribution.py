@@ -162,6 +162,7 @@ def test_comparison_with_exact_patching():
     layer, position = divmod(worst, 5)
     assert label == f"layer {layer}, position {comparison.exact.column_labels[position]}"
     assert f"correlation with exact patching {comparison.correlation:.3f}" in str(comparison)
+    assert comparison._repr_png_().startswith(b"\x89PNG")
     ax = comparison.plot()
     points = ax.collections[0].get_offsets()
     assert np.allclose(points, np.column_stack([x, y])) and len(ax.texts) == 3

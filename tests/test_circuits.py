@@ -337,7 +337,7 @@ def test_the_picture(tmp_path):
     assert sorted(shown) == sorted({"embed", "logits"} | {edge.sender for edge in edges})
     ax.figure.savefig(tmp_path / "circuit.png")
     assert (tmp_path / "circuit.png").read_bytes().startswith(b"\x89PNG")
-    assert scores.plot(60, ax) is ax
+    assert scores.plot(60, ax) is ax and scores._repr_png_().startswith(b"\x89PNG")
     nothing = dataclasses.replace(scores, scores=scores.scores * 0)
     assert circuit(nothing, 2) == [] and f"0 of {len(scores.edges)} edges;" in nothing.plot(2).get_title()
     assert repr(scores) == f"<EdgeScores: {scores.title}; {len(scores.edges)} edges>"
@@ -391,7 +391,7 @@ BAD = [
     (lambda m: edge_attribution(m, UNEQUAL), "edge attribution needs prompts of one length; these have 3 and 2 tokens"),
     (lambda m: faithfulness(m, UNEQUAL, []), "faithfulness needs prompts of one length; these have 3 and 2 tokens"),
     (lambda m: edge_attribution(m, EXPERIMENT, "up"), "unknown direction 'up': one of 'denoise', 'noise'"),
-    (lambda m: edge_attribution(m, EXPERIMENT, steps=0), "steps=0: at least 1 is needed"),
+    (lambda m: edge_attribution(m, EXPERIMENT, steps=0), "steps=0: a whole number is needed, at least 1"),
     (lambda m: edge_attribution(m, EXPERIMENT, metric="loss"), "unknown metric 'loss'; known are logit_diff"),
     (lambda m: edge_attribution(m, EXPERIMENT, metric="rank"), "rank has no derivative: give a metric that has"),
     (lambda m: circuit(edge_attribution(m, EXPERIMENT), 0), f"n=0: from 1 to {N_EDGES} edges can be chosen"),

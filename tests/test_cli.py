@@ -124,6 +124,23 @@ def test_attribute(run, tmp_path):
     assert run("attribute", "--experiment", "michelle", "--metric", "rank")[0] == 1
 
 
+def test_edges(run, tmp_path):
+    nano = nanopatch.load("nano")
+    scores = nanopatch.edge_attribution(nano, MICHELLE, "noise", "probability", steps=2)
+    best = nanopatch.circuit(scores, 40)
+    kept = nanopatch.faithfulness(nano, MICHELLE, best, "probability")
+    files = [tmp_path / f"edges.{ending}" for ending in ("png", "json", "dot")]
+    command = ["edges", "--experiment", "michelle", "--direction", "noise", "--metric", "probability", "--steps", 2]
+    status, out, err = run(*command, "-n", 40, *[option for file in files for option in ("-o", file)])
+    assert (status, err.splitlines()) == (0, [f"wrote {file}" for file in files])
+    assert out.startswith(f"{scores}\n\n{len(best)} of the best 40 lie on a way") and out.endswith(f"\n{kept}\n")
+    assert files[0].read_bytes().startswith(b"\x89PNG") and files[2].read_text() == scores.to_dot(40)
+    assert json.loads(files[1].read_text())["edges"] == [edge._asdict() for edge in scores.edges]
+    result = json.loads(run(*command, "-n", 40, "--json")[1])
+    assert result["edges"] == [edge._asdict() for edge in best]
+    assert result["circuit"]["value"] == kept.value and result["circuit"]["normalised"] == kept.normalised
+
+
 def test_pairs(run, tmp_path):
     nano, file = nanopatch.load("nano"), tmp_path / "pairs.jsonl"
     lines = [json.dumps(vars(pair)) for pair in nanopatch.tasks.indirect_object(3)]
@@ -204,6 +221,9 @@ ERRORS = [
         "answer and wrong answer are both",
     ),
     (["patch", *MICHELLE_OPTIONS, "-o", "/nonexistent/a.png"], "there is no folder /nonexistent"),
+    (["edges", "--experiment", "elon"], "needs prompts of one length; these have 16 and 15 tokens"),
+    (["edges", "--experiment", "michelle", "-n", "480"], "from 1 to 479 edges can be chosen"),
+    (["edges", "--experiment", "michelle", "--steps", "0"], "steps=0"),
     (["verify", "distilgpt2"], "distilgpt2"),
 ]
 
@@ -236,6 +256,9 @@ USAGE = [
     ["attribute", "--experiment", "michelle", "--against-exact", "a.gif"],
     ["attribute", "--experiment", "michelle", "--corrupt", "mean"],
     ["attribute", "--experiment", "michelle", "--corrupt", "noise", "--noise-at", "0", "--layers", "1"],
+    ["edges", "--experiment", "michelle", "--direction", "both"],
+    ["edges", "--experiment", "elon", "--align", "diff"],
+    ["edges", "--experiment", "michelle", "-o", "edges.csv"],
     ["top", "a", "-k", "0"],
 ]
 

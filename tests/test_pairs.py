@@ -11,7 +11,7 @@ from tiny import TOLERANCE, models, tiny_model
 from nanopatch import Experiment, NanopatchError, Sweep, sweep
 from nanopatch.ablation import ablate
 from nanopatch.pairs import KEYS, PairFile, average, read_pairs, sweep_pairs
-from nanopatch.plot import image
+from nanopatch.plot import as_bytes, picture
 from nanopatch.results import Panels
 
 N_TOKENS = 6
@@ -138,7 +138,7 @@ def test_tokens_that_not_all_pairs_have_end_in_an_ellipsis(tmp_path):
     assert row["logit_diff_standard_error"] == result.standard_error[1, 1] > 0
     result.to_csv(tmp_path / "mean.csv")
     assert (tmp_path / "mean.csv").read_text(encoding="utf-8").splitlines()[0].endswith(",logit_diff_standard_error")
-    assert image(result, "svg").startswith(b"<?xml")
+    assert as_bytes(picture(result), "svg").startswith(b"<?xml")
 
 
 def test_a_saved_average_is_lossless(tmp_path):

@@ -13,7 +13,7 @@ from nanopatch import Experiment, NanopatchError, Sweep, sweep
 from nanopatch.metrics import METRICS, Target, measure
 from nanopatch.patching import DIRECTIONS
 from nanopatch.paths import BETWEEN, PATH_SITES, linear_readings, path_patch, receivers_of, replace_senders, senders_of
-from nanopatch.plot import save_picture
+from nanopatch.plot import picture, save_picture
 
 PAIR = Experiment([1, 2, 3, 4, 5], [1, 9, 3, 8, 5], 3, 7)
 
@@ -358,7 +358,7 @@ def test_the_result_is_a_sweep_with_files_table_and_picture(tmp_path):
     ax = result.plot()
     assert [label.get_text() for label in ax.get_yticklabels()] == result.labels("sender")
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("receiver", "sender")
-    save_picture(result, tmp_path / "paths.png")
+    save_picture(picture(result), tmp_path / "paths.png")
     assert path_patch(model, PAIR, "mlp", "mlp", form="both")._repr_png_().startswith(b"\x89PNG")
     result.to_csv(tmp_path / "paths.csv")
     assert (tmp_path / "paths.csv").read_text().splitlines()[1].startswith("embed,q 0.0,")

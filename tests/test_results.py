@@ -12,7 +12,7 @@ from tiny import tiny_model
 import nanopatch
 from nanopatch import Experiment, NanopatchError, Sweep, sweep
 from nanopatch.experiments import ELON, MICHELLE
-from nanopatch.plot import FORMATS, heatmap, save_picture
+from nanopatch.plot import FORMATS, heatmap, picture, save_picture
 from nanopatch.results import visible
 
 
@@ -108,7 +108,7 @@ def test_a_narrow_terminal_gets_several_tables(michelle, monkeypatch):
 
 def test_pictures(michelle, elon, flat, tmp_path):
     for file_format, start in zip(FORMATS, (b"\x89PNG", b"<?xml", b"%PDF"), strict=True):
-        save_picture(elon, tmp_path / f"picture.{file_format}")
+        save_picture(picture(elon), tmp_path / f"picture.{file_format}")
         assert (tmp_path / f"picture.{file_format}").read_bytes().startswith(start)
     assert michelle._repr_png_().startswith(b"\x89PNG")
     assert flat._repr_png_().startswith(b"\x89PNG")
@@ -144,13 +144,13 @@ def test_plot_draws_into_axes_it_is_given(michelle):
 def test_dollar_signs_are_text_not_formulas(tmp_path):
     nano = nanopatch.load("nano")
     prompt = Experiment("It cost $5 or $x_", "It cost $6 or $x_", " a", " b")
-    save_picture(sweep(nano, prompt), tmp_path / "dollars.png")
+    save_picture(picture(sweep(nano, prompt)), tmp_path / "dollars.png")
     assert (tmp_path / "dollars.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_picture_of_unknown_kind(michelle, tmp_path):
     with pytest.raises(NanopatchError, match=r"cannot tell a picture's format from .*: use one of \.png, \.svg, \.pdf"):
-        save_picture(michelle, tmp_path / "picture.gif")
+        save_picture(picture(michelle), tmp_path / "picture.gif")
 
 
 def test_where_nothing_can_be_written(michelle, tmp_path, monkeypatch):
