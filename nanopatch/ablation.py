@@ -11,23 +11,22 @@ from numbers import Integral
 
 import numpy as np
 
-from .attribution import check_steps, estimate_all, needed_for_estimate, remarks
+from .attribution import check_steps, estimate_plan, needed_for_estimate, remarks
 from .errors import NanopatchError
+from .generation import random_generator
 from .metrics import as_metrics, measure
 from .patching import (
+    Plan,
+    as_result,
     axis_pieces,
     check_axes,
     edits_of,
     grid_of_pieces,
-    measure_all,
+    measure_plan,
     needed_sites,
-    not_finite,
-    of_prompts,
-    rounding,
     target_of,
     unpatched_logits,
 )
-from .results import Panels, Sweep
 from .sites import ATTENTION_SITES, record
 from .stack import MEMORY
 
@@ -65,18 +64,20 @@ def ablate(
     Raises NanopatchError as `sweep` does, and for prompts that are missing, not wanted, or of other lengths.
     """
     axes = check_axes(site, axes)
-    if by not in ABLATIONS:
+    if by not in list(ABLATIONS):
         raise NanopatchError(f"unknown ablation {by!r}: one of {', '.join(ABLATIONS)}")
-    if isinstance(prompts, str) or prompts is not None and not len(prompts):
+    if isinstance(prompts, str) or not np.iterable(prompts if prompts is not None else ()):
         raise NanopatchError(f"prompts={prompts!r:.60}: a list of prompts is expected, with at least one")
-    if isinstance(site, (list, tuple)) or (by == "zero" and not per_position):
-        what = "one site at a time" if by != "zero" or per_position else "no per_position=False: zero is zero anywhere"
-        raise NanopatchError(f"ablate takes {what}")
+    prompts = None if prompts is None else list(prompts)
+    if prompts == []:
+        raise NanopatchError("prompts=[]: a list of prompts is expected, with at least one")
+    if by == "zero" and not per_position:
+        raise NanopatchError("ablate takes no per_position=False: zero is zero anywhere")
     if (prompts is None) != (by == "zero"):
         raise NanopatchError(f'by="{by}" takes {"no prompts" if by == "zero" else "prompts to take activations from"}')
-    if isinstance(neurons, int):
+    if isinstance(neurons, Integral):
         raise NanopatchError("an ablation has no second run to rank neurons by: give a list of neurons")
-    metrics = as_metrics(metric)
+    metrics, random = as_metrics(metric), random_generator(seed)
     experiment = dataclasses.replace(experiment, corrupted=experiment.clean)  # there is no corrupted prompt
     tokens = experiment.tokens(model)
     clean = model.run(tokens.clean, sites=needed(site, attribution_steps))
@@ -85,39 +86,32 @@ def ablate(
     choices = dict(layers=layers, positions=positions, heads=heads, neurons=neurons, window=window)
     n_tokens = len(tokens.clean)
     pieces = axis_pieces(model, site, axes, n_tokens, choices)
-    random = np.random.default_rng(seed)
     patches = [
         edits_of(site, sources[random.integers(len(sources))], range(n_tokens), piece)
         for piece in grid_of_pieces(pieces, axes)
     ]
     logits = unpatched_logits(model, clean, metrics)
     target = target_of(tokens, clean.tokens, logits[-1])
-    baseline = measure(metrics, logits, target)
-    values, unchanged = measured(model, clean, logits, patches, metrics, target, baseline, memory, attribution_steps)
-    shape = tuple(len(pieces[axis]) for axis in axes)
-    values = values.reshape(*shape, len(metrics))
     columns = [(position, position) for position in range(n_tokens)]
-    how = {"zero": "zero", "mean": f"the mean over {len(prompts or ())} prompts", "resample": "another prompt's own"}[
-        by
-    ]
-    sweeps = {
-        m.name: Sweep(
-            grid=np.ascontiguousarray(values[..., i]),
-            unchanged=unchanged.reshape(shape),
-            site=site,
-            axes=axes,
-            pieces={axis: pieces[axis] for axis in axes},
-            direction=f"replaced by {how} (ablation)",
-            metric=m.name,
-            **of_prompts(model, experiment, tokens, columns),
-            baseline_clean=baseline[i],
-            baseline_corrupted=None,
-            rounding=rounding(model, logits),
-            remarks=(*estimated(metrics, attribution_steps), *not_finite(m.name, values[..., i], axes, pieces)),
-        )
-        for i, m in enumerate(metrics)
-    }
-    return Panels(sweeps) if isinstance(metric, (list, tuple)) else sweeps[metrics[0].name]
+    how = dict(zero="zero", mean=f"the mean over {len(prompts or ())} prompts", resample="another prompt's own")[by]
+    plan = Plan(
+        site=site,
+        axes=axes,
+        direction=f"replaced by {how} (ablation)",
+        metrics=metrics,
+        into="clean",
+        tokens=tokens,
+        columns=columns,
+        partners=columns,
+        runs={"clean": clean},
+        pieces=pieces,
+        patches=patches,
+        logits={"clean": logits},
+        target=target,
+        baselines={"clean": measure(metrics, logits, target), "corrupted": [None] * len(metrics)},
+    )
+    values, unchanged = measured(model, plan, memory, attribution_steps)
+    return as_result(model, experiment, plan, metric, values, unchanged, estimated(metrics, attribution_steps))
 
 
 def ablated(model, site, clean, by, prompts, per_position, prepend_bos):
@@ -167,11 +161,8 @@ def trace(
         raise NanopatchError(f"noised={noised!r} and seeds={seeds!r}: lists of whole numbers are expected")
     if not 0 < sigma < np.inf:
         raise NanopatchError(f"sigma={sigma}: a number above 0 is expected")
-    seeds, noised = list(seeds), sorted(set(noised))
-    metrics = as_metrics(metric)
-    if len(metrics) != 1:
-        raise NanopatchError("trace measures one metric at a time")
-    if not seeds:
+    metrics, randoms, noised = as_metrics(metric), [random_generator(seed) for seed in seeds], sorted(set(noised))
+    if not randoms:
         raise NanopatchError("trace needs at least one seed")
     tokens = experiment.tokens(model)
     n_tokens = len(tokens.clean)
@@ -180,48 +171,51 @@ def trace(
     clean = model.run(tokens.clean, sites=needed_sites(site))
     logits = unpatched_logits(model, clean, metrics)
     target = target_of(tokens, clean.tokens, logits[-1])
-    pieces = axis_pieces(
-        model, site, axes, n_tokens, dict(window=window, layers=None, positions=None, heads=None, neurons=None)
-    )
+    choices = dict(window=window, layers=None, positions=None, heads=None, neurons=None)
+    pieces = axis_pieces(model, site, axes, n_tokens, choices)
     rows = [position if position >= noised[0] else None for position in range(n_tokens)]
     own_rows = [position if position in noised else None for position in range(n_tokens)]
-    patches = [edits_of(site, getattr(clean, site), rows, piece, own_rows) for piece in grid_of_pieces(pieces, axes)]
-
-    total, corrupted = np.zeros(len(patches)), 0.0
-    for seed in seeds:
-        resid = clean.resid_pre[0].copy()
-        noise = np.random.default_rng(seed).normal(0, sigma * float(model.wte.std()), (len(noised), model.d_model))
-        resid[noised] += noise.astype(model.dtype)
-        kept = needed(site, attribution_steps)
-        run = record(model.steps_from(0, resid, sites=kept), sites=kept)
-        noisy_logits = unpatched_logits(model, run, metrics)
-        baseline = measure(metrics, noisy_logits, target)
-        values, unchanged = measured(
-            model, run, noisy_logits, patches, metrics, target, baseline, memory, attribution_steps
-        )
-        total, corrupted = total + values[:, 0], corrupted + baseline[0]
-
-    shape = tuple(len(pieces[axis]) for axis in axes)
-    return Sweep(
-        grid=(total / len(seeds)).reshape(shape),
-        unchanged=unchanged.reshape(shape),
+    columns = [(position, position) for position in range(n_tokens)]
+    plan = Plan(
         site=site,
         axes=axes,
-        pieces={axis: pieces[axis] for axis in axes},
         direction="denoise",
-        metric=metrics[0].name,
-        **of_prompts(model, experiment, tokens, [(position, position) for position in range(n_tokens)]),
-        baseline_clean=measure(metrics, logits, target)[0],
-        baseline_corrupted=corrupted / len(seeds),
-        rounding=rounding(model, logits),
-        remarks=(
-            *estimated(metrics, attribution_steps),
-            f"Corrupted by Gaussian noise of {sigma:g} standard deviations on the embeddings of positions "
-            f"{', '.join(map(str, noised))}, averaged over {len(seeds)} seeds.",
-            "Noise takes a model to activations that no prompt gives it, and the picture depends on its size; another "
-            "prompt is the safer corruption (Zhang & Nanda 2023, arXiv 2309.16042).",
-        ),
+        metrics=metrics,
+        into="corrupted",
+        tokens=tokens,
+        columns=columns,
+        partners=columns,
+        runs={"clean": clean},
+        pieces=pieces,
+        patches=[edits_of(site, getattr(clean, site), rows, piece, own_rows) for piece in grid_of_pieces(pieces, axes)],
+        logits={"clean": logits},
+        target=target,
+        baselines={"clean": measure(metrics, logits, target)},
     )
+    total, corrupted, kept = 0, 0, needed(site, attribution_steps)
+    for random in randoms:
+        resid = clean.resid_pre[0].copy()
+        noise = random.normal(0, sigma * float(model.wte.std()), (len(noised), model.d_model))
+        resid[noised] += noise.astype(model.dtype)
+        run = record(model.steps_from(0, resid, sites=kept), sites=kept)
+        noisy_logits = unpatched_logits(model, run, metrics)
+        noisy = {
+            "runs": {"corrupted": run},
+            "logits": {"corrupted": noisy_logits},
+            "baselines": {"corrupted": measure(metrics, noisy_logits, target)},
+        }
+        values, unchanged = measured(model, plan._replace(**noisy), memory, attribution_steps)
+        total, corrupted = total + values, corrupted + np.array(noisy["baselines"]["corrupted"])
+
+    plan.baselines["corrupted"] = (corrupted / len(randoms)).tolist()
+    notes = (
+        *estimated(metrics, attribution_steps),
+        f"Corrupted by Gaussian noise of {sigma:g} standard deviations on the embeddings of positions "
+        f"{', '.join(map(str, noised))}, averaged over {len(randoms)} seeds.",
+        "Noise takes a model to activations that no prompt gives it, and the picture depends on its size; another "
+        "prompt is the safer corruption (Zhang & Nanda 2023, arXiv 2309.16042).",
+    )
+    return as_result(model, experiment, plan, metric, total / len(randoms), unchanged, notes)
 
 
 # ---- patches that are run, or estimated -------------------------------------------------------------
@@ -235,11 +229,11 @@ def needed(site, attribution_steps):
     return needed_for_estimate([site], attribution_steps)
 
 
-def measured(model, base, base_logits, patches, metrics, target, baseline, memory, attribution_steps):
-    """As `patching.measure_all`; given steps, as `attribution.estimate_all`."""
+def measured(model, plan, memory, attribution_steps):
+    """The values of a plan's patches: run, or given steps estimated."""
     if attribution_steps is None:
-        return measure_all(model, base, base_logits, patches, metrics, target, baseline, memory)
-    return estimate_all(model, base, patches, metrics, target, baseline, attribution_steps)
+        return measure_plan(model, plan, memory)
+    return estimate_plan(model, plan, attribution_steps)
 
 
 def estimated(metrics, attribution_steps):

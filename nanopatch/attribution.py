@@ -14,9 +14,9 @@ import numpy as np
 
 from .backward import backward
 from .errors import NanopatchError
-from .metrics import metric_gradient
-from .patching import DIRECTIONS, as_sweeps, check_lists, make_plan, sweep
-from .results import Panels
+from .metrics import check_slope, metric_gradient
+from .patching import DIRECTIONS, as_result, check_direction, check_lists, make_plan, sweep
+from .results import Panels, Sweep
 from .sites import SITES, record
 from .stack import reach
 
@@ -39,35 +39,37 @@ def attribute(
 ):
     """Estimate the grid of `nanopatch.sweep` from derivatives: a `Sweep`, to be compared with it cell by cell.
 
-    Takes the arguments of `sweep`, and gives results of the same kind. `.grid` is the metric of the run
-    patched into plus `sum((from - into) * derivative)` over what a cell patches. steps: 1 takes the
-    derivative on the run patched into; more take its mean at the middles of so many equal steps from that
-    run's activations to the other's, at one layer after another (integrated gradients), which costs
-    `steps` runs and backward passes a layer. Several sites share the runs and the derivatives.
-    Raises NanopatchError as `sweep` does, and for a metric that has no derivative.
+    Takes the arguments of `sweep`, but for memory, and gives results of the same kind. `.grid` is the metric of
+    the run patched into plus `sum((from - into) * derivative)` over what a cell patches (so that patches of
+    several layers in one cell add up, where in a sweep the later overwrite what the earlier did there).
+
+    steps: 1 takes the derivative on the run patched into, from one backward pass for all sites; more take its
+    mean at the middles of so many equal steps from that run's activations to the other's, at one layer of one
+    site after another (integrated gradients), at `steps` runs and backward passes for each.
+    Raises NanopatchError as `sweep` does, and for a metric that has no derivative, or none but 0.
     """
     check_steps(steps)
     choices = dict(layers=layers, positions=positions, heads=heads, neurons=neurons, window=window)
     check_lists(site, direction)
     sites = site if isinstance(site, (list, tuple)) else [site]
     directions = direction if isinstance(direction, (list, tuple)) else [direction]
+    for d in directions:
+        check_direction(d)
     # Only a run patched into needs every array, so that three records are the most that is ever held.
     kept = {"clean": {*sites, "resid_post"}, "corrupted": {*sites, "resid_post"}}
-    kept |= {DIRECTIONS[d][0]: needed_for_estimate(sites, steps) for d in directions if d in DIRECTIONS}
+    kept |= {DIRECTIONS[d][0]: needed_for_estimate(sites, steps) for d in directions}
     runs, results = None, {s: Panels() for s in sites}
     for d in directions:
         plans = []
         for s in sites:
             plans.append(make_plan(model, experiment, s, axes, d, metric, align, choices, kept, runs))
             runs = plans[-1].runs
-        plan, patches = plans[0], [edits for plan in plans for edits in plan.patches]
-        into, baseline = plan.runs[plan.into], plan.baselines[plan.into]
-        values, unchanged = estimate_all(model, into, patches, plan.metrics, plan.target, baseline, steps)
-        for s, plan in zip(sites, plans, strict=True):
-            here, values = np.split(values, [len(plan.patches)])
-            same, unchanged = np.split(unchanged, [len(plan.patches)])
-            sweeps = as_sweeps(model, experiment, plan, here, same, remarks(plan.metrics, steps))
-            results[s][d] = Panels(sweeps) if isinstance(metric, (list, tuple)) else sweeps[plan.metrics[0].name]
+        all_sites = plans[0]._replace(patches=[edits for plan in plans for edits in plan.patches])
+        values, unchanged = estimate_plan(model, all_sites, steps)
+        ends = np.cumsum([len(plan.patches) for plan in plans])[:-1]
+        for plan, *of_site in zip(plans, np.split(values, ends), np.split(unchanged, ends), strict=True):
+            notes = remarks(plan.metrics, steps)
+            results[plan.site][d] = as_result(model, experiment, plan, metric, *of_site, notes)
     if not isinstance(direction, (list, tuple)):
         results = {s: of_site[direction] for s, of_site in results.items()}
     return Panels(results) if isinstance(site, (list, tuple)) else results[site]
@@ -86,25 +88,27 @@ def needed_for_estimate(sites, steps):
 def remarks(metrics, steps):
     """What a result must say of itself: that it was estimated, and how."""
     how = "first-order estimate (attribution patching)" if steps == 1 else f"integrated gradients, {steps} steps"
-    by_differences = [m.name for m in metrics if hasattr(m.gradient, "by_differences")]
-    names = ", ".join(by_differences)
+    names = ", ".join(m.name for m in metrics if m.by_differences)
     also = [f"The derivative of {names} was taken by finite differences over the logits."] if names else []
     return [f"Not patched: {how}.", *also]
 
 
-def estimate_all(model, base, patches, metrics, target, baseline, steps):
-    """The metrics after every patch, (n_patches, n_metrics), estimated; and which change nothing, (n_patches,).
+def estimate_plan(model, plan, steps):
+    """As `patching.measure_plan`, which runs every patch, but estimated: (n_patches, n_metrics), and what is unchanged.
 
-    As `patching.measure_all`, which runs the patches, but that base must hold `needed_for_estimate`.
+    The run patched into must hold `needed_for_estimate`.
     """
+    base, metrics, baseline = plan.runs[plan.into], plan.metrics, plan.baselines[plan.into]
     last_only = all(metric.needs != "all" for metric in metrics)
-    patches = [reach(model, edits, base.resid_pre.shape[1], last_only)[0] for edits in patches]
-    values = np.tile(np.array(baseline, np.float64), (len(patches), 1))
+    patches = [reach(model, edits, base.resid_pre.shape[1], last_only)[0] for edits in plan.patches]
     sites = {edit.site for edits in patches for edit in edits}
+    values = np.tile(np.array(baseline, np.float64), (len(patches), 1))
+    means = {}  # {(site, layer, where its source is in memory): [the mean derivative of each metric on the way there]}
     for i, metric in enumerate(metrics):
         if steps == 1:
-            gradient = backward(model, base, metric_gradient(metric, base.logits, target), sites)
-        means = {}  # {what would be patched in where: the mean derivative on the way there}
+            d_logits = metric_gradient(metric, base.logits, plan.target)
+            check_slope(metric, baseline[i], d_logits)
+            gradient = backward(model, base, d_logits, sites)
         for number, edits in enumerate(patches):
             for edit in edits:
                 if steps == 1:
@@ -112,8 +116,8 @@ def estimate_all(model, base, patches, metrics, target, baseline, steps):
                 else:
                     key = edit.site, edit.layer, edit.source.ctypes.data
                     if key not in means:
-                        means[key] = mean_gradient(model, base, edit, metric, target, steps)
-                    slope = means[key]
+                        means[key] = mean_gradients(model, base, edit, metrics, plan.target, steps)
+                    slope = means[key][i]
                 at = edit.index()
                 values[number, i] += (change(base, edit, at).astype(np.float64) * slope[at]).sum()
         gradient = None  # before the next metric's is made
@@ -126,10 +130,10 @@ def change(base, edit, at=...):
     return np.subtract(source, here, where=source != here, out=np.zeros_like(here))
 
 
-def mean_gradient(model, base, edit, metric, target, steps):
-    """The mean derivative at an edit's site and layer on the straight way from the base run's array to its source."""
+def mean_gradients(model, base, edit, metrics, target, steps):
+    """Each metric's mean derivative at an edit's site and layer, on the way from the base run's array to its source."""
     difference = change(base, edit)
-    total = np.zeros(difference.shape)
+    totals = [np.zeros(difference.shape) for _ in metrics]
     for step in range(steps):
         fraction = (step + 0.5) / steps
 
@@ -140,9 +144,10 @@ def mean_gradient(model, base, edit, metric, target, steps):
                 yield s
 
         run = record(on_the_way())
-        gradient = backward(model, run, metric_gradient(metric, run.logits, target), edit.site)
-        total += getattr(gradient, edit.site)[edit.layer]
-    return total / steps
+        for metric, total in zip(metrics, totals, strict=True):
+            gradient = backward(model, run, metric_gradient(metric, run.logits, target), edit.site)
+            total += getattr(gradient, edit.site)[edit.layer]
+    return [total / steps for total in totals]
 
 
 class Comparison:
@@ -153,8 +158,13 @@ class Comparison:
     """
 
     def __init__(self, exact, estimate):
-        if exact.grid.shape != estimate.grid.shape or exact.metric != estimate.metric:
-            raise NanopatchError("an estimate is compared with a sweep of the same site, axes and metric")
+        asked = []
+        for s in (exact, estimate):
+            if not isinstance(s, Sweep):
+                raise NanopatchError(f"a comparison takes two sweeps, of one site, direction and metric; not {s!r:.60}")
+            asked.append((s.experiment.to_dict(), s.site, s.axes, s.pieces, s.direction, s.metric, s.n_pairs))
+        if asked[0] != asked[1]:
+            raise NanopatchError("an estimate is compared with a sweep of the same prompts, site, axes and metric")
         self.exact, self.estimate = exact, estimate
         self.cells = np.argwhere(np.isfinite(exact.grid) & np.isfinite(estimate.grid))
         x, y = self.values

@@ -26,8 +26,8 @@ from .errors import NanopatchError
 from .experiments import Experiment
 from .files import write_whole
 from .layers import affine, layer_norm
-from .metrics import as_metric, measure, metric_gradient
-from .patching import DIRECTIONS, rounding, target_of
+from .metrics import as_metric, check_slope, measure, metric_gradient
+from .patching import DIRECTIONS, check_direction, equal_length_tokens, rounding, target_of
 from .paths import comes_after, listing, receivers_of, senders_of
 from .sites import record
 
@@ -84,8 +84,7 @@ def edge_attribution(model, experiment, direction="denoise", metric="logit_diff"
     & Belinkov 2024, arXiv 2403.17806), at a run and a backward pass each.
     Raises NanopatchError for prompts of different lengths, unknown arguments, and metrics without derivative.
     """
-    if direction not in DIRECTIONS:
-        raise NanopatchError(f"unknown direction {direction!r}: one of {', '.join(map(repr, DIRECTIONS))}")
+    check_direction(direction)
     check_steps(steps)
     metric, tokens = as_metric(metric), equal_length_tokens(model, experiment, "edge attribution")
     kept = dict(zip(DIRECTIONS[direction], (None, ("resid_pre", "z", "mlp_out", "logits")), strict=True))
@@ -93,6 +92,9 @@ def edge_attribution(model, experiment, direction="denoise", metric="logit_diff"
     targets = {name: target_of(tokens, run.tokens, runs["clean"].logits[-1]) for name, run in runs.items()}
     into, origin = (runs[name] for name in DIRECTIONS[direction])
     target = targets[DIRECTIONS[direction][0]]
+    baselines = {name: measure([metric], run.logits, targets[name])[0] for name, run in runs.items()}
+    if steps == 1:
+        check_slope(metric, baselines[DIRECTIONS[direction][0]], metric_gradient(metric, into.logits, target))
 
     senders, receivers = graph(model)
     differences = [(written(model, origin, s) - written(model, into, s)).ravel() for s in senders.values()]
@@ -107,7 +109,6 @@ def edge_attribution(model, experiment, direction="denoise", metric="logit_diff"
             scores[:, j] += differences @ input_gradient(model, run, gradients, receiver).ravel() / steps
     for i, sender in enumerate(senders.values()):
         scores[i, [not comes_after(receiver, [sender]) for receiver in receivers.values()]] = np.nan
-    (clean,), (corrupted,) = (measure([metric], runs[name].logits, targets[name]) for name in runs)
     return EdgeScores(
         scores=scores,
         senders=tuple(senders),
@@ -115,8 +116,8 @@ def edge_attribution(model, experiment, direction="denoise", metric="logit_diff"
         direction=direction,
         metric=metric.name,
         steps=steps,
-        baseline_clean=clean,
-        baseline_corrupted=corrupted,
+        baseline_clean=baselines["clean"],
+        baseline_corrupted=baselines["corrupted"],
         experiment=experiment,
         source=model.source or Source("unnamed"),
     )
@@ -134,15 +135,6 @@ def input_gradient(model, run, gradients, receiver):
     d_normed = affine(getattr(gradients, site)[layer][:, receiver.head], weight.T)  # (n_tokens, d_model)
     x, eps = getattr(run, f"{site}_input")[layer], model.config.layer_norm_epsilon
     return layer_norm_backward(d_normed, x, model.h[layer].ln_1.weight, eps)
-
-
-def equal_length_tokens(model, experiment, what):
-    """The experiment's tokens; NanopatchError unless both prompts have as many."""
-    tokens = experiment.tokens(model)
-    n_clean, n_corrupted = len(tokens.clean), len(tokens.corrupted)
-    if n_clean != n_corrupted:
-        raise NanopatchError(f"{what} needs prompts of one length; these have {n_clean} and {n_corrupted} tokens")
-    return tokens
 
 
 @dataclass(frozen=True, eq=False, repr=False)

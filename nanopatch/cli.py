@@ -18,8 +18,9 @@ from .errors import NanopatchError
 from .experiments import NAMED, Experiment
 from .metrics import METRICS
 
-OUTPUTS = (".png", ".svg", ".pdf", ".csv", ".npz")
-EDGE_OUTPUTS = (".png", ".svg", ".pdf", ".json", ".dot")
+PICTURES = (".png", ".svg", ".pdf")
+OUTPUTS = (*PICTURES, ".csv", ".npz")
+EDGE_OUTPUTS = (*PICTURES, ".json", ".dot")
 MODEL_HELP = "nano (the default), gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, org/name, or a folder"
 JSON_HELP = "print JSON, for programs"
 CORRUPT_HELP = "instead of a second prompt: put zero, a mean or another prompt's activations in place; or add noise"
@@ -205,10 +206,11 @@ def attribute_command(options):
     from .attribution import Comparison
     from .plot import save_picture
 
+    if options.against_exact:
+        check_outputs([options.against_exact], PICTURES)
+        if len(options.site) > 1 or len(options.metric or []) > 1 or options.direction == "both":
+            usage_error("--against-exact takes one site, direction and metric")
     read = reading(options)
-    several = len(options.site) > 1 or len(options.metric or []) > 1 or options.direction == "both"
-    if options.against_exact and (several or Path(options.against_exact).suffix.lower() != ".png"):
-        usage_error("--against-exact takes one site, direction and metric, and a FILE.png")
     estimate = patched(options, read, options.steps)
     if options.against_exact:
         comparison = Comparison(patched(options, read), estimate)
@@ -222,7 +224,7 @@ def reading(options):
     from .checkpoint import load
     from .pairs import read_pairs
 
-    check_outputs(options)
+    check_outputs(options.output)
     if options.corrupt and options.pairs is not None:
         usage_error("--corrupt and --pairs do not go together")
     for needs, given, what in (
@@ -266,7 +268,7 @@ def patched(options, read, steps=None):
     site = one("--site", options.site)
     if options.corrupt == "noise":
         noised = [position for piece in options.noise_at for position in piece]
-        metric = one("--metric", options.metric or ["probability"])
+        metric = metric_of(options) if options.metric else "probability"
         window = dict(window=options.window, attribution_steps=steps)
         return trace(model, experiment, noised, site, options.axes, metric, **window)
     choices |= dict(prompts=read_prompts(options.prompts) if options.prompts else None, attribution_steps=steps)
@@ -278,7 +280,7 @@ def heads_command(options):
     from .checkpoint import load
     from .patching import sweep
 
-    check_outputs(options)
+    check_outputs(options.output)
     experiment = experiment_of(options)
     options.site, options.axes = ["z", "q", "k", "v", "pattern"], ("layer", "head")
     model = load(options.model)
@@ -293,7 +295,7 @@ def path_command(options):
     from .checkpoint import load
     from .paths import path_patch
 
-    check_outputs(options)
+    check_outputs(options.output)
     if options.align:
         usage_error("path patching needs prompts of one length: leave out --align")
     experiment = experiment_of(options)
@@ -316,7 +318,7 @@ def edges_command(options):
     from .circuits import circuit, edge_attribution, faithfulness
     from .plot import save_picture, show
 
-    check_outputs(options, EDGE_OUTPUTS)
+    check_outputs(options.output, EDGE_OUTPUTS)
     if options.align or options.direction == "both":
         usage_error("edges are scored in one direction, of prompts of one length: leave out --align, --direction both")
     experiment, metric = experiment_of(options), one("--metric", options.metric or ["logit_diff"])
@@ -493,11 +495,11 @@ def read_prompts(path):
     return prompts
 
 
-def check_outputs(options, outputs=OUTPUTS):
+def check_outputs(paths, outputs=OUTPUTS):
     """Whether the output files can be written, before the work rather than after it."""
-    for path in map(Path, options.output):
+    for path in map(Path, paths):
         if path.suffix.lower() not in outputs:
-            usage_error(f"-o {path}: a file's ending says what to write; known are {', '.join(outputs)}")
+            usage_error(f"{path}: a file's ending says what to write; known are {', '.join(outputs)}")
         if not path.parent.is_dir():
             raise NanopatchError(f"cannot write {path}: there is no folder {path.parent}")
 

@@ -1,5 +1,7 @@
 """Continuing a prompt, one token after another, with the keys and values of earlier positions kept."""
 
+import numbers
+
 import numpy as np
 
 from .errors import NanopatchError
@@ -24,7 +26,7 @@ def generate(model, prompt, n_tokens=20, *, temperature=0.0, seed=0, prepend_bos
         )
     if not temperature >= 0:
         raise NanopatchError(f"temperature is 0 or above, not {temperature}")
-    random = np.random.default_rng(seed)
+    random = random_generator(seed)
     nothing = np.zeros((0, model.n_head, model.d_head), model.dtype)
     keys, values = [nothing] * model.n_layer, [nothing] * model.n_layer  # of each layer, (n_past, n_head, d_head)
     generated, unseen = [], tokens
@@ -46,3 +48,10 @@ def generate(model, prompt, n_tokens=20, *, temperature=0.0, seed=0, prepend_bos
         generated.append(int(token))
         unseen = np.array([token])
     return np.array(generated, np.int64)
+
+
+def random_generator(seed):
+    """NumPy's random generator of a seed; NanopatchError for what is none."""
+    if not isinstance(seed, numbers.Integral) or seed < 0:
+        raise NanopatchError(f"seed {seed!r}: a whole number is expected, 0 or above")
+    return np.random.default_rng(seed)

@@ -45,15 +45,15 @@ def gelu_new(x, out=None):
     rows, results = x.reshape(-1, x.shape[-1]), out.reshape(-1, x.shape[-1])
     size = max(1, 2**16 // x.shape[-1])  # as many rows as stay in the processor's cache from step to step
     for i in range(0, len(rows), size):
-        x = rows[i : i + size]
-        inner = x * x  # x ** 3 is many times slower than products
+        part = rows[i : i + size]
+        inner = part * part  # x ** 3 is many times slower than products
         inner *= 0.044715 * a
         inner += a
-        inner *= x
+        inner *= part
         np.tanh(inner, out=inner)
         inner += 1
         inner *= 0.5
-        np.multiply(inner, x, out=results[i : i + size])
+        np.multiply(inner, part, out=results[i : i + size])
     return out
 
 

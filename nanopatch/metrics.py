@@ -23,19 +23,29 @@ class Target(NamedTuple):
     clean_logits: np.ndarray  # (n_vocab,): of the clean run, at its last token
 
 
+#: Which logits a metric may ask for.
+NEEDS = ("answers", "last", "all")
+
+
 @dataclass(frozen=True)
 class Metric:
     """function(logits, target) -> a number.
 
     needs: the logits it is given. "answers": (2,), of the answer and the wrong answer at the last
     token; "last": (n_vocab,), at the last token; "all": (n_tokens, n_vocab). gradient(logits, target):
-    its derivative with respect to those logits, shaped as they are; None if it has none.
+    its derivative with respect to those logits, shaped as they are; None if it has none. by_differences:
+    whether that is made of finite differences. The logits a metric is given are read-only.
     """
 
     name: str
     needs: str
     function: Callable
     gradient: Callable = None
+    by_differences: bool = False
+
+    def __post_init__(self):
+        if self.needs not in NEEDS:
+            raise NanopatchError(f"the metric {self.name} needs {self.needs!r}: one of {', '.join(NEEDS)}")
 
 
 def logit_diff(logits, target):
@@ -129,7 +139,8 @@ def as_metric(metric):
         return METRICS[metric]
     if callable(metric):
         name = getattr(metric, "__name__", "metric")
-        return Metric(name, "all", lambda logits, target: metric(logits), differences(metric))
+        function, gradient = lambda logits, target: metric(logits), differences(metric)
+        return Metric(name, "all", function, gradient, by_differences=True)
     raise NanopatchError(f"a metric is a name ({', '.join(METRICS)}) or a function of the logits, not {metric!r:.60}")
 
 
@@ -141,18 +152,25 @@ def differences(function):
 
     def gradient(logits, target):
         moved, slopes = logits.astype(np.float64), np.empty(logits.shape)
+        shown = read_only(moved)
         step = 1e-4 * max(1.0, np.abs(logits).max())
         for index in np.ndindex(*logits.shape):
             ends = []
             for sign in (1, -1):
                 moved[index] = logits[index] + sign * step
-                ends.append(float(function(moved)))
+                ends.append(float(function(shown)))
             slopes[index] = (ends[0] - ends[1]) / (2 * step)
             moved[index] = logits[index]
         return slopes
 
-    gradient.by_differences = True
     return gradient
+
+
+def read_only(array):
+    """A view of it through which nothing can be written."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def as_metrics(metric):
@@ -166,6 +184,7 @@ def as_metrics(metric):
 
 def measure(metrics, logits, target, answers_only=False):
     """Every metric's value: [float]. logits: (n_tokens, n_vocab), or (1, 2) of the answers where `answers_only`."""
+    logits = read_only(logits)  # they are used again, for every metric and patch
     answers = logits[-1] if answers_only else logits[-1, [target.answer, target.wrong_answer]]
     given = {"answers": answers, "last": logits[-1], "all": logits}
     values = [metric.function(given[metric.needs], target) for metric in metrics]
@@ -183,17 +202,29 @@ def metric_gradient(metric, logits, target):
     """
     if metric.gradient is None:
         raise NanopatchError(f"{metric.name} has no derivative: give a metric that has, or a Metric with its gradient")
-    answers = [target.answer, target.wrong_answer]
+    at = {"answers": (-1, [target.answer, target.wrong_answer]), "last": -1, "all": ...}[metric.needs]
+    given = read_only(logits)[at]
+    slope = np.asarray(metric.gradient(given, target))
+    if slope.shape != given.shape:
+        raise NanopatchError(f"the gradient of {metric.name} has shape {slope.shape}; its logits have {given.shape}")
     gradient = np.zeros_like(logits)
-    if metric.needs == "answers":
-        gradient[-1, answers] = metric.gradient(logits[-1, answers], target)
-    elif metric.needs == "last":
-        gradient[-1] = metric.gradient(logits[-1], target)
-    else:
-        gradient[...] = metric.gradient(logits, target)
+    gradient[at] = slope
     if not np.isfinite(gradient).all():
         raise NanopatchError(f"{metric.name} has no finite derivative here")
     return gradient
+
+
+def check_slope(metric, value, gradient):
+    """NanopatchError where a metric is 0 and flat, up to rounding: its first-order estimate would be rounding alone.
+
+    So kl_divergence is in the clean run, its minimum. gradient: of `metric_gradient`, where the metric is `value`.
+    """
+    slope = np.abs(gradient).max()
+    if abs(value) <= slope <= 100 * np.finfo(gradient.dtype).eps:
+        raise NanopatchError(
+            f"{metric.name} is 0 in the run patched into, and so is its derivative, which then says nothing: take "
+            "more steps (integrated gradients), another direction or another metric"
+        )
 
 
 def top_tokens(logits, k=10):

@@ -226,6 +226,7 @@ class Model:
         kept = known_sites(sites)
         run = record(self.steps(tokens, sites=kept), sites=kept)
         run.tokens, run.model = tokens, self
+        run.tokens.flags.writeable = False
         return run
 
     def backward(self, run, d_logits, *, sites=None):
@@ -259,7 +260,9 @@ class Model:
 
         tokens: ids whose logits are wanted, in their order; the whole vocabulary by default.
         """
-        return _result(self._unembed_steps(resid, frozenset(), None if tokens is None else self.tokenize(tokens)))
+        if tokens is not None:
+            tokens = self._in_vocabulary(np.array(_one_prompt(tokens), np.int64))
+        return _result(self._unembed_steps(resid, frozenset(), tokens))
 
     def next_logits(self, prompt, *, prepend_bos=False):
         """Logits (n_vocab,) of the token that follows the prompt: `run(prompt).logits[-1]`, computing no others."""
@@ -301,10 +304,7 @@ class Model:
             raise NanopatchError(
                 f"the prompt has {tokens.shape[-1]} tokens, and this model reads {self.n_ctx} at most: shorten it"
             )
-        outside = tokens[(tokens < 0) | (tokens >= self.n_vocab)]
-        if outside.size:
-            raise NanopatchError(f"token id {outside[0]} is outside the vocabulary, 0 to {self.n_vocab - 1}")
-        return tokens
+        return self._in_vocabulary(tokens)
 
     def detokenize(self, tokens):
         """Text of one prompt's token ids (n_tokens,). Bytes that are only part of a character become U+FFFD."""
@@ -323,6 +323,12 @@ class Model:
     def _attention_scale(self, layer):
         scale = 1 / math.sqrt(self.d_head) if self.config.scale_attn_weights else 1.0
         return scale / (layer + 1) if self.config.scale_attn_by_inverse_layer_idx else scale
+
+    def _in_vocabulary(self, tokens):
+        outside = tokens[(tokens < 0) | (tokens >= self.n_vocab)]
+        if outside.size:
+            raise NanopatchError(f"token id {outside[0]} is outside the vocabulary, 0 to {self.n_vocab - 1}")
+        return tokens
 
     def _check_layer(self, layer):
         if not isinstance(layer, numbers.Integral) or not 0 <= layer < self.n_layer:

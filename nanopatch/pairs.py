@@ -8,6 +8,7 @@ import csv
 import io
 import json
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,8 @@ from .align import align as align_tokens
 from .attribution import attribute
 from .errors import NanopatchError
 from .experiments import Experiment
-from .patching import most_different, progress, sweep
+from .patching import check_positions, most_different, progress, sweep
 from .results import Panels
-from .sites import ATTENTION_SITES
 from .stack import MEMORY
 
 #: The names of a pair's parts, in files as in `Experiment`; only the last may be left out.
@@ -219,7 +219,7 @@ def sweep_pairs(
     if isinstance(direction, (list, tuple)):
         return Panels({d: sweep_pairs(model, pairs, site, axes, d, metric, align, **options) for d in direction})
     used, skipped = usable_pairs(model, pairs, site, align)
-    if isinstance(neurons, int) and site in ("mlp_pre", "mlp_post"):
+    if isinstance(neurons, Integral) and site in ("mlp_pre", "mlp_post"):
         choices["neurons"] = most_different_on_average(model, used, site, align, neurons)
     metrics = metric if isinstance(metric, (list, tuple)) else [metric]
     if attribution_steps is None:
@@ -306,8 +306,7 @@ def pair_columns(model, pair, site, align):
         raise NanopatchError(f"not an Experiment: {pair!r:.60}")
     tokens = pair.tokens(model)
     columns = align_tokens(tokens.clean, tokens.corrupted, align, show=model.token_strings)
-    if site in ATTENTION_SITES and len(tokens.clean) != len(tokens.corrupted):
-        raise NanopatchError(f"{site} of prompts of different lengths has no common positions")
+    check_positions(site, columns)
     return columns
 
 

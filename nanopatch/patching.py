@@ -90,10 +90,7 @@ def sweep(
         return Panels({d: sweep(model, experiment, site, axes, d, metric, align, **choices) for d in direction})
     kept = dict.fromkeys(("clean", "corrupted"), needed_sites(site))
     plan = make_plan(model, experiment, site, axes, direction, metric, align, choices, kept)
-    base, base_logits, baseline = (of[plan.into] for of in (plan.runs, plan.logits, plan.baselines))
-    values, unchanged = measure_all(model, base, base_logits, plan.patches, plan.metrics, plan.target, baseline, memory)
-    sweeps = as_sweeps(model, experiment, plan, values, unchanged)
-    return Panels(sweeps) if isinstance(metric, (list, tuple)) else sweeps[plan.metrics[0].name]
+    return as_result(model, experiment, plan, metric, *measure_plan(model, plan, memory))
 
 
 # ---- from the arguments to a list of patches, and from their values to a result ----------------------
@@ -111,7 +108,6 @@ class Plan(NamedTuple):
     columns: list  # (position in clean, position in corrupted) pairs
     partners: list  # (position in the run patched into, position in the other) pairs
     runs: dict  # recorded runs
-    source: np.ndarray  # what patches copy, (n_layer, ...), standing where it is copied to
     pieces: dict  # {axis: [[number, ...], ...]}
     patches: list  # for each cell of the grid, a list of `Edit`
     logits: dict  # of the unpatched runs
@@ -125,13 +121,11 @@ def make_plan(model, experiment, site, axes, direction, metric, align, choices, 
     sites: {"clean": what that run records, "corrupted": ...}; runs: both, if they have been run already.
     """
     axes = check_axes(site, axes)
-    if direction not in DIRECTIONS:
-        raise NanopatchError(f'unknown direction {direction!r}: "denoise" (clean into corrupted) or "noise"')
+    check_direction(direction)
     metrics = as_metrics(metric)
     tokens = experiment.tokens(model)
     columns = align_tokens(tokens.clean, tokens.corrupted, align, show=model.token_strings)
-    if site in ATTENTION_SITES and len(tokens.clean) != len(tokens.corrupted):
-        raise NanopatchError(f"{site} of prompts of different lengths has no common positions: patch z instead")
+    check_positions(site, columns)
     runs = runs or run_both(model, tokens, sites)
     into, origin = DIRECTIONS[direction]
     partners = [pair[::-1] if direction == "denoise" else pair for pair in columns]
@@ -164,7 +158,6 @@ def make_plan(model, experiment, site, axes, direction, metric, align, choices, 
         columns=columns,
         partners=partners,
         runs=runs,
-        source=source,
         pieces=pieces,
         patches=[edits_of(site, source, rows, piece, own_rows) for piece in grid_of_pieces(pieces, axes)],
         logits=logits,
@@ -181,8 +174,8 @@ def run_both(model, tokens, sites):
     return {"clean": batch.of_batch(0), "corrupted": batch.of_batch(1)}
 
 
-def as_sweeps(model, experiment, plan, values, unchanged, remarks=()):
-    """{name of the metric: `Sweep`} of the values of all patches, (n_patches, n_metrics)."""
+def as_result(model, experiment, plan, metric, values, unchanged, remarks=()):
+    """The `Sweep` of the values of all patches, (n_patches, n_metrics); `Panels` where `metric` lists several."""
     axes, pieces = plan.axes, plan.pieces
     shape = tuple(len(pieces[axis]) for axis in axes)
     values = values.reshape(*shape, len(plan.metrics))
@@ -190,7 +183,7 @@ def as_sweeps(model, experiment, plan, values, unchanged, remarks=()):
     if "position" in axes:  # blank where nothing of a piece has a partner
         blank = [all(None in plan.partners[column] for column in piece) for piece in pieces["position"]]
         np.moveaxis(values, axes.index("position"), 0)[blank] = np.nan
-    return {
+    sweeps = {
         m.name: Sweep(
             grid=np.ascontiguousarray(values[..., i]),
             unchanged=unchanged.reshape(shape),
@@ -207,6 +200,7 @@ def as_sweeps(model, experiment, plan, values, unchanged, remarks=()):
         )
         for i, m in enumerate(plan.metrics)
     }
+    return Panels(sweeps) if isinstance(metric, (list, tuple)) else sweeps[plan.metrics[0].name]
 
 
 # ---- what is copied ------------------------------------------------------------------------------
@@ -229,11 +223,9 @@ def transplant(into, origin, partners, site):
 
 def first_difference(into_tokens, origin_tokens, partners):
     """The first position whose activations may differ from its partner's: another token, or another position."""
-    for into_position, origin_position in partners:
-        if into_position is None or into_position != origin_position:
-            return into_position or 0
-        if into_tokens[into_position] != origin_tokens[origin_position]:
-            return into_position
+    for column, (i, j) in enumerate(partners):
+        if i != j or into_tokens[i] != origin_tokens[j]:
+            return sum(into_position is not None for into_position, _ in partners[:column])
     return len(into_tokens)
 
 
@@ -266,7 +258,7 @@ def most_different(into, source, n):
 
 def check_axes(site, axes):
     """The axes of a sweep over `site` as a tuple of names; NanopatchError if it has no such axes."""
-    if site not in SITE_AXES:
+    if not isinstance(site, str) or site not in SITE_AXES:
         raise NanopatchError(f"cannot patch {site!r}; sites are {', '.join(SITE_AXES)}")
     known = SITE_AXES[site]
     axes = known[:2] if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
@@ -274,6 +266,27 @@ def check_axes(site, axes):
         asked = ", ".join(map(repr, axes)) or "none"
         raise NanopatchError(f"{site} has the axes {', '.join(known)}, each at most once; not {asked}")
     return axes
+
+
+def check_direction(direction):
+    """NanopatchError unless it is the name of one direction."""
+    if not isinstance(direction, str) or direction not in DIRECTIONS:
+        raise NanopatchError(f'unknown direction {direction!r}: "denoise" (clean into corrupted) or "noise"')
+
+
+def check_positions(site, columns):
+    """NanopatchError for scores and pattern where a position of one prompt is another position of the other."""
+    if site in ATTENTION_SITES and any(i != j for i, j in columns):
+        raise NanopatchError(f"{site} of prompts whose tokens are shifted has no common positions: patch z instead")
+
+
+def equal_length_tokens(model, experiment, what):
+    """The experiment's tokens; NanopatchError unless both prompts have as many."""
+    tokens = experiment.tokens(model)
+    n_clean, n_corrupted = len(tokens.clean), len(tokens.corrupted)
+    if n_clean != n_corrupted:
+        raise NanopatchError(f"{what} needs prompts of one length; these have {n_clean} and {n_corrupted} tokens")
+    return tokens
 
 
 def check_lists(*arguments):
@@ -327,7 +340,7 @@ def _items(chosen, choice):
 
 
 def _piece(item, axis, choice, sizes):
-    """One entry of an axis as a list of numbers, or of (layer, head) or (layer, neuron) pairs."""
+    """One entry of an axis as a list of int, or of (layer, head) or (layer, neuron) pairs of int."""
     items = [item] if isinstance(item, (numbers.Integral, tuple)) else _items(item, choice)
     for i in items:
         pair = isinstance(i, tuple) and axis in ("head", "neuron")
@@ -339,7 +352,7 @@ def _piece(item, axis, choice, sizes):
         if not 0 <= number < sizes[axis] or not 0 <= layer < sizes["layer"]:
             layers = f" of the layers 0 to {sizes['layer'] - 1}" if pair else ""
             raise NanopatchError(f"{axis} {i} does not exist: there are 0 to {sizes[axis] - 1}{layers}")
-    return items
+    return [tuple(map(int, i)) if isinstance(i, tuple) else int(i) for i in items]
 
 
 def grid_of_pieces(pieces, axes):
@@ -405,14 +418,15 @@ def rounding(model, *logits):
     return float(np.finfo(model.dtype).eps * 100 * max(np.abs(array[-1]).max() for array in logits))
 
 
-def measure_all(model, base, base_logits, patches, metrics, target, baseline, memory):
-    """The metrics after every patch, (n_patches, n_metrics), and which patches can change nothing, (n_patches,).
+def measure_plan(model, plan, memory=MEMORY):
+    """Run and measure every patch of a plan: (n_patches, n_metrics), and which can change nothing, (n_patches,).
 
-    baseline: the metrics of the base run, which is what a patch that can change nothing leaves. The other
-    arguments are those of `measure_patches`.
+    What can change nothing is not run: it leaves the metrics of the run patched into.
     """
-    values, unchanged = np.tile(baseline, (len(patches), 1)), np.ones(len(patches), bool)
-    for number, measured in measure_patches(model, base, base_logits, patches, metrics, target, memory):
+    base, base_logits, baseline = (of[plan.into] for of in (plan.runs, plan.logits, plan.baselines))
+    values, unchanged = np.tile(baseline, (len(plan.patches), 1)), np.ones(len(plan.patches), bool)
+    steps = measure_patches(model, base, base_logits, plan.patches, plan.metrics, plan.target, memory)
+    for number, measured in steps:
         values[number], unchanged[number] = measured, False
     return values, unchanged
 

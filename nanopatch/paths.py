@@ -29,6 +29,7 @@ from .layers import affine
 from .metrics import as_metrics, measure
 from .patching import (
     DIRECTIONS,
+    equal_length_tokens,
     first_difference,
     measure_patches,
     of_prompts,
@@ -126,10 +127,8 @@ def path_patch(
         sender, receiver = "+".join(rows[0][0]), "+".join(columns[0][0])
         raise NanopatchError(f"{receiver} does not come after {sender}; after {sender} come {listing(later)}")
     metrics = as_metrics(metric)
-    tokens = experiment.tokens(model)
-    n_tokens, other = len(tokens.clean), len(tokens.corrupted)
-    if n_tokens != other:
-        raise NanopatchError(f"path patching needs prompts of one length; these have {n_tokens} and {other} tokens")
+    tokens = equal_length_tokens(model, experiment, "path patching")
+    n_tokens = len(tokens.clean)
 
     runs = {name: model.run(getattr(tokens, name), sites=PATH_SITES) for name in ("clean", "corrupted")}
     into, origin = (runs[name] for name in DIRECTIONS[direction])

@@ -7,7 +7,7 @@ import numpy as np
 from .backward import backward
 from .errors import NanopatchError
 from .experiments import Experiment
-from .metrics import Target, as_metric, measure, metric_gradient, top_tokens
+from .metrics import Target, as_metric, check_slope, measure, metric_gradient, top_tokens
 from .results import visible
 
 
@@ -51,8 +51,8 @@ def saliency(model, prompt, metric="logit_diff"):
     if answer is None:
         (answer, _), (wrong_answer, _) = top_tokens(run.logits[-1], 2)
     target = Target(answer, wrong_answer, tokens, run.logits[-1])
-    d_logits = metric_gradient(metric, run.logits, target)
+    (value,), d_logits = measure([metric], run.logits, target), metric_gradient(metric, run.logits, target)
+    check_slope(metric, value, d_logits)
     gradient = backward(model, run, d_logits, "resid_pre").resid_pre[0].astype(float)
-    (value,) = measure([metric], run.logits, target)
     product = (gradient * model.wte[tokens]).sum(axis=-1)  # (n_tokens,)
     return Saliency(tuple(model.token_strings(tokens)), metric.name, value, np.linalg.norm(gradient, axis=-1), product)

@@ -97,8 +97,12 @@ class Run:
             setattr(self, name, array)
 
     def of_batch(self, number):
-        """One run of a recorded batch, as a `Run` of its own (views of the same arrays)."""
+        """One run of a recorded batch, as a `Run` of its own (views of the same arrays); NanopatchError if none is."""
         arrays = {name: getattr(self, name) for name in self.names}
+        for name, array in arrays.items():
+            batch = array.shape[name in BLOCK_SITES : -3 if name in (*ATTENTION_SITES, "q", "k", "v", "z") else -2]
+            if len(batch) != 1 or not 0 <= number < batch[0]:
+                raise NanopatchError(f"run {number} of a batch: this record holds {batch[0] if batch else 'no batch'}")
         rows = {name: array[number] if name in FINAL_SITES else array[:, number] for name, array in arrays.items()}
         return Run(rows, None if self.tokens is None else self.tokens[number], self.model)
 

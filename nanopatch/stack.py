@@ -63,6 +63,8 @@ def reach(model, edits, n_tokens, last_only):
     kept = []
     for edit in edits:
         positions = edit.positions
+        if edit.keys is not None:  # to a query, later keys are masked
+            positions = [position for position in positions if position >= min(edit.keys)]
         if last_only and edit.layer == model.n_layer - 1 and edit.site in AFTER_KEYS:
             positions = [position for position in positions if position == n_tokens - 1]
         if len(positions):

@@ -156,12 +156,14 @@ def sweeps(options):
 
 def sweeps_of_pair(options, model, experiment, name, lens, bound_with_base):
     """The sweep of one pair of prompts beside the plain loop, its own matrix products, and TransformerLens."""
+    from nanopatch.patching import measure_plan
+
     tokens, plan, few = experiment.tokens(model), plan_of(model, experiment), max(3, options.repeats // 2)
 
     def whole():
         return nanopatch().sweep(model, experiment)
 
-    def patches_only():  # what a sweep does after the base runs
+    def patches_only():  # all that a sweep does after the base runs
         return measure_plan(model, plan)
 
     def naive_patches_only():
@@ -240,29 +242,33 @@ def gradients(options):
 def lengths(options):
     """The cost of a cell as the prompt grows, and at the larger shapes, beside one forward pass of the same model."""
     points = {}
-    for shape, n_tokens in (("124M", 11), ("124M", 64), ("124M", 256), ("medium", 11), ("large", 11), ("XL", 11)):
-        # A cell costs in proportion to the layers above it: at 256 tokens the two in the middle stand for all.
-        layers = [5, 6] if n_tokens == 256 else None
-        for site, n_cells, ratio in cost_of_cells(shape, n_tokens, layers):
-            points[site, shape, n_tokens] = ratio
-            yield row(f"{site} sweep, {shape}, {n_tokens} tokens: one of {n_cells} cells / one forward pass", [ratio])
+    with contextlib.ExitStack() as stack:
+        lens = stack.enter_context(TransformerLens(options)) if options.transformer_lens else None
+        for shape, n_tokens in (("124M", 11), ("124M", 64), ("124M", 256), ("medium", 11), ("large", 11), ("XL", 11)):
+            yield from cost_of_cells(shape, n_tokens, lens, points)
     yield {"what": "peak memory of this process, GB", "value": peak_memory() / 1e9}
     if options.plot:
         plot_lengths(points, options.plot)
 
 
-def cost_of_cells(shape, n_tokens, layers):
-    """[(site, number of cells, time of one cell / time of one forward pass)], of one model that is gone afterwards."""
+def cost_of_cells(shape, n_tokens, lens, points):
+    """Rows of one model, which is gone afterwards; points: {(site, shape, n_tokens): cell / forward pass}, filled."""
     model = random_model(shape)
     experiment = random_experiment(model, n_tokens)
-    n_layers = len(layers or range(model.n_layer))
     forward = min(timed(lambda: model.next_logits(experiment.corrupted)) for _ in range(3))
-    costs = []
     for site in ("resid_pre", "z") if shape == "124M" else ("resid_pre",):
-        n_cells = n_layers * (n_tokens if site == "resid_pre" else model.n_head)
-        sweeping = timed(lambda site=site: nanopatch().sweep(model, experiment, site=site, layers=layers))
-        costs.append((site, n_cells, sweeping / forward / n_cells))
-    return costs
+        # A cell costs in proportion to the layers above it: two in the middle stand for 12 x 256, which take minutes.
+        layers = [5, 6] if site == "resid_pre" and n_tokens == 256 else None
+        n_cells = len(layers or range(model.n_layer)) * (n_tokens if site == "resid_pre" else model.n_head)
+        begin = time.perf_counter()
+        nanopatch().sweep(model, experiment, site=site, layers=layers)
+        cell = (time.perf_counter() - begin) / n_cells
+        points[site, shape, n_tokens] = cell / forward
+        what = f"{site} sweep, {shape}, {n_tokens} tokens"
+        yield row(f"{what}: one of {n_cells} cells / one forward pass", [cell / forward])
+        if lens and shape == "124M":
+            theirs = lens.time(site, experiment.tokens(model), cells=24)
+            yield row(f"{what}: a cell of TransformerLens (of 24) / of nanopatch", [theirs["cell"] / cell])
 
 
 def memory(options):
@@ -389,15 +395,6 @@ def plan_of(model, experiment):
     return make_plan(model, experiment, "resid_pre", None, "denoise", "logit_diff", None, choices, sites)
 
 
-def measure_plan(model, plan):
-    """And all that it does from there to the values of the grid."""
-    from nanopatch.patching import measure_all
-    from nanopatch.stack import MEMORY
-
-    base, logits, baseline = (of[plan.into] for of in (plan.runs, plan.logits, plan.baselines))
-    return measure_all(model, base, logits, plan.patches, plan.metrics, plan.target, baseline, MEMORY)
-
-
 def naive_loop(model, tokens, clean):
     """The same grid as the README's loop over `model.steps` makes it, a whole run for each patch."""
     import numpy as np
@@ -464,8 +461,8 @@ class TransformerLens:
         self.process.stdin.close()
         self.process.wait()
 
-    def time(self, site, tokens):
-        job = {"site": site, "clean": tokens.clean.tolist(), "corrupted": tokens.corrupted.tolist()}
+    def time(self, site, tokens, cells=None):
+        job = {"site": site, "clean": tokens.clean.tolist(), "corrupted": tokens.corrupted.tolist(), "cells": cells}
         print(json.dumps(job), file=self.process.stdin, flush=True)
         return json.loads(self.process.stdout.readline())
 

@@ -1,14 +1,17 @@
 """TransformerLens' side of scripts/benchmark.py; runs in an environment of its own that has transformer_lens.
 
-Reads lines of JSON {"site": "resid_pre" or "z", "clean": ids, "corrupted": ids} from stdin and answers each with
-{"base": seconds of the two base runs, "sweep": seconds of the sweep}. The model has GPT-2 124M's shape
-and random weights, which take as long as trained ones.
+Reads lines of JSON {"site": "resid_pre" or "z", "clean": ids, "corrupted": ids, "cells": how many, or null for
+all} from stdin and answers each with {"base": seconds of the two base runs, "sweep": seconds of the sweep, "cell":
+seconds of one cell of it}. Fewer cells than all are spread evenly over layers and positions or heads. The model has
+GPT-2 124M's shape and random weights, which take as long as trained ones.
 """
 
+import itertools
 import json
 import sys
 import time
 
+import pandas
 import torch
 from transformer_lens import HookedTransformer, HookedTransformerConfig, patching
 
@@ -21,6 +24,13 @@ config = HookedTransformerConfig(
 )  # fmt: skip
 model = HookedTransformer(config).eval()
 sweeps = {"resid_pre": patching.get_act_patch_resid_pre, "z": patching.get_act_patch_attn_head_out_all_pos}
+setters = {"resid_pre": patching.layer_pos_patch_setter, "z": patching.layer_head_vector_patch_setter}
+
+
+def logit_diff(logits):
+    return logits[0, -1, 3] - logits[0, -1, 7]
+
+
 print("ready", flush=True)
 for line in sys.stdin:
     job = json.loads(line)
@@ -29,6 +39,16 @@ for line in sys.stdin:
     _, cache = model.run_with_cache(clean)
     model(corrupted)
     middle = time.perf_counter()
+    site, width = job["site"], corrupted.shape[1] if job["site"] == "resid_pre" else config.n_heads
+    cells = list(itertools.product(range(config.n_layers), range(width)))
     # TransformerLens draws a tqdm bar of its own on stderr.
-    sweeps[job["site"]](model, corrupted, cache, lambda logits: logits[0, -1, 3] - logits[0, -1, 7])
-    print(json.dumps({"base": middle - begin, "sweep": time.perf_counter() - middle}), flush=True)
+    if job["cells"] is None:
+        sweeps[site](model, corrupted, cache, logit_diff)
+    else:  # what these sweeps are made of
+        step = len(cells) / job["cells"]
+        cells = [cells[int((i + 0.5) * step)] for i in range(job["cells"])]
+        table = pandas.DataFrame(cells, columns=["layer", "pos" if site == "resid_pre" else "head_index"])
+        setter = setters[site]
+        patching.generic_activation_patch(model, corrupted, cache, logit_diff, setter, site, index_df=table)
+    sweep = time.perf_counter() - middle
+    print(json.dumps({"base": middle - begin, "sweep": sweep, "cell": sweep / len(cells)}), flush=True)

@@ -121,6 +121,15 @@ def test_tracing_is_the_average_over_noises():
     assert whole.grid == pytest.approx(np.full(3, whole.baseline_clean), rel=1e-9)
 
 
+def test_tracing_takes_several_metrics_and_says_what_is_not_finite():
+    model, metrics = tiny_model(seed=9), ["logit_diff", "probability"]
+    both = trace(model, EXPERIMENT, [1, 2], "mlp_out", metric=metrics, seeds=[3])
+    for name in metrics:
+        assert np.array_equal(both[name].grid, trace(model, EXPERIMENT, [1, 2], "mlp_out", metric=name, seeds=[3]).grid)
+    result = trace(model, EXPERIMENT, [1], seeds=[3], metric=lambda logits: np.nan)
+    assert result.notes[-1].startswith("<lambda> is no finite number after 12 of the patches, the first at layer 0")
+
+
 BAD = [
     (lambda m: ablate(m, EXPERIMENT, by="half"), "unknown ablation 'half': one of zero, mean, resample"),
     (lambda m: ablate(m, EXPERIMENT, by="mean"), 'by="mean" takes prompts to take activations from'),
@@ -146,6 +155,10 @@ BAD = [
     (lambda m: trace(m, EXPERIMENT, [1], seeds=3), "seeds=3: lists of whole numbers are expected"),
     (lambda m: trace(m, EXPERIMENT, [4]), r"noised=\[4\]: give positions of the clean prompt, 0 to 3"),
     (lambda m: trace(m, EXPERIMENT, [1], seeds=[]), "at least one seed"),
+    (lambda m: trace(m, EXPERIMENT, [1], seeds=[-1]), "seed -1: a whole number is expected, 0 or above"),
+    (lambda m: ablate(m, EXPERIMENT, by="mean", prompts=3), "prompts=3: a list of prompts is expected"),
+    (lambda m: ablate(m, EXPERIMENT, ["z", "q"]), r"cannot patch \['z', 'q'\]; sites are resid_pre"),
+    (lambda m: ablate(m, EXPERIMENT, metric="kl_divergence", attribution_steps=1), "kl_divergence is 0 in the run"),
 ]
 
 

@@ -8,7 +8,7 @@ from nanopatch import Experiment, NanopatchError, ablate, attribute, load, sweep
 from nanopatch.attribution import Comparison, compare
 from nanopatch.experiments import MICHELLE
 from nanopatch.metrics import METRICS, Metric, as_metric, metric_gradient
-from nanopatch.patching import SITE_AXES, target_of
+from nanopatch.patching import DIRECTIONS, SITE_AXES, make_plan, target_of
 
 EXPERIMENT = Experiment([1, 2, 3, 4, 5], [1, 9, 3, 8, 5], 3, 7)
 
@@ -56,6 +56,63 @@ def test_every_axis_sums_over_what_it_patches():
     assert np.allclose((fine.grid - baseline).sum(axis=1), coarse.grid - baseline, rtol=1e-10)
     window = attribute(model, EXPERIMENT, "z", window=2)
     assert np.allclose(window.grid[0] - baseline, (coarse.grid[:2] - baseline).sum(axis=0), rtol=1e-10)
+
+
+CHOSEN = [
+    ("z", dict(heads=[[0, 1], 1])),
+    ("q", dict(axes="head", heads=[[(0, 1), (2, 0)], (1, 1)])),
+    ("mlp_post", dict(axes=("layer", "neuron"), neurons=[4, [7, 9]])),
+    ("mlp_pre", dict(axes="neuron", neurons=4)),
+    ("attn_out", dict(window=2)),
+    ("resid_mid", dict(layers=[0, 2], positions=[[1, 3], 4])),
+    ("pattern", dict(axes=("destination", "source"))),
+    ("scores", dict(axes=("layer", "head", "destination"), heads=[1])),
+    ("k_input", dict(align="diff")),
+    ("v", dict(align="diff", heads=[1])),
+]
+
+
+@pytest.mark.parametrize("direction", sorted(DIRECTIONS))
+@pytest.mark.parametrize(("site", "choice"), CHOSEN)
+def test_it_is_the_derivative_along_what_is_copied_however_chosen(site, choice, direction):
+    """A cell's difference, added in a step of +-1e-5 of the way, moves the metric by that share of the attribution."""
+    model, experiment = tiny_model(seed=2), EXPERIMENT
+    if "align" in choice:
+        experiment = Experiment([9, 8, 1, 5, 6], [7, 2, 5, 6], 3, 7)
+    result = attribute(model, experiment, site, direction=direction, **choice)
+    choices = dict(layers=None, positions=None, heads=None, neurons=None, window=1) | choice
+    axes, align = choices.pop("axes", None), choices.pop("align", None)
+    everything = {"clean": None, "corrupted": None}
+    plan = make_plan(model, experiment, site, axes, direction, "logit_diff", align, choices, everything)
+    base = plan.runs[plan.into]
+
+    def moved(edits, fraction):
+        for step in model.steps(base.tokens):
+            for edit in edits:
+                if (step.name, step.layer) == (edit.site, edit.layer):
+                    here = getattr(base, site)[edit.layer]
+                    with np.errstate(invalid="ignore"):
+                        difference = np.where(np.isneginf(here), 0, edit.source - here)  # masked entries stay -inf
+                    step.array[edit.index()] += fraction * difference[edit.index()]
+        return step.array[-1, 3] - step.array[-1, 7]
+
+    slopes = [(moved(edits, 1e-5) - moved(edits, -1e-5)) / 2e-5 for edits in plan.patches]
+    effect = np.where(np.isnan(result.grid), 0, result.grid - result.baseline_into).ravel()  # NaN: without a partner
+    # A central difference of step h errs by about h^2 of the third derivative, and by rounding / h: 1e-9 here.
+    assert np.abs(effect - slopes).max() <= 1e-8 * max(1, np.abs(slopes).max()) and np.abs(slopes).max() > 1e-3
+
+
+def test_resampling_is_estimated_towards_the_prompt_that_was_drawn():
+    model, prompts = tiny_model(seed=6), [[1, 2, 3, 4, 6], [7, 2, 8, 4, 5], [3, 3, 1, 8, 5]]
+
+    def estimate(prompts):
+        how = dict(by="resample", prompts=prompts, attribution_steps=2)
+        return ablate(model, EXPERIMENT, "z", ("layer", "position", "head"), **how).grid
+
+    alone = np.array([estimate([prompt]) for prompt in prompts])  # (n_prompts, ...)
+    equal = np.isclose(estimate(prompts), alone, rtol=1e-12, atol=0)
+    assert equal.any(axis=0).all() and (equal.sum(axis=0) == 1).any()
+    assert all(equal[:, layer].any(axis=(1, 2)).sum() > 1 for layer in range(model.n_layer))  # of several, in one layer
 
 
 def test_integrated_gradients_are_complete():
@@ -168,14 +225,19 @@ def test_comparison_with_exact_patching():
     assert np.allclose(points, np.column_stack([x, y])) and len(ax.texts) == 3
     line = ax.lines[0].get_xydata()
     assert (line[:, 0] == line[:, 1]).all()  # the identity
-    with pytest.raises(NanopatchError, match="compared with a sweep of the same site, axes and metric"):
-        Comparison(sweep(model, EXPERIMENT, "z"), attribute(model, EXPERIMENT))
+    with pytest.raises(NanopatchError, match="compared with a sweep of the same prompts, site, axes and metric"):
+        Comparison(sweep(model, EXPERIMENT, "attn_out"), attribute(model, EXPERIMENT, "mlp_out"))
+    with pytest.raises(NanopatchError, match="a comparison takes two sweeps, of one site, direction and metric"):
+        compare(model, EXPERIMENT, ["z", "q"])
 
 
 def test_what_cannot_be_done():
     model = tiny_model()
     with pytest.raises(NanopatchError, match="rank has no derivative"):
         attribute(model, EXPERIMENT, metric="rank")
+    with pytest.raises(NanopatchError, match="kl_divergence is 0 in the run patched into, and so is its derivative"):
+        attribute(model, EXPERIMENT, direction="noise", metric="kl_divergence")
+    assert np.ptp(attribute(model, EXPERIMENT, direction="noise", metric="kl_divergence", steps=2).grid) > 0.1
     with pytest.raises(NanopatchError, match="steps=0: a whole number is needed"):
         attribute(model, EXPERIMENT, steps=0)
     nowhere = Metric("nowhere", "last", as_metric("rank").function, gradient=lambda logits, target: logits * np.nan)

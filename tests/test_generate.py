@@ -43,5 +43,7 @@ def test_limits():
         generate(model, [[1], [2]], 2)
     with pytest.raises(NanopatchError, match="temperature is 0 or above, not -1"):
         generate(model, [1], 2, temperature=-1)
+    with pytest.raises(NanopatchError, match="seed -1: a whole number is expected, 0 or above"):
+        generate(model, [1], 2, seed=-1)
     with pytest.raises(NanopatchError, match="positions 11 to 12 are outside this model's, 0 to 11"):
         model.embed([1, 2], start=11)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from tiny import tiny_model
 
-from nanopatch import Experiment, NanopatchError, sweep
-from nanopatch.metrics import METRICS, top_tokens
+from nanopatch import Experiment, NanopatchError, attribute, sweep
+from nanopatch.metrics import METRICS, Metric, top_tokens
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +104,23 @@ def test_a_metric_must_return_one_number():
         sweep(tiny_model(), Experiment([1, 2], [1, 2, 3], 3, 7), metric="cross_entropy", align="diff")
     with pytest.raises(NanopatchError, match="the metric argmax must return one number, not array"):
         sweep(tiny_model(), Experiment([1, 2], [1, 3], 3, 7), metric=lambda_named_argmax)
+
+
+def test_what_a_metric_is_given_cannot_be_written_into():
+    def greedy(logits):
+        logits[:, 3] -= 1
+        return 0.0
+
+    with pytest.raises(ValueError, match="read-only"):
+        sweep(tiny_model(), Experiment([1, 2], [1, 3], 3, 7), metric=greedy)
+
+
+def test_a_metric_of_unknown_needs_or_with_a_gradient_of_another_shape():
+    with pytest.raises(NanopatchError, match="the metric a needs 'lastt': one of answers, last, all"):
+        Metric("a", "lastt", None)
+    wide = Metric("wide", "all", lambda logits, target: 1.0, gradient=lambda logits, target: logits[0])
+    with pytest.raises(NanopatchError, match=r"the gradient of wide has shape \(29,\); its logits have \(2, 29\)"):
+        attribute(tiny_model(), Experiment([1, 2], [1, 3], 3, 7), metric=wide)
 
 
 def lambda_named_argmax(logits):

@@ -117,7 +117,7 @@ def test_infinite_metrics_have_a_mean_or_none_without_a_warning():
 
 def test_the_same_neurons_are_taken_in_every_pair():
     model, pairs = tiny_model(), make_pairs(3)
-    result = sweep_pairs(model, pairs, "mlp_post", axes="neuron", neurons=5)
+    result = sweep_pairs(model, pairs, "mlp_post", axes="neuron", neurons=np.int64(5))
     differences = [  # (n_layer, d_mlp): largest over positions
         np.abs(model.run(pair.clean).mlp_post - model.run(pair.corrupted).mlp_post).max(axis=1) for pair in pairs
     ]
@@ -208,7 +208,7 @@ def test_pairs_aligned_otherwise_than_the_first_are_left_out():
     )
     assert result.skipped[1][1].startswith("its prompts have 5 and 5 tokens, those of pair 0 have 5 and 4")
     patterns = sweep_pairs(model, pairs, "pattern", align="diff")
-    assert patterns.n_pairs == 1 and patterns.skipped[0][1].startswith("pattern of prompts of different")
+    assert patterns.n_pairs == 1 and patterns.skipped[0][1].startswith("pattern of prompts whose tokens are shifted")
 
 
 def test_no_pair_that_can_be_used_is_an_error():

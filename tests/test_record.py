@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tiny import tiny_model
+from tiny import assert_close, tiny_model
 
 from nanopatch import NanopatchError, Run, Site, record
 from nanopatch.sites import SITES
@@ -116,6 +116,29 @@ def test_record_refuses_blocks_that_do_not_start_at_layer_0():
         record(twice)
     with pytest.raises(NanopatchError, match="unknown site 'zz'"):
         record(model.steps([1, 2]), sites="zz")
+
+
+def test_one_run_of_a_batch():
+    model = tiny_model()
+    batch = model.run([[1, 2, 3], [4, 5, 6]])
+    for number, tokens in enumerate(([1, 2, 3], [4, 5, 6])):
+        one, alone = batch.of_batch(number), model.run(tokens)
+        assert one.tokens.tolist() == tokens and one.names == alone.names
+        for name in one.names:
+            assert_close(getattr(one, name), getattr(alone, name))
+    with pytest.raises(NanopatchError, match="run 2 of a batch: this record holds 2"):
+        batch.of_batch(2)
+    with pytest.raises(NanopatchError, match="run 0 of a batch: this record holds no batch"):
+        model.run([1, 2, 3]).of_batch(0)
+
+
+def test_the_tokens_of_a_run_are_read_only():
+    given = np.array([1, 2])
+    run = tiny_model().run(given)
+    with pytest.raises(ValueError, match="read-only"):
+        run.tokens[0] = 3
+    given[0] = 3  # the caller's own array is left as it was
+    assert run.tokens.tolist() == [1, 2]
 
 
 def test_run_is_made_of_arrays_by_name():

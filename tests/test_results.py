@@ -48,6 +48,14 @@ def test_save_and_load_is_lossless(name, request, tmp_path):
     assert header["format"] == "nanopatch sweep 1" and header["model_sha256"] == result.source.sha256
 
 
+def test_numbers_of_numpy_are_saved_too(tmp_path):
+    pairs = [tuple(pair) for pair in np.argwhere(np.eye(2, dtype=int))]
+    for name, choice in {"layers": dict(layers=np.arange(2)), "heads": dict(axes="head", heads=pairs)}.items():
+        result = sweep(tiny_model(), Experiment([1, 2], [1, 3], 3, 7), "z", **choice)
+        result.save(tmp_path / f"{name}.npz")
+        assert_same(Sweep.load(tmp_path / f"{name}.npz"), result)
+
+
 def test_it_knows_the_file_its_model_came_from(michelle):
     import hashlib
 
