@@ -111,7 +111,8 @@ def ablate(
         baselines={"clean": measure(metrics, logits, target), "corrupted": [None] * len(metrics)},
     )
     values, unchanged = measured(model, plan, memory, attribution_steps)
-    return as_result(model, experiment, plan, metric, values, unchanged, estimated(metrics, attribution_steps))
+    notes = estimated(plan, attribution_steps)
+    return as_result(model, experiment, plan, metric, values, unchanged, attribution_steps, notes)
 
 
 def ablated(model, site, clean, by, prompts, per_position, prepend_bos):
@@ -209,13 +210,13 @@ def trace(
 
     plan.baselines["corrupted"] = (corrupted / len(randoms)).tolist()
     notes = (
-        *estimated(metrics, attribution_steps),
+        *estimated(plan, attribution_steps),
         f"Corrupted by Gaussian noise of {sigma:g} standard deviations on the embeddings of positions "
         f"{', '.join(map(str, noised))}, averaged over {len(randoms)} seeds.",
         "Noise takes a model to activations that no prompt gives it, and the picture depends on its size; another "
         "prompt is the safer corruption (Zhang & Nanda 2023, arXiv 2309.16042).",
     )
-    return as_result(model, experiment, plan, metric, total / len(randoms), unchanged, notes)
+    return as_result(model, experiment, plan, metric, total / len(randoms), unchanged, attribution_steps, notes)
 
 
 # ---- patches that are run, or estimated -------------------------------------------------------------
@@ -236,6 +237,6 @@ def measured(model, plan, memory, attribution_steps):
     return estimate_plan(model, plan, attribution_steps)
 
 
-def estimated(metrics, attribution_steps):
+def estimated(plan, attribution_steps):
     """What a result says of its having been estimated, if it was."""
-    return () if attribution_steps is None else remarks(metrics, attribution_steps)
+    return () if attribution_steps is None else remarks(plan, attribution_steps)

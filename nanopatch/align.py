@@ -24,7 +24,7 @@ def align(clean, corrupted, how=None, show=str):
             raise NanopatchError(
                 f"the prompts have {len(clean)} and {len(corrupted)} tokens, so position j of one is not position j "
                 f"of the other (clean {show(clean)}; corrupted {show(corrupted)}): use prompts of one length, or "
-                'align="diff"'
+                'align="diff" (--align diff on the command line)'
             )
         return [(position, position) for position in range(len(clean))]
     pairs = []

@@ -68,8 +68,8 @@ def attribute(
         values, unchanged = estimate_plan(model, all_sites, steps)
         ends = np.cumsum([len(plan.patches) for plan in plans])[:-1]
         for plan, *of_site in zip(plans, np.split(values, ends), np.split(unchanged, ends), strict=True):
-            notes = remarks(plan.metrics, steps)
-            results[plan.site][d] = as_result(model, experiment, plan, metric, *of_site, notes)
+            notes = remarks(plan, steps)
+            results[plan.site][d] = as_result(model, experiment, plan, metric, *of_site, steps, notes)
     if not isinstance(direction, (list, tuple)):
         results = {s: of_site[direction] for s, of_site in results.items()}
     return Panels(results) if isinstance(site, (list, tuple)) else results[site]
@@ -85,12 +85,19 @@ def needed_for_estimate(sites, steps):
     return SITES if steps == 1 else {*sites, "resid_pre", "resid_post"}
 
 
-def remarks(metrics, steps):
+def remarks(plan, steps):
     """What a result must say of itself: that it was estimated, and how."""
     how = "first-order estimate (attribution patching)" if steps == 1 else f"integrated gradients, {steps} steps"
-    names = ", ".join(m.name for m in metrics if m.by_differences)
-    also = [f"The derivative of {names} was taken by finite differences over the logits."] if names else []
-    return [f"Not patched: {how}.", *also]
+    notes = [f"Not patched: {how}."]
+    names = ", ".join(m.name for m in plan.metrics if m.by_differences)
+    if names:
+        notes.append(f"The derivative of {names} was taken by finite differences over the logits.")
+    if any(len({edit.layer for edit in edits}) > 1 for edits in plan.patches):
+        notes.append(
+            "Cells of several layers add up: what one layer hands on to the next is counted again, where a patch "
+            "overwrites it."
+        )
+    return notes
 
 
 def estimate_plan(model, plan, steps):
@@ -153,8 +160,9 @@ def mean_gradients(model, base, edit, metrics, target, steps):
 class Comparison:
     """An estimate beside exact patching, cell by cell, of the same arguments.
 
-    exact, estimate: `Sweep`s; correlation: Pearson's, over the cells both have; worst(n): the n cells in
-    which they differ most, [(label, exact, estimate)], in units of the metric.
+    exact, estimate: `Sweep`s; correlation: Pearson's, over the cells both have; slope: of the least-squares line of
+    the estimate over the exact values, 1 where the estimate has the right size; worst(n): the n cells in which they
+    differ most, [(label, exact, estimate)], in units of the metric.
     """
 
     def __init__(self, exact, estimate):
@@ -169,6 +177,7 @@ class Comparison:
         self.cells = np.argwhere(np.isfinite(exact.grid) & np.isfinite(estimate.grid))
         x, y = self.values
         self.correlation = float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) and np.ptp(y) else np.nan
+        self.slope = float(np.polyfit(x, y, 1)[0]) if np.ptp(x) else np.nan
 
     @property
     def values(self):
@@ -185,7 +194,10 @@ class Comparison:
         return ", ".join(f"{axis} {self.exact.labels(axis)[i]}" for axis, i in zip(self.exact.axes, cell, strict=True))
 
     def __str__(self):
-        lines = [f"{self.exact.site}: correlation with exact patching {self.correlation:.3f}; worst cells:"]
+        lines = [
+            f"{self.estimate.title}",
+            f"correlation with exact patching {self.correlation:.3f}, slope {self.slope:.2f}",
+        ]
         lines += [f"  {label}: exact {x:.2f}, estimated {y:.2f}" for label, x, y in self.worst()]
         return "\n".join(lines)
 

@@ -68,7 +68,7 @@ def backward(model, run, d_logits, sites=None):
             gradients[name][layer] = d_arrays[name]
         d_resid = d_arrays["resid_pre"]
         del d_arrays  # before the next layer's are made
-    return Run(gradients, run.tokens, model)
+    return Run(gradients, run.tokens, model, is_gradient=True)
 
 
 def block_backward(model, layer, run, d_resid_post):
@@ -140,13 +140,15 @@ def weight_gradients(model, run, gradients):
     Of a run edited on its way, the edits count as additions of constants, as in `backward`.
     """
     _check_run(model, run)
-    _check_record(model, gradients, "the record of gradients")
+    _check_record(model, gradients, "the record of gradients", is_gradient=True)
     if run.tokens is None or run.tokens.shape != run.logits.shape[:-1]:
         raise NanopatchError("the run does not know its tokens, which wte and wpe need: set run.tokens to their ids")
     if gradients.logits.shape != run.logits.shape:
         raise NanopatchError(
             f"the gradients are of a run whose logits have shape {gradients.logits.shape}, not {run.logits.shape}"
         )
+    if gradients.tokens is not None and not np.array_equal(gradients.tokens, run.tokens):
+        raise NanopatchError("the gradients are of a run on other tokens: give the run that backward was given")
     eps, d_model, grads = model.config.layer_norm_epsilon, model.d_model, {}
 
     for layer, block in enumerate(model.h):
@@ -267,7 +269,7 @@ SLOPES = {"gelu_new": gelu_new_slope, "gelu": gelu_slope, "relu": relu_slope}
 
 def _check_run(model, run):
     """NanopatchError unless `run` is a full record of this model, and not of another one of its shape."""
-    _check_record(model, run, "the run")
+    _check_record(model, run, "the run", is_gradient=False)
     if run.model in (None, model):  # None: recorded from a loop of one's own, which does not say
         return
     ours, theirs = named_weights(model), named_weights(run.model)
@@ -275,10 +277,13 @@ def _check_run(model, run):
         raise NanopatchError(f"the run is of another model, {run.model!r}, with other weights: record it with this one")
 
 
-def _check_record(model, record, what):
+def _check_record(model, record, what, is_gradient):
     """NanopatchError unless `record` holds every named array, in the shapes and the dtype that `model` gives them."""
     if not isinstance(record, Run):
         raise NanopatchError(f"{what} must be a record as model.run(prompt) returns it, not {type(record).__name__}")
+    if record.is_gradient != is_gradient:
+        kinds = ("arrays of a run", "derivatives")
+        raise NanopatchError(f"{what} holds {kinds[record.is_gradient]}, not {kinds[is_gradient]}")
     missing = [name for name in SITES if name not in record.names]
     if missing:
         raise NanopatchError(f"{what} lacks {', '.join(missing)}: record every array, with sites=None")

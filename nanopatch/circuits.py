@@ -14,6 +14,7 @@ of the model when every other edge carries what it carries in the corrupted run.
 import json
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -166,8 +167,8 @@ class EdgeScores:
     def top(self, n):
         """The n edges of largest |score|, largest first; of equal ones, the first of `edges` first: [Edge]."""
         edges = self.edges
-        if not 1 <= n <= len(edges):
-            raise NanopatchError(f"n={n}: from 1 to {len(edges)} edges can be chosen")
+        if not isinstance(n, Integral) or not 1 <= n <= len(edges):
+            raise NanopatchError(f"n={n!r}: from 1 to {len(edges)} edges can be chosen")
         return sorted(edges, key=lambda edge: -abs(edge.score))[:n]
 
     @property
@@ -286,6 +287,10 @@ def faithfulness(model, experiment, edges, metric="logit_diff"):
     looks at the prompt's own tokens (cross_entropy) can tell.
     Raises NanopatchError for prompts of different lengths, and for edges that the model has not.
     """
+    edges = list(edges) if np.iterable(edges) else [edges]
+    strange = [edge for edge in edges if not isinstance(edge, (tuple, list)) or len(edge) < 2]
+    if strange:
+        raise NanopatchError(f"edges are (sender, receiver) pairs, as `circuit` gives them, not {strange[0]!r:.60}")
     metric, tokens = as_metric(metric), equal_length_tokens(model, experiment, "faithfulness")
     clean, corrupted = model.run(tokens.clean, sites=("resid_pre", "logits")), model.run(tokens.corrupted)
     target = target_of(tokens, tokens.clean, clean.logits[-1])

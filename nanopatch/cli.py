@@ -49,7 +49,10 @@ def main(arguments=None):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, whose errors take one line."""
+    """argparse's, whose errors take one line, and whose options are spelled out, so that none is taken for another."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message):
         usage_error(message)
@@ -210,6 +213,8 @@ def attribute_command(options):
         check_outputs([options.against_exact], PICTURES)
         if len(options.site) > 1 or len(options.metric or []) > 1 or options.direction == "both":
             usage_error("--against-exact takes one site, direction and metric")
+        if options.against_exact in options.output:
+            usage_error(f"-o and --against-exact both name {options.against_exact}")
     read = reading(options)
     estimate = patched(options, read, options.steps)
     if options.against_exact:
@@ -325,6 +330,10 @@ def edges_command(options):
     model = load(options.model)
     scores = edge_attribution(model, experiment, options.direction, metric, options.steps)
     best = circuit(scores, options.n)
+    if not best:
+        raise NanopatchError(
+            f"none of the best {options.n} edges lies on a way from embed to logits: give more, with -n"
+        )
     kept = faithfulness(model, experiment, best, metric)
     for path in map(Path, options.output):
         if path.suffix.lower() == ".json":
@@ -339,8 +348,9 @@ def edges_command(options):
     if options.json:
         print_json(scores.to_dict(options.n) | {"circuit": dataclasses.asdict(kept) | {"normalised": kept.normalised}})
     else:
-        print(scores)
-        print(f"\n{len(best)} of the best {options.n} lie on a way from embed to logits. With them alone:\n{kept}")
+        lines = [f"{edge.score:10.4f}  {edge.sender} -> {edge.receiver}" for edge in best]
+        head = f"{scores.title}; of the best {options.n} edges, the {len(best)} on a way from embed to logits"
+        print("\n".join([head, *lines, f"with these alone, {kept}"]))
 
 
 def top_command(options):

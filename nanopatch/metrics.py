@@ -147,21 +147,38 @@ def as_metric(metric):
 def differences(function):
     """A gradient for a function of the logits that brings none: central differences, one logit after another.
 
-    That takes two calls of the function for each logit, so it is slow where the vocabulary is large.
+    That takes two calls of the function for each logit that counts. Those that do not are passed over many at a time:
+    moved all at once, each by an amount of its own, they leave the function's value as it was.
     """
 
     def gradient(logits, target):
-        moved, slopes = logits.astype(np.float64), np.empty(logits.shape)
-        shown = read_only(moved)
-        step = 1e-4 * max(1.0, np.abs(logits).max())
-        for index in np.ndindex(*logits.shape):
-            ends = []
-            for sign in (1, -1):
-                moved[index] = logits[index] + sign * step
-                ends.append(float(function(shown)))
-            slopes[index] = (ends[0] - ends[1]) / (2 * step)
-            moved[index] = logits[index]
-        return slopes
+        from tqdm import tqdm
+
+        moved, slopes = np.array(logits, np.float64), np.zeros(logits.size)
+        flat, shown = moved.reshape(-1), read_only(moved)
+        step, value = 1e-4 * max(1.0, np.abs(logits).max()), float(function(shown))
+        amounts = step * np.random.default_rng(0).uniform(0.5, 1, logits.size)
+
+        def value_with(part, change):
+            before = flat[part].copy()
+            flat[part] += change
+            changed = float(function(shown))
+            flat[part] = before
+            return changed
+
+        parts = [slice(0, logits.size)] if np.isfinite(value) else []
+        with tqdm(total=logits.size, unit=" logits", disable=None, delay=1, leave=False) as bar:
+            while parts:
+                part = parts.pop()
+                size = part.stop - part.start
+                if size > 1 and value_with(part, amounts[part]) != value:
+                    middle = part.start + size // 2
+                    parts += [slice(part.start, middle), slice(middle, part.stop)]
+                    continue
+                if size == 1:
+                    slopes[part] = (value_with(part, step) - value_with(part, -step)) / (2 * step)
+                bar.update(size)
+        return slopes.reshape(logits.shape) if np.isfinite(value) else np.full(logits.shape, np.nan)
 
     return gradient
 
@@ -201,7 +218,10 @@ def metric_gradient(metric, logits, target):
     gives it a derivative. Raises NanopatchError where there is none, or it is not finite.
     """
     if metric.gradient is None:
-        raise NanopatchError(f"{metric.name} has no derivative: give a metric that has, or a Metric with its gradient")
+        with_one = ", ".join(name for name, known in METRICS.items() if known.gradient)
+        raise NanopatchError(
+            f"{metric.name} has no derivative: give one that has ({with_one}), or a Metric with its own"
+        )
     at = {"answers": (-1, [target.answer, target.wrong_answer]), "last": -1, "all": ...}[metric.needs]
     given = read_only(logits)[at]
     slope = np.asarray(metric.gradient(given, target))

@@ -299,7 +299,9 @@ class Model:
             bos = np.full((*tokens.shape[:-1], 1), tokenizer.ENDOFTEXT_ID)
             tokens = np.concatenate([bos, tokens], axis=-1)
         if tokens.size == 0:
-            raise NanopatchError("the prompt is empty: give it at least one token (prepend_bos=True for <|endoftext|>)")
+            raise NanopatchError(
+                "the prompt is empty: give it at least one token (or <|endoftext|>: prepend_bos=True, --bos)"
+            )
         if tokens.shape[-1] > self.n_ctx:
             raise NanopatchError(
                 f"the prompt has {tokens.shape[-1]} tokens, and this model reads {self.n_ctx} at most: shorten it"

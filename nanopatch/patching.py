@@ -174,8 +174,9 @@ def run_both(model, tokens, sites):
     return {"clean": batch.of_batch(0), "corrupted": batch.of_batch(1)}
 
 
-def as_result(model, experiment, plan, metric, values, unchanged, remarks=()):
+def as_result(model, experiment, plan, metric, values, unchanged, steps=None, remarks=()):
     """The `Sweep` of the values of all patches, (n_patches, n_metrics); `Panels` where `metric` lists several."""
+    remarks = (*remarks, *chosen_besides(model, plan))
     axes, pieces = plan.axes, plan.pieces
     shape = tuple(len(pieces[axis]) for axis in axes)
     values = values.reshape(*shape, len(plan.metrics))
@@ -197,10 +198,24 @@ def as_result(model, experiment, plan, metric, values, unchanged, remarks=()):
             baseline_corrupted=plan.baselines["corrupted"][i],
             rounding=rounding(model, *plan.logits.values()),
             remarks=(*remarks, *strange[i]),
+            steps=steps,
         )
         for i, m in enumerate(plan.metrics)
     }
     return Panels(sweeps) if isinstance(metric, (list, tuple)) else sweeps[plan.metrics[0].name]
+
+
+def chosen_besides(model, plan):
+    """A remark, in a tuple, on what was chosen of axes that make no grid; () if all of them was patched."""
+    n_columns = len(plan.columns)
+    sizes = dict(layer=model.n_layer, head=model.n_head, neuron=model.d_mlp, position=n_columns, destination=n_columns)
+    some = []
+    for axis in sizes.keys() & plan.pieces.keys() - set(plan.axes):
+        numbers = sum(plan.pieces[axis], [])
+        if set(numbers) != set(range(sizes[axis])):
+            names = [".".join(map(str, i)) if isinstance(i, tuple) else str(i) for i in numbers]
+            some.append(f"{axis} {'+'.join(names)}")
+    return (f"Of the axes that make no grid, only {', '.join(sorted(some))} was patched.",) if some else ()
 
 
 # ---- what is copied ------------------------------------------------------------------------------
@@ -290,9 +305,10 @@ def equal_length_tokens(model, experiment, what):
 
 
 def check_lists(*arguments):
-    """NanopatchError for a list of nothing, which would give a result of nothing."""
-    if any(isinstance(argument, (list, tuple)) and not argument for argument in arguments):
-        raise NanopatchError("a list of sites or directions needs at least one name")
+    """NanopatchError for a list of nothing, which would give a result of nothing, or with a name in it twice."""
+    for names in arguments:
+        if isinstance(names, (list, tuple)) and (not names or len(set(map(str, names))) < len(names)):
+            raise NanopatchError(f"a list of sites or directions needs at least one name, and each once; not {names}")
 
 
 def axis_pieces(model, site, axes, n_columns, choices):

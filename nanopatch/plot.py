@@ -59,7 +59,7 @@ def picture(result):
     if isinstance(result, Panels):
         return panels(result)
     figure = heatmap(result).figure
-    _footer(figure, result)
+    _footer(figure, [result])
     return figure
 
 
@@ -79,20 +79,25 @@ def panels(sweeps, normalised=True):
             heatmap(sweep, axes[row, place], normalised).set_title(f"{name} {inner}".strip(), fontsize=10)
         for ax in axes[len(column) :, place]:
             ax.remove()
-    _footer(figure, next(iter(columns[0].values())))
+    _footer(figure, [sweep for column in columns for sweep in column.values()])
     return figure
 
 
-def _footer(figure, sweep):
-    """Below the picture: what ran, what it gave unpatched, and what a reader must know."""
-    lines = [f"clean: {_shown(sweep.experiment.clean)}   {sweep.metric} {sweep.baseline_clean:.2f}"]
-    if sweep.baseline_corrupted is not None:
-        lines.append(f"corrupted: {_shown(sweep.experiment.corrupted)}   {sweep.metric} {sweep.baseline_corrupted:.2f}")
+def _footer(figure, sweeps):
+    """Below the picture: what ran, what it gave unpatched, and what a reader must know. sweeps: all that it shows."""
+    sweep = sweeps[0]
+    by_metric = {s.metric: s for s in sweeps}
+    lines = []
+    for name in ("clean", "corrupted"):
+        values = [(metric, getattr(s, f"baseline_{name}")) for metric, s in by_metric.items()]
+        if values[0][1] is not None:
+            shown = ", ".join(f"{metric} {value:.2f}" for metric, value in values)
+            lines.append(f"{name}: {_shown(getattr(sweep.experiment, name))}   {shown}")
     answers = (
         f"answer {sweep.experiment.answer!r}, wrong answer {sweep.experiment.wrong_answer!r}, model {sweep.source.name}"
     )
     scale = "" if sweep.baseline_from is None else "; normalised: 0 is the run patched into, 1 the run patched from"
-    lines += [answers + scale, *sweep.notes]
+    lines += [answers + scale, *dict.fromkeys(note for s in sweeps for note in s.notes)]
     figure.supxlabel("\n".join(lines), fontsize=8, x=0.01, ha="left", parse_math=False, wrap=True)
 
 
@@ -104,25 +109,17 @@ def scatter(comparison, ax=None):
     ends = [min(x.min(), y.min()), max(x.max(), y.max())]
     ax.plot(ends, ends, color="0.6", linewidth=1, zorder=1)
     ax.scatter(x, y, s=14, color="#2166ac", zorder=2)
-    for label, exact, estimate in comparison.worst():
-        side = "right" if exact > sum(ends) / 2 else "left"
-        offset = (-5 if side == "right" else 5, 0)
-        ax.annotate(
-            label,
-            (exact, estimate),
-            offset,
-            textcoords="offset points",
-            fontsize=7,
-            ha=side,
-            va="center",
-            parse_math=False,
-        )
+    for number, (_, exact, estimate) in enumerate(comparison.worst(), start=1):
+        ax.annotate(str(number), (exact, estimate), (4, -4), textcoords="offset points", fontsize=8, va="top")
+    worst = "\n".join(f"{number}  {label}" for number, (label, *_) in enumerate(comparison.worst(), start=1))
+    legend = dict(transform=ax.transAxes, ha="right", va="bottom", multialignment="left", fontsize=7, parse_math=False)
+    ax.text(0.98, 0.02, f"worst cells\n{worst}", **legend)
     metric = comparison.exact.metric.replace("_", " ")
     ax.set_xlabel(f"{metric}, exact patching")
     ax.set_ylabel(f"{metric}, estimated")
     ax.set_title(
-        f"{comparison.exact.site}, {comparison.exact.source.name}: correlation {comparison.correlation:.3f}",
-        fontsize=10,
+        f"{comparison.estimate.title}\ncorrelation {comparison.correlation:.3f}, slope {comparison.slope:.2f}",
+        fontsize=9,
     )
     return ax
 

@@ -31,7 +31,8 @@ class Sweep:
     this are equal. source: the model's name and, as `source.sha256`, the hash of its file. remarks:
     sentences that belong to `notes`. unchanged: like grid, True where a patch could change nothing that
     is measured, by the tokens and the causal mask (before the first differing token, say, or in block 0 the residual
-    stream of a token that does not differ); None where that was not asked.
+    stream of a token that does not differ); None where that was not asked. steps: None where every cell was patched
+    and run; of an estimate (see `nanopatch.attribute`) 1 for attribution patching, more for integrated gradients.
 
     Of a mean over pairs (`nanopatch.pairs`): n_pairs: how many; standard_error: of the mean in each cell
     of the grid, None for one pair; skipped: ((where, reason), ...) of the pairs left out; tokens and
@@ -57,6 +58,7 @@ class Sweep:
     n_pairs: int = 1
     standard_error: np.ndarray = None
     skipped: tuple = ()
+    steps: int = None
 
     @property
     def baseline_into(self):
@@ -92,8 +94,8 @@ class Sweep:
             notes.append(f"Mean of {self.n_pairs} pairs; the first is shown, with … after a token that not all have.")
         if self.skipped:
             where, reason = self.skipped[0]
-            more = f" (and {len(self.skipped) - 1} more)" if len(self.skipped) > 1 else ""
-            notes.append(f"Left out: {where}{more}: {reason}.")
+            more = f"; and {len(self.skipped) - 1} more" if len(self.skipped) > 1 else ""
+            notes.append(f"Left out: {where}: {reason}{more}.")
         if self.baseline_from is None:
             if abs(self.baseline_into) <= self.rounding:
                 notes.append(f"No relative change: {self.metric} of the unpatched run is 0.")
@@ -151,13 +153,14 @@ class Sweep:
 
     @property
     def title(self):
-        """What was copied where, in one line."""
+        """What was copied where, in one line, and whether that was estimated."""
         ways = {
             "denoise": "patched from clean into corrupted (denoising)",
             "noise": "patched from corrupted into clean (noising)",
         }
+        how = {None: "", 1: "attribution: "}.get(self.steps, f"integrated gradients, {self.steps} steps: ")
         mean = f", mean of {self.n_pairs} pairs" if self.n_pairs > 1 else ""
-        return f"{self.site} {ways.get(self.direction, self.direction)}, {self.source.name}{mean}"
+        return f"{how}{self.site} {ways.get(self.direction, self.direction)}, {self.source.name}{mean}"
 
     def __repr__(self):
         shape = " x ".join(f"{n} {axis}s" for n, axis in zip(self.grid.shape, self.axes, strict=True))
@@ -230,6 +233,7 @@ class Sweep:
             "remarks": self.remarks,
             "n_pairs": self.n_pairs,
             "skipped": self.skipped,
+            "steps": self.steps,
         }
 
     def save(self, path):

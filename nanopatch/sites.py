@@ -87,11 +87,12 @@ class Run:
     d_model), `run.pattern` (n_layer, n_head, n_query, n_key); with a batch (n_layer, batch, ...).
     `run.ln_final` (n_tokens, d_model) and `run.logits` (n_tokens, n_vocab) have no layer axis.
     `run.tokens` are the token ids that went in, and `run.model` is the model that made it, or None where
-    they are not known. All arrays are read-only; only names that were recorded exist.
+    they are not known. All arrays are read-only; only names that were recorded exist. Derivatives come in a `Run`
+    too: there `run.is_gradient` is True.
     """
 
-    def __init__(self, arrays, tokens=None, model=None):
-        self.tokens, self.model = tokens, model
+    def __init__(self, arrays, tokens=None, model=None, is_gradient=False):
+        self.tokens, self.model, self.is_gradient = tokens, model, is_gradient
         for name, array in arrays.items():
             array.flags.writeable = False
             setattr(self, name, array)
@@ -104,7 +105,7 @@ class Run:
             if len(batch) != 1 or not 0 <= number < batch[0]:
                 raise NanopatchError(f"run {number} of a batch: this record holds {batch[0] if batch else 'no batch'}")
         rows = {name: array[number] if name in FINAL_SITES else array[:, number] for name, array in arrays.items()}
-        return Run(rows, None if self.tokens is None else self.tokens[number], self.model)
+        return Run(rows, None if self.tokens is None else self.tokens[number], self.model, self.is_gradient)
 
     @property
     def names(self):
@@ -117,7 +118,11 @@ class Run:
         raise AttributeError(f"a run has no array {name!r}; the names are {', '.join(SITES)}")
 
     def __repr__(self):
-        return "Run(" + ", ".join(f"{name} {getattr(self, name).shape}" for name in self.names) + ")"
+        return (
+            ("Run of derivatives(" if self.is_gradient else "Run(")
+            + ", ".join(f"{name} {getattr(self, name).shape}" for name in self.names)
+            + ")"
+        )
 
 
 def record(steps, sites=None):
@@ -153,6 +158,8 @@ def known_sites(sites):
     """`sites` (one name, an iterable of names, or None for all) as a frozenset of known names."""
     if sites is None:
         return frozenset(SITES)
+    if not np.iterable(sites):
+        raise NanopatchError(f"sites={sites!r}: a name or a list of names is expected, of {', '.join(SITES)}")
     sites = frozenset([sites] if isinstance(sites, str) else sites)
     unknown = sites - frozenset(SITES)
     if unknown:

@@ -44,7 +44,8 @@ def test_it_is_the_derivative_of_exact_patching(site, direction):
     effect = exact.grid - exact.baseline_into
     # Second-order terms are about 1e-4 of the effect.
     assert np.abs(estimate.grid - exact.grid).max() <= 1e-2 * np.abs(effect).max()
-    assert estimate.header() | {"remarks": ()} == exact.header() | {"remarks": ()}
+    assert estimate.steps == 1 and estimate.title == f"attribution: {exact.title}"
+    assert estimate.header() | {"remarks": (), "steps": None} == exact.header()
     assert np.array_equal(estimate.unchanged, exact.unchanged)
 
 
@@ -199,13 +200,31 @@ def own_gradient(logits, target):
 
 
 def test_a_function_of_ones_own_is_differentiated_by_differences_and_that_is_said():
+    calls = []
+
     def difference(logits):
+        calls.append(logits)
         return logits[-1, 3] - logits[-1, 7]
 
     model = tiny_model(seed=5)
     result, exact = attribute(model, EXPERIMENT, metric=difference), attribute(model, EXPERIMENT)
     assert np.abs(result.grid - exact.grid).max() <= 1e-8 * np.abs(exact.grid).max()
     assert result.notes[1] == "The derivative of difference was taken by finite differences over the logits."
+    # Of 145 logits two count: twice log2(145) halvings, two calls each, then two differences; baselines, and the value.
+    assert len(calls) <= 2 * 2 * 8 + 2 * 2 + 4
+    with pytest.raises(NanopatchError, match="<lambda> has no finite derivative here"):
+        attribute(model, EXPERIMENT, metric=lambda logits: np.nan)
+
+
+def test_a_cell_of_several_layers_or_of_some_heads_says_so():
+    model = tiny_model(seed=5)
+    assert attribute(model, EXPERIMENT, window=2).notes[1].startswith("Cells of several layers add up: ")
+    assert len(attribute(model, EXPERIMENT).notes) == 1
+    some = sweep(model, EXPERIMENT, "pattern", axes=("destination", "source"), layers=[0, 2], heads=[1])
+    assert some.notes == ["Of the axes that make no grid, only head 1, layer 0+2 was patched."]
+    assert sweep(model, EXPERIMENT, "pattern", axes=("destination", "source")).notes == []
+    pairs = sweep(model, EXPERIMENT, "z", axes="position", heads=[(0, 1), (2, 0)])
+    assert pairs.notes == ["Of the axes that make no grid, only head 0.1+2.0 was patched."]
 
 
 def test_comparison_with_exact_patching():
@@ -222,7 +241,11 @@ def test_comparison_with_exact_patching():
     assert comparison._repr_png_().startswith(b"\x89PNG")
     ax = comparison.plot()
     points = ax.collections[0].get_offsets()
-    assert np.allclose(points, np.column_stack([x, y])) and len(ax.texts) == 3
+    assert np.allclose(points, np.column_stack([x, y]))
+    *numbers, legend = [text.get_text() for text in ax.texts]
+    assert numbers == ["1", "2", "3"] and legend.splitlines()[:2] == ["worst cells", f"1  {label}"]
+    assert ax.get_title().startswith(f"{comparison.estimate.title}\n")
+    assert comparison.slope == pytest.approx(np.cov(x, y)[0, 1] / np.var(x, ddof=1), rel=1e-9)
     line = ax.lines[0].get_xydata()
     assert (line[:, 0] == line[:, 1]).all()  # the identity
     with pytest.raises(NanopatchError, match="compared with a sweep of the same prompts, site, axes and metric"):

@@ -440,6 +440,16 @@ def test_a_record_that_is_not_whole_or_not_of_this_model():
         backward(model, Run(mixed), d_logits)
     with pytest.raises(NanopatchError, match=r"the run is of another model, Model\(unnamed: 3 layers"):
         backward(tiny_model(seed=1), run, d_logits)
+    gradients = backward(model, run, d_logits)
+    assert gradients.is_gradient and repr(gradients).startswith("Run of derivatives(resid_pre (3, 5, 12), ")
+    with pytest.raises(NanopatchError, match="the run holds derivatives, not arrays of a run"):
+        backward(model, gradients, d_logits)
+    with pytest.raises(NanopatchError, match="the run holds derivatives, not arrays of a run"):
+        weight_gradients(model, gradients, run)
+    with pytest.raises(NanopatchError, match="the record of gradients holds arrays of a run, not derivatives"):
+        weight_gradients(model, run, run)
+    with pytest.raises(NanopatchError, match="the gradients are of a run on other tokens"):
+        weight_gradients(model, model.run(tokens[::-1]), gradients)
     same_again = backward(tiny_model(), run, d_logits)
     assert np.array_equal(same_again.z, backward(model, run, d_logits).z)
 
@@ -470,7 +480,7 @@ def test_weight_gradients_of_what_does_not_belong_together():
     with pytest.raises(NanopatchError, match=r"whose logits have shape \(5, 29\), not \(2, 29\)"):
         weight_gradients(model, model.run([1, 2]), gradients)
     with pytest.raises(NanopatchError, match="the record of gradients lacks resid_pre, "):
-        weight_gradients(model, run, model.run(tokens, sites="logits"))
+        weight_gradients(model, run, backward(model, run, d_logits, sites="logits"))
     by_hand = record(model.steps(tokens))
     with pytest.raises(NanopatchError, match="does not know its tokens, .* set run.tokens to their ids"):
         weight_gradients(model, by_hand, gradients)

@@ -399,7 +399,10 @@ BAD = [
     ),
     (lambda m: edge_attribution(m, EXPERIMENT, steps=0), "steps=0: a whole number is needed, at least 1"),
     (lambda m: edge_attribution(m, EXPERIMENT, metric="loss"), "unknown metric 'loss'; known are logit_diff"),
-    (lambda m: edge_attribution(m, EXPERIMENT, metric="rank"), "rank has no derivative: give a metric that has"),
+    (
+        lambda m: edge_attribution(m, EXPERIMENT, metric="rank"),
+        "rank has no derivative: give one that has (logit_diff, log_probability, ",
+    ),
     (lambda m: circuit(edge_attribution(m, EXPERIMENT), 0), f"n=0: from 1 to {N_EDGES} edges can be chosen"),
     (lambda m: circuit(edge_attribution(m, EXPERIMENT), N_EDGES + 1), f"n={N_EDGES + 1}: from 1 to {N_EDGES} edges"),
     (lambda m: edge_attribution(m, EXPERIMENT).plot(-1), f"n=-1: from 1 to {N_EDGES} edges can be chosen"),
@@ -414,6 +417,9 @@ BAD = [
         lambda m: saliency(m, EXPERIMENT, "kl_divergence"),
         "and so is its derivative, which then says nothing: take more",
     ),
+    (lambda m: edge_attribution(m, EXPERIMENT).top(2.5), "n=2.5: from 1 to "),
+    (lambda m: faithfulness(m, EXPERIMENT, ("embed", "logits")), "pairs, as .circuit. gives them, not 'embed'"),
+    (lambda m: faithfulness(m, EXPERIMENT, edge_attribution(m, EXPERIMENT)), "gives them, not <EdgeScores"),
     (lambda m: saliency(m, "text"), "vocabulary is not GPT-2's"),
     (lambda m: saliency(m, [[1, 2], [3, 4]]), "saliency is of one prompt, not of a batch"),
 ]

@@ -117,7 +117,7 @@ def test_attribute(run, tmp_path):
         "attribute", "--experiment", "michelle", "--corrupt", "zero", "--site", "z", "--against-exact", picture
     )
     expected = ablate(nano, MICHELLE, "z", by="zero", attribution_steps=1)
-    assert (status, out) == (0, f"{expected}\n") and "z: correlation with exact patching" in err
+    assert (status, out) == (0, f"{expected}\n") and "correlation with exact patching" in err
     status, out, _ = run("attribute", "--experiment", "michelle", "--corrupt", "noise", "--noise-at", "0,1")
     assert (status, out) == (0, f"{trace(nano, MICHELLE, [0, 1], attribution_steps=1)}\n")
     assert run("attribute", "--experiment", "michelle", "--steps", 0)[0] == 1
@@ -133,7 +133,9 @@ def test_edges(run, tmp_path):
     command = ["edges", "--experiment", "michelle", "--direction", "noise", "--metric", "probability", "--steps", 2]
     status, out, err = run(*command, "-n", 40, *[option for file in files for option in ("-o", file)])
     assert (status, err.splitlines()) == (0, [f"wrote {file}" for file in files])
-    assert out.startswith(f"{scores}\n\n{len(best)} of the best 40 lie on a way") and out.endswith(f"\n{kept}\n")
+    lines = [f"{edge.score:10.4f}  {edge.sender} -> {edge.receiver}" for edge in best]
+    head = f"{scores.title}; of the best 40 edges, the {len(best)} on a way from embed to logits"
+    assert out.splitlines() == [head, *lines, f"with these alone, {kept}"]
     assert files[0].read_bytes().startswith(b"\x89PNG") and files[2].read_text() == scores.to_dot(40)
     assert json.loads(files[1].read_text())["edges"] == [edge._asdict() for edge in scores.edges]
     result = json.loads(run(*command, "-n", 40, "--json")[1])
@@ -222,8 +224,11 @@ ERRORS = [
     ),
     (["patch", *MICHELLE_OPTIONS, "-o", "/nonexistent/a.png"], "there is no folder /nonexistent"),
     (["edges", "--experiment", "elon"], "needs prompts of one length; these have 16 and 15 tokens"),
+    (["edges", "--experiment", "michelle", "-n", "3"], "none of the best 3 edges lies on a way from embed to logits"),
     (["edges", "--experiment", "michelle", "-n", "480"], "from 1 to 479 edges can be chosen"),
     (["edges", "--experiment", "michelle", "--steps", "0"], "steps=0"),
+    (["attribute", "--experiment", "michelle", "--against-exact", "/nonexistent/a.png"], "there is no folder"),
+    (["patch", "--experiment", "michelle", "--site", "z,z"], "each once; not ['z', 'z']"),
     (["verify", "distilgpt2"], "distilgpt2"),
 ]
 
@@ -259,6 +264,8 @@ USAGE = [
     ["edges", "--experiment", "michelle", "--direction", "both"],
     ["edges", "--experiment", "elon", "--align", "diff"],
     ["edges", "--experiment", "michelle", "-o", "edges.csv"],
+    ["attribute", "--experiment", "michelle", "-o", "a.png", "--against-exact", "a.png"],
+    ["heads", "--clean", "Michelle", "--corrupt", "zero", "--answer", " Jones", "--wrong", " Smith"],
     ["top", "a", "-k", "0"],
 ]
 

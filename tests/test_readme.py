@@ -55,6 +55,20 @@ def test_its_commands_run(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "michelle.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_lesson_runs():
+    done = subprocess.run([sys.executable, "scripts/lesson_attribution.py"], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.findall(r"^\d\. .*", done.stdout, flags=re.MULTILINE) == [
+        "1. Exact",
+        "2. Estimated, from two runs and one backward pass",
+        "3. How far off",
+        "4. Integrated gradients",
+        "5. Edges",
+    ]
+    errors = [float(error) for error in re.findall(r"largest error +([\d.]+)", done.stdout)]
+    assert errors[1] < errors[0] / 10  # it fails, and more steps mend it
+
+
 def test_what_it_links_to_is_there():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("https://") or (ROOT / target).exists(), target
