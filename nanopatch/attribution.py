@@ -175,9 +175,12 @@ class Comparison:
             raise NanopatchError("an estimate is compared with a sweep of the same prompts, site, axes and metric")
         self.exact, self.estimate = exact, estimate
         self.cells = np.argwhere(np.isfinite(exact.grid) & np.isfinite(estimate.grid))
-        x, y = self.values
-        self.correlation = float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) and np.ptp(y) else np.nan
-        self.slope = float(np.polyfit(x, y, 1)[0]) if np.ptp(x) else np.nan
+        if not len(self.cells):
+            raise NanopatchError("the sweep and its estimate have no cell in which both are numbers")
+        x, y = (values - values.mean() for values in self.values)
+        size, other_size = np.linalg.norm(x), np.linalg.norm(y)
+        self.correlation = float(x @ y / (size * other_size)) if size and other_size else np.nan
+        self.slope = float(x @ y / size**2) if size else np.nan
 
     @property
     def values(self):

@@ -255,20 +255,28 @@ def cost_of_cells(shape, n_tokens, lens, points):
     """Rows of one model, which is gone afterwards; points: {(site, shape, n_tokens): cell / forward pass}, filled."""
     model = random_model(shape)
     experiment = random_experiment(model, n_tokens)
-    forward = min(timed(lambda: model.next_logits(experiment.corrupted)) for _ in range(3))
-    for site in ("resid_pre", "z") if shape == "124M" else ("resid_pre",):
+    sites = ("resid_pre", "z") if shape == "124M" else ("resid_pre",)
+    for site in sites:
         # A cell costs in proportion to the layers above it: two in the middle stand for 12 x 256, which take minutes.
         layers = [5, 6] if site == "resid_pre" and n_tokens == 256 else None
         n_cells = len(layers or range(model.n_layer)) * (n_tokens if site == "resid_pre" else model.n_head)
-        begin = time.perf_counter()
-        nanopatch().sweep(model, experiment, site=site, layers=layers)
-        cell = (time.perf_counter() - begin) / n_cells
-        points[site, shape, n_tokens] = cell / forward
+
+        def one_cell(site=site, layers=layers, n_cells=n_cells):
+            return timed(lambda: nanopatch().sweep(model, experiment, site=site, layers=layers)) / n_cells
+
+        to_forward, to_theirs = [], []
+        if n_tokens == 11:
+            one_cell()  # a warm-up
+        for _ in range(3 if n_tokens < 256 else 1):
+            cell = one_cell()
+            to_forward.append(cell / timed(lambda: model.next_logits(experiment.corrupted)))
+            if lens and shape == "124M":
+                to_theirs.append(lens.time(site, experiment.tokens(model), cells=24)["cell"] / cell)
+        points[site, shape, n_tokens] = statistics.median(to_forward)
         what = f"{site} sweep, {shape}, {n_tokens} tokens"
-        yield row(f"{what}: one of {n_cells} cells / one forward pass", [cell / forward])
-        if lens and shape == "124M":
-            theirs = lens.time(site, experiment.tokens(model), cells=24)
-            yield row(f"{what}: a cell of TransformerLens (of 24) / of nanopatch", [theirs["cell"] / cell])
+        yield row(f"{what}: one of {n_cells} cells / one forward pass", to_forward)
+        if to_theirs:
+            yield row(f"{what}: a cell of TransformerLens (of 24) / of nanopatch", to_theirs)
 
 
 def memory(options):
