@@ -56,7 +56,7 @@ def attribute(
     for d in directions:
         check_direction(d)
     # Only a run patched into needs every array, so that three records are the most that is ever held.
-    kept = {"clean": {*sites, "resid_post"}, "corrupted": {*sites, "resid_post"}}
+    kept = {name: {*sites, "resid_post"} for name in ("clean", "corrupted")}
     kept |= {DIRECTIONS[d][0]: needed_for_estimate(sites, steps) for d in directions}
     runs, results = None, {s: Panels() for s in sites}
     for d in directions:

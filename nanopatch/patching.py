@@ -88,7 +88,10 @@ def sweep(
         return Panels({s: sweep(model, experiment, s, axes, direction, metric, align, **choices) for s in site})
     if isinstance(direction, (list, tuple)):
         return Panels({d: sweep(model, experiment, site, axes, d, metric, align, **choices) for d in direction})
-    kept = dict.fromkeys(("clean", "corrupted"), needed_sites(site))
+    check_direction(direction)
+    kept = {name: {site, "resid_post"} for name in ("clean", "corrupted")} | {
+        DIRECTIONS[direction][0]: needed_sites(site)
+    }
     plan = make_plan(model, experiment, site, axes, direction, metric, align, choices, kept)
     return as_result(model, experiment, plan, metric, *measure_plan(model, plan, memory))
 
@@ -167,10 +170,14 @@ def make_plan(model, experiment, site, axes, direction, metric, align, choices, 
 
 
 def run_both(model, tokens, sites):
-    """The unpatched runs, {"clean": `Run`, "corrupted": `Run`}, in one batch if they can be. sites: of `make_plan`."""
-    if len(tokens.clean) != len(tokens.corrupted) or sites["clean"] != sites["corrupted"]:
+    """The unpatched runs, {"clean": `Run`, "corrupted": `Run`}. sites: of `make_plan`.
+
+    Short prompts of one length run as a batch, which reads the weights once; long ones one after the other, so that
+    no more is kept of each than `sites` says.
+    """
+    if len(tokens.clean) != len(tokens.corrupted) or len(tokens.clean) > 32:
         return {name: model.run(getattr(tokens, name), sites=sites[name]) for name in ("clean", "corrupted")}
-    batch = model.run(np.stack([tokens.clean, tokens.corrupted]), sites=sites["clean"])
+    batch = model.run(np.stack([tokens.clean, tokens.corrupted]), sites={*sites["clean"], *sites["corrupted"]})
     return {"clean": batch.of_batch(0), "corrupted": batch.of_batch(1)}
 
 
@@ -305,10 +312,11 @@ def equal_length_tokens(model, experiment, what):
 
 
 def check_lists(*arguments):
-    """NanopatchError for a list of nothing, which would give a result of nothing, or with a name in it twice."""
-    for names in arguments:
-        if isinstance(names, (list, tuple)) and (not names or len(set(map(str, names))) < len(names)):
-            raise NanopatchError(f"a list of sites or directions needs at least one name, and each once; not {names}")
+    """NanopatchError unless each is a name, or a list of names, at least one and each once."""
+    for argument in arguments:
+        names = argument if isinstance(argument, (list, tuple)) else [argument]
+        if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+            raise NanopatchError(f"a site or direction is a name, or a list of names, each once; not {argument!r:.60}")
 
 
 def axis_pieces(model, site, axes, n_columns, choices):

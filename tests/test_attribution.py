@@ -9,6 +9,7 @@ from nanopatch.attribution import Comparison, compare
 from nanopatch.experiments import MICHELLE
 from nanopatch.metrics import METRICS, Metric, as_metric, metric_gradient
 from nanopatch.patching import DIRECTIONS, SITE_AXES, make_plan, target_of
+from nanopatch.sites import SITES
 
 EXPERIMENT = Experiment([1, 2, 3, 4, 5], [1, 9, 3, 8, 5], 3, 7)
 
@@ -83,7 +84,7 @@ def test_it_is_the_derivative_along_what_is_copied_however_chosen(site, choice, 
     result = attribute(model, experiment, site, direction=direction, **choice)
     choices = dict(layers=None, positions=None, heads=None, neurons=None, window=1) | choice
     axes, align = choices.pop("axes", None), choices.pop("align", None)
-    everything = {"clean": None, "corrupted": None}
+    everything = {"clean": SITES, "corrupted": SITES}
     plan = make_plan(model, experiment, site, axes, direction, "logit_diff", align, choices, everything)
     base = plan.runs[plan.into]
 
