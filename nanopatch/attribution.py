@@ -56,8 +56,9 @@ def attribute(
     for d in directions:
         check_direction(d)
     # Only a run patched into needs every array, so that three records are the most that is ever held.
-    kept = {name: {*sites, "resid_post"} for name in ("clean", "corrupted")}
-    kept |= {DIRECTIONS[d][0]: needed_for_estimate(sites, steps) for d in directions}
+    into = {DIRECTIONS[d][0] for d in directions}
+    needed = needed_for_estimate(sites, steps)
+    kept = {name: needed if name in into else {*sites, "resid_post"} for name in ("clean", "corrupted")}
     runs, results = None, {s: Panels() for s in sites}
     for d in directions:
         plans = []

@@ -89,9 +89,8 @@ def sweep(
     if isinstance(direction, (list, tuple)):
         return Panels({d: sweep(model, experiment, site, axes, d, metric, align, **choices) for d in direction})
     check_direction(direction)
-    kept = {name: {site, "resid_post"} for name in ("clean", "corrupted")} | {
-        DIRECTIONS[direction][0]: needed_sites(site)
-    }
+    into = DIRECTIONS[direction][0]
+    kept = {name: needed_sites(site) if name == into else {site, "resid_post"} for name in ("clean", "corrupted")}
     plan = make_plan(model, experiment, site, axes, direction, metric, align, choices, kept)
     return as_result(model, experiment, plan, metric, *measure_plan(model, plan, memory))
 
