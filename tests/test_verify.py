@@ -350,7 +350,7 @@ def test_standin_has_something_to_find(published):
     grids = {}
     for key, *index in attribution_grids(lens["ioi8"]):
         grid = np.array(lens["ioi8"][key][index[0]] if index else lens["ioi8"][key])
-        grids[key, *index] = grid
+        grids[(key, *index)] = grid
         values = np.unique(grid[np.abs(grid) > 0.005])
         assert values.size >= 3 and np.diff(values).min() > 0.001, (key, index)
     for key, grid in grids.items():
