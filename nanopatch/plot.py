@@ -45,7 +45,7 @@ def heatmap(sweep, ax=None, normalised=True):
         columns_title = "token (clean / corrupted where they differ)"
     ax.set_xlabel(columns_title)
     ax.set_ylabel(rows_title)
-    ax.set_title(sweep.title, fontsize=10)
+    ax.set_title(_broken(sweep.title), fontsize=10)
     name = sweep.metric.replace("_", " ")
     bar = ax.figure.colorbar(image, ax=ax, extend="min" if finite.min(initial=low) < low - 0.005 else "neither")
     bar.set_label(f"{name}, {sweep.scale}" if normalised else name, fontsize=9)
@@ -118,7 +118,7 @@ def scatter(comparison, ax=None):
     ax.set_xlabel(f"{metric}, exact patching")
     ax.set_ylabel(f"{metric}, estimated")
     ax.set_title(
-        f"{comparison.estimate.title}\ncorrelation {comparison.correlation:.3f}, slope {comparison.slope:.2f}",
+        f"{_broken(comparison.estimate.title)}\ncorrelation {comparison.correlation:.3f}, slope {comparison.slope:.2f}",
         fontsize=9,
     )
     return ax
@@ -159,6 +159,11 @@ def new_figure(figsize):
     from matplotlib.figure import Figure
 
     return Figure(figsize=figsize, layout="constrained")
+
+
+def _broken(title):
+    """A title in two lines, where it begins with how it was estimated."""
+    return title.replace(": ", ":\n", 1)
 
 
 def _write_values(ax, values, high, signed):

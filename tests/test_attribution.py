@@ -245,7 +245,7 @@ def test_comparison_with_exact_patching():
     assert np.allclose(points, np.column_stack([x, y]))
     *numbers, legend = [text.get_text() for text in ax.texts]
     assert numbers == ["1", "2", "3"] and legend.splitlines()[:2] == ["worst cells", f"1  {label}"]
-    assert ax.get_title().startswith(f"{comparison.estimate.title}\n")
+    assert ax.get_title().startswith(f"attribution:\n{comparison.exact.title}\ncorrelation ")
     assert comparison.slope == pytest.approx(np.cov(x, y)[0, 1] / np.var(x, ddof=1), rel=1e-9)
     line = ax.lines[0].get_xydata()
     assert (line[:, 0] == line[:, 1]).all()  # the identity
