@@ -94,8 +94,6 @@ def edge_attribution(model, experiment, direction="denoise", metric="logit_diff"
     into, origin = (runs[name] for name in DIRECTIONS[direction])
     target = targets[DIRECTIONS[direction][0]]
     baselines = {name: measure([metric], run.logits, targets[name])[0] for name, run in runs.items()}
-    if steps == 1:
-        check_slope(metric, baselines[DIRECTIONS[direction][0]], metric_gradient(metric, into.logits, target))
 
     senders, receivers = graph(model)
     differences = [(written(model, origin, s) - written(model, into, s)).ravel() for s in senders.values()]
@@ -105,7 +103,10 @@ def edge_attribution(model, experiment, direction="denoise", metric="logit_diff"
         fraction = (step + 0.5) / steps
         embedding = into.resid_pre[0] + fraction * (origin.resid_pre[0] - into.resid_pre[0])  # (n_tokens, d_model)
         run = into if steps == 1 else record(model.steps_from(0, embedding))
-        gradients = backward(model, run, metric_gradient(metric, run.logits, target))
+        d_logits = metric_gradient(metric, run.logits, target)
+        if steps == 1:
+            check_slope(metric, baselines[DIRECTIONS[direction][0]], d_logits)
+        gradients = backward(model, run, d_logits)
         for j, receiver in enumerate(receivers.values()):
             scores[:, j] += differences @ input_gradient(model, run, gradients, receiver).ravel() / steps
     for i, sender in enumerate(senders.values()):
