@@ -64,55 +64,58 @@ def ablate(
     Raises NanopatchError as `sweep` does, and for prompts that are missing, not wanted, or of other lengths.
     """
     axes = check_axes(site, axes)
-    if by not in list(ABLATIONS):
+    if by not in ABLATIONS:
         raise NanopatchError(f"unknown ablation {by!r}: one of {', '.join(ABLATIONS)}")
-    if isinstance(prompts, str) or not np.iterable(prompts if prompts is not None else ()):
-        raise NanopatchError(f"prompts={prompts!r:.60}: a list of prompts is expected, with at least one")
-    prompts = None if prompts is None else list(prompts)
-    if prompts == []:
-        raise NanopatchError("prompts=[]: a list of prompts is expected, with at least one")
+    if prompts is not None:
+        given, prompts = prompts, [] if isinstance(prompts, str) or not np.iterable(prompts) else list(prompts)
+        if not prompts:
+            raise NanopatchError(f"prompts={given!r:.60}: a list of prompts is expected, with at least one")
     if by == "zero" and not per_position:
         raise NanopatchError("ablate takes no per_position=False: zero is zero anywhere")
     if (prompts is None) != (by == "zero"):
         raise NanopatchError(f'by="{by}" takes {"no prompts" if by == "zero" else "prompts to take activations from"}')
     if isinstance(neurons, Integral):
         raise NanopatchError("an ablation has no second run to rank neurons by: give a list of neurons")
-    metrics, random = as_metrics(metric), random_generator(seed)
+    random = random_generator(seed)
     experiment = dataclasses.replace(experiment, corrupted=experiment.clean)  # there is no corrupted prompt
-    tokens = experiment.tokens(model)
-    clean = model.run(tokens.clean, sites=needed(site, attribution_steps))
-    sources = ablated(model, site, getattr(clean, site), by, prompts, per_position, experiment.prepend_bos)
-
+    how = dict(zero="zero", mean=f"the mean over {len(prompts or ())} prompts", resample="another prompt's own")[by]
     choices = dict(layers=layers, positions=positions, heads=heads, neurons=neurons, window=window)
-    n_tokens = len(tokens.clean)
-    pieces = axis_pieces(model, site, axes, n_tokens, choices)
-    patches = [
-        edits_of(site, sources[random.integers(len(sources))], range(n_tokens), piece)
-        for piece in grid_of_pieces(pieces, axes)
-    ]
+    direction = f"replaced by {how} (ablation)"
+    plan = plan_of_clean(model, experiment, site, axes, direction, metric, choices, needed(site, attribution_steps))
+    plan.baselines["corrupted"] = [None] * len(plan.metrics)
+    clean = getattr(plan.runs["clean"], site)
+    sources = ablated(model, site, clean, by, prompts, per_position, experiment.prepend_bos)
+    rows = range(len(plan.tokens.clean))
+    for piece in grid_of_pieces(plan.pieces, axes):
+        plan.patches.append(edits_of(site, sources[random.integers(len(sources))], rows, piece))
+    values, unchanged = measured(model, plan, memory, attribution_steps)
+    notes = remarks(plan, attribution_steps)
+    return as_result(model, experiment, plan, metric, values, unchanged, attribution_steps, notes)
+
+
+def plan_of_clean(model, experiment, site, axes, direction, metric, choices, sites):
+    """The `Plan` of an experiment whose clean prompt is its only one, still without patches. sites: what it records."""
+    metrics, tokens = as_metrics(metric), experiment.tokens(model)
+    clean = model.run(tokens.clean, sites=sites)
     logits = unpatched_logits(model, clean, metrics)
     target = target_of(tokens, clean.tokens, logits[-1])
-    columns = [(position, position) for position in range(n_tokens)]
-    how = dict(zero="zero", mean=f"the mean over {len(prompts or ())} prompts", resample="another prompt's own")[by]
-    plan = Plan(
+    columns = [(position, position) for position in range(len(tokens.clean))]
+    return Plan(
         site=site,
         axes=axes,
-        direction=f"replaced by {how} (ablation)",
+        direction=direction,
         metrics=metrics,
         into="clean",
         tokens=tokens,
         columns=columns,
         partners=columns,
         runs={"clean": clean},
-        pieces=pieces,
-        patches=patches,
+        pieces=axis_pieces(model, site, axes, len(columns), choices),
+        patches=[],
         logits={"clean": logits},
         target=target,
-        baselines={"clean": measure(metrics, logits, target), "corrupted": [None] * len(metrics)},
+        baselines={"clean": measure(metrics, logits, target)},
     )
-    values, unchanged = measured(model, plan, memory, attribution_steps)
-    notes = estimated(plan, attribution_steps)
-    return as_result(model, experiment, plan, metric, values, unchanged, attribution_steps, notes)
 
 
 def ablated(model, site, clean, by, prompts, per_position, prepend_bos):
@@ -157,60 +160,40 @@ def trace(
     Meng et al. 2022, arXiv 2202.05262; the result says what later work warns about.
     """
     axes = check_axes(site, axes)
-    experiment = dataclasses.replace(experiment, corrupted=experiment.clean)  # there is no corrupted prompt
     if not all(np.iterable(numbers) and all(isinstance(n, Integral) for n in numbers) for numbers in (seeds, noised)):
         raise NanopatchError(f"noised={noised!r} and seeds={seeds!r}: lists of whole numbers are expected")
     if not 0 < sigma < np.inf:
         raise NanopatchError(f"sigma={sigma}: a number above 0 is expected")
-    metrics, randoms, noised = as_metrics(metric), [random_generator(seed) for seed in seeds], sorted(set(noised))
+    randoms, noised = [random_generator(seed) for seed in seeds], sorted(set(noised))
+    kept = needed(site, attribution_steps)
     if not randoms:
         raise NanopatchError("trace needs at least one seed")
-    tokens = experiment.tokens(model)
-    n_tokens = len(tokens.clean)
+    experiment = dataclasses.replace(experiment, corrupted=experiment.clean)  # there is no corrupted prompt
+    choices = dict(window=window, layers=None, positions=None, heads=None, neurons=None)
+    plan = plan_of_clean(model, experiment, site, axes, "denoise", metric, choices, needed_sites(site))
+    plan = plan._replace(into="corrupted")
+    clean, n_tokens = plan.runs["clean"], len(plan.tokens.clean)
     if not noised or not 0 <= noised[0] <= noised[-1] < n_tokens:
         raise NanopatchError(f"noised={noised}: give positions of the clean prompt, 0 to {n_tokens - 1}")
-    clean = model.run(tokens.clean, sites=needed_sites(site))
-    logits = unpatched_logits(model, clean, metrics)
-    target = target_of(tokens, clean.tokens, logits[-1])
-    choices = dict(window=window, layers=None, positions=None, heads=None, neurons=None)
-    pieces = axis_pieces(model, site, axes, n_tokens, choices)
     rows = [position if position >= noised[0] else None for position in range(n_tokens)]
     own_rows = [position if position in noised else None for position in range(n_tokens)]
-    columns = [(position, position) for position in range(n_tokens)]
-    plan = Plan(
-        site=site,
-        axes=axes,
-        direction="denoise",
-        metrics=metrics,
-        into="corrupted",
-        tokens=tokens,
-        columns=columns,
-        partners=columns,
-        runs={"clean": clean},
-        pieces=pieces,
-        patches=[edits_of(site, getattr(clean, site), rows, piece, own_rows) for piece in grid_of_pieces(pieces, axes)],
-        logits={"clean": logits},
-        target=target,
-        baselines={"clean": measure(metrics, logits, target)},
-    )
-    total, corrupted, kept = 0, 0, needed(site, attribution_steps)
+    for piece in grid_of_pieces(plan.pieces, axes):
+        plan.patches.append(edits_of(site, getattr(clean, site), rows, piece, own_rows))
+    total, corrupted = 0, 0
     for random in randoms:
         resid = clean.resid_pre[0].copy()
         noise = random.normal(0, sigma * float(model.wte.std()), (len(noised), model.d_model))
         resid[noised] += noise.astype(model.dtype)
         run = record(model.steps_from(0, resid, sites=kept), sites=kept)
-        noisy_logits = unpatched_logits(model, run, metrics)
-        noisy = {
-            "runs": {"corrupted": run},
-            "logits": {"corrupted": noisy_logits},
-            "baselines": {"corrupted": measure(metrics, noisy_logits, target)},
-        }
+        logits = unpatched_logits(model, run, plan.metrics)
+        baseline = measure(plan.metrics, logits, plan.target)
+        noisy = dict(runs={"corrupted": run}, logits={"corrupted": logits}, baselines={"corrupted": baseline})
         values, unchanged = measured(model, plan._replace(**noisy), memory, attribution_steps)
-        total, corrupted = total + values, corrupted + np.array(noisy["baselines"]["corrupted"])
+        total, corrupted = total + values, corrupted + np.array(baseline)
 
     plan.baselines["corrupted"] = (corrupted / len(randoms)).tolist()
     notes = (
-        *estimated(plan, attribution_steps),
+        *remarks(plan, attribution_steps),
         f"Corrupted by Gaussian noise of {sigma:g} standard deviations on the embeddings of positions "
         f"{', '.join(map(str, noised))}, averaged over {len(randoms)} seeds.",
         "Noise takes a model to activations that no prompt gives it, and the picture depends on its size; another "
@@ -235,8 +218,3 @@ def measured(model, plan, memory, attribution_steps):
     if attribution_steps is None:
         return measure_plan(model, plan, memory)
     return estimate_plan(model, plan, attribution_steps)
-
-
-def estimated(plan, attribution_steps):
-    """What a result says of its having been estimated, if it was."""
-    return () if attribution_steps is None else remarks(plan, attribution_steps)

@@ -15,7 +15,7 @@ import numpy as np
 from .backward import backward
 from .errors import NanopatchError
 from .metrics import check_slope, metric_gradient
-from .patching import DIRECTIONS, as_result, check_direction, check_lists, make_plan, sweep
+from .patching import DIRECTIONS, as_result, check_lists, make_plan, sweep
 from .results import Panels, Sweep
 from .sites import SITES, record
 from .stack import reach
@@ -53,8 +53,6 @@ def attribute(
     check_lists(site, direction)
     sites = site if isinstance(site, (list, tuple)) else [site]
     directions = direction if isinstance(direction, (list, tuple)) else [direction]
-    for d in directions:
-        check_direction(d)
     # Only a run patched into needs every array, so that three records are the most that is ever held.
     into = {DIRECTIONS[d][0] for d in directions}
     needed = needed_for_estimate(sites, steps)
@@ -87,7 +85,9 @@ def needed_for_estimate(sites, steps):
 
 
 def remarks(plan, steps):
-    """What a result must say of itself: that it was estimated, and how."""
+    """What a result must say of itself: that it was estimated, and how; nothing where steps is None, and it was not."""
+    if steps is None:
+        return []
     how = "first-order estimate (attribution patching)" if steps == 1 else f"integrated gradients, {steps} steps"
     notes = [f"Not patched: {how}."]
     names = ", ".join(m.name for m in plan.metrics if m.by_differences)

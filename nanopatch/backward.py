@@ -14,7 +14,7 @@ import numpy as np
 
 from .errors import NanopatchError
 from .layers import affine, layer_norm, softmax
-from .sites import BLOCK_SITES, SITES, Run, known_sites
+from .sites import ATTENTION_SITES, BLOCK_SITES, SITES, Run, known_sites
 
 
 def backward(model, run, d_logits, sites=None):
@@ -289,7 +289,7 @@ def _check_record(model, record, what, is_gradient):
         raise NanopatchError(f"{what} lacks {', '.join(missing)}: record every array, with sites=None")
     *batch, n_tokens, _ = record.logits.shape
     heads, square = (n_tokens, model.n_head, model.d_head), (model.n_head, n_tokens, n_tokens)
-    last = dict.fromkeys(("q", "k", "v", "z"), heads) | dict.fromkeys(("scores", "pattern"), square)
+    last = dict.fromkeys(("q", "k", "v", "z"), heads) | dict.fromkeys(ATTENTION_SITES, square)
     last |= dict.fromkeys(("mlp_pre", "mlp_post"), (n_tokens, model.d_mlp)) | {"logits": (n_tokens, model.n_vocab)}
     for name in SITES:
         array, layers = getattr(record, name), (model.n_layer,) if name in BLOCK_SITES else ()

@@ -88,11 +88,11 @@ def edge_attribution(model, experiment, direction="denoise", metric="logit_diff"
     check_direction(direction)
     check_steps(steps)
     metric, tokens = as_metric(metric), equal_length_tokens(model, experiment, "edge attribution")
-    kept = dict(zip(DIRECTIONS[direction], (None, ("resid_pre", "z", "mlp_out", "logits")), strict=True))
+    into_name, origin_name = DIRECTIONS[direction]
+    kept = {into_name: None, origin_name: ("resid_pre", "z", "mlp_out", "logits")}
     runs = {name: model.run(getattr(tokens, name), sites=kept[name]) for name in ("clean", "corrupted")}
     targets = {name: target_of(tokens, run.tokens, runs["clean"].logits[-1]) for name, run in runs.items()}
-    into, origin = (runs[name] for name in DIRECTIONS[direction])
-    target = targets[DIRECTIONS[direction][0]]
+    into, origin, target = runs[into_name], runs[origin_name], targets[into_name]
     baselines = {name: measure([metric], run.logits, targets[name])[0] for name, run in runs.items()}
 
     senders, receivers = graph(model)
@@ -105,7 +105,7 @@ def edge_attribution(model, experiment, direction="denoise", metric="logit_diff"
         run = into if steps == 1 else record(model.steps_from(0, embedding))
         d_logits = metric_gradient(metric, run.logits, target)
         if steps == 1:
-            check_slope(metric, baselines[DIRECTIONS[direction][0]], d_logits)
+            check_slope(metric, baselines[into_name], d_logits)
         gradients = backward(model, run, d_logits)
         for j, receiver in enumerate(receivers.values()):
             scores[:, j] += differences @ input_gradient(model, run, gradients, receiver).ravel() / steps

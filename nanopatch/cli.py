@@ -17,8 +17,9 @@ from .align import align
 from .errors import NanopatchError
 from .experiments import NAMED, Experiment
 from .metrics import METRICS
+from .plot import FORMATS
 
-PICTURES = (".png", ".svg", ".pdf")
+PICTURES = tuple(f".{file_format}" for file_format in FORMATS)
 OUTPUTS = (*PICTURES, ".csv", ".npz")
 EDGE_OUTPUTS = (*PICTURES, ".json", ".dot")
 MODEL_HELP = "nano (the default), gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, org/name, or a folder"

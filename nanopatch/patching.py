@@ -88,7 +88,6 @@ def sweep(
         return Panels({s: sweep(model, experiment, s, axes, direction, metric, align, **choices) for s in site})
     if isinstance(direction, (list, tuple)):
         return Panels({d: sweep(model, experiment, site, axes, d, metric, align, **choices) for d in direction})
-    check_direction(direction)
     into = DIRECTIONS[direction][0]
     kept = {name: needed_sites(site) if name == into else {site, "resid_post"} for name in ("clean", "corrupted")}
     plan = make_plan(model, experiment, site, axes, direction, metric, align, choices, kept)
@@ -123,7 +122,6 @@ def make_plan(model, experiment, site, axes, direction, metric, align, choices, 
     sites: {"clean": what that run records, "corrupted": ...}; runs: both, if they have been run already.
     """
     axes = check_axes(site, axes)
-    check_direction(direction)
     metrics = as_metrics(metric)
     tokens = experiment.tokens(model)
     columns = align_tokens(tokens.clean, tokens.corrupted, align, show=model.token_strings)
@@ -310,12 +308,14 @@ def equal_length_tokens(model, experiment, what):
     return tokens
 
 
-def check_lists(*arguments):
-    """NanopatchError unless each is a name, or a list of names, at least one and each once."""
-    for argument in arguments:
+def check_lists(site, direction):
+    """NanopatchError unless each is a name, or a list of names, at least one and each once, and directions exist."""
+    for argument in (site, direction):
         names = argument if isinstance(argument, (list, tuple)) else [argument]
         if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
             raise NanopatchError(f"a site or direction is a name, or a list of names, each once; not {argument!r:.60}")
+    for name in names:  # of the directions
+        check_direction(name)
 
 
 def axis_pieces(model, site, axes, n_columns, choices):

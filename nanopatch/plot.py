@@ -109,11 +109,12 @@ def scatter(comparison, ax=None):
     ends = [min(x.min(), y.min()), max(x.max(), y.max())]
     ax.plot(ends, ends, color="0.6", linewidth=1, zorder=1)
     ax.scatter(x, y, s=14, color="#2166ac", zorder=2)
-    for number, (_, exact, estimate) in enumerate(comparison.worst(), start=1):
+    worst = list(enumerate(comparison.worst(), start=1))
+    for number, (_, exact, estimate) in worst:
         ax.annotate(str(number), (exact, estimate), (4, -4), textcoords="offset points", fontsize=8, va="top")
-    worst = "\n".join(f"{number}  {label}" for number, (label, *_) in enumerate(comparison.worst(), start=1))
+    names = "\n".join(f"{number}  {label}" for number, (label, *_) in worst)
     legend = dict(transform=ax.transAxes, ha="right", va="bottom", multialignment="left", fontsize=7, parse_math=False)
-    ax.text(0.98, 0.02, f"worst cells\n{worst}", **legend)
+    ax.text(0.98, 0.02, f"worst cells\n{names}", **legend)
     metric = comparison.exact.metric.replace("_", " ")
     ax.set_xlabel(f"{metric}, exact patching")
     ax.set_ylabel(f"{metric}, estimated")

@@ -51,7 +51,8 @@ def saliency(model, prompt, metric="logit_diff"):
     if answer is None:
         (answer, _), (wrong_answer, _) = top_tokens(run.logits[-1], 2)
     target = Target(answer, wrong_answer, tokens, run.logits[-1])
-    (value,), d_logits = measure([metric], run.logits, target), metric_gradient(metric, run.logits, target)
+    (value,) = measure([metric], run.logits, target)
+    d_logits = metric_gradient(metric, run.logits, target)
     check_slope(metric, value, d_logits)
     gradient = backward(model, run, d_logits, "resid_pre").resid_pre[0].astype(float)
     product = (gradient * model.wte[tokens]).sum(axis=-1)  # (n_tokens,)

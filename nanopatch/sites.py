@@ -118,11 +118,8 @@ class Run:
         raise AttributeError(f"a run has no array {name!r}; the names are {', '.join(SITES)}")
 
     def __repr__(self):
-        return (
-            ("Run of derivatives(" if self.is_gradient else "Run(")
-            + ", ".join(f"{name} {getattr(self, name).shape}" for name in self.names)
-            + ")"
-        )
+        what = "Run of derivatives" if self.is_gradient else "Run"
+        return f"{what}({', '.join(f'{name} {getattr(self, name).shape}' for name in self.names)})"
 
 
 def record(steps, sites=None):

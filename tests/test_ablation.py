@@ -130,6 +130,13 @@ def test_tracing_takes_several_metrics_and_says_what_is_not_finite():
     assert result.notes[-1].startswith("<lambda> is no finite number after 12 of the patches, the first at layer 0")
 
 
+def test_the_result_knows_no_corrupted_prompt():
+    model = tiny_model(seed=9)
+    assert EXPERIMENT.corrupted != EXPERIMENT.clean
+    for result in (ablate(model, EXPERIMENT), trace(model, EXPERIMENT, [1], seeds=[3])):
+        assert result.experiment.corrupted == EXPERIMENT.clean and result.corrupted_tokens == result.clean_tokens
+
+
 BAD = [
     (lambda m: ablate(m, EXPERIMENT, by="half"), "unknown ablation 'half': one of zero, mean, resample"),
     (lambda m: ablate(m, EXPERIMENT, by="mean"), 'by="mean" takes prompts to take activations from'),
