@@ -12,12 +12,12 @@ import os
 import sys
 from pathlib import Path
 
-from .ablation import ABLATIONS
-from .align import align
+from .patching.ablation import ABLATIONS
+from .experiments.align import align
 from .errors import NanopatchError
-from .experiments import NAMED, Experiment
-from .metrics import METRICS
-from .plot import FORMATS
+from .experiments.experiment import NAMED, Experiment
+from .experiments.metrics import METRICS
+from .results.plot import FORMATS
 
 PICTURES = tuple(f".{file_format}" for file_format in FORMATS)
 OUTPUTS = (*PICTURES, ".csv", ".npz")
@@ -132,9 +132,9 @@ def parser():
 
 def demo_command(options):
     """Every named experiment: the most likely next tokens, the heatmap in the terminal, and as a picture."""
-    from .checkpoint import load
-    from .patching import sweep
-    from .plot import picture, save_picture
+    from .model.checkpoint import load
+    from .patching.sweep import sweep
+    from .results.plot import picture, save_picture
 
     model = load(options.model)
     folder = Path(options.output)
@@ -207,8 +207,8 @@ def patch_command(options):
 
 def attribute_command(options):
     """The same, estimated from derivatives (attribution patching); compared with exact patching on request."""
-    from .attribution import Comparison
-    from .plot import save_picture
+    from .gradients.attribution import Comparison
+    from .results.plot import save_picture
 
     if options.against_exact:
         check_outputs([options.against_exact], PICTURES)
@@ -227,8 +227,8 @@ def attribute_command(options):
 
 def reading(options):
     """Check the options of patch and attribute against each other, and read what they name: (model, what to patch)."""
-    from .checkpoint import load
-    from .pairs import read_pairs
+    from .model.checkpoint import load
+    from .experiments.pairs import read_pairs
 
     check_outputs(options.output)
     if options.corrupt and options.pairs is not None:
@@ -258,10 +258,10 @@ def reading(options):
 
 def patched(options, read, steps=None):
     """The result that the options ask for; with steps, estimated. read: what `reading` returns."""
-    from .ablation import ablate, trace
-    from .attribution import attribute
-    from .pairs import sweep_pairs
-    from .patching import sweep
+    from .patching.ablation import ablate, trace
+    from .gradients.attribution import attribute
+    from .experiments.pairs import sweep_pairs
+    from .patching.sweep import sweep
 
     model, experiment = read
     choices, of_sweep = choices_of(options), sweep_options(options)
@@ -283,8 +283,8 @@ def patched(options, read, steps=None):
 
 def heads_command(options):
     """The five head grids, side by side."""
-    from .checkpoint import load
-    from .patching import sweep
+    from .model.checkpoint import load
+    from .patching.sweep import sweep
 
     check_outputs(options.output)
     experiment = experiment_of(options)
@@ -298,8 +298,8 @@ def heads_command(options):
 
 def path_command(options):
     """A matrix of senders and receivers."""
-    from .checkpoint import load
-    from .paths import path_patch
+    from .model.checkpoint import load
+    from .patching.paths import path_patch
 
     check_outputs(options.output)
     if options.align:
@@ -320,9 +320,9 @@ def path_command(options):
 
 def edges_command(options):
     """Every edge's score, and the metric of the model when only the best edges carry the clean run."""
-    from .checkpoint import load
-    from .circuits import circuit, edge_attribution, faithfulness
-    from .plot import save_picture, show
+    from .model.checkpoint import load
+    from .gradients.circuits import circuit, edge_attribution, faithfulness
+    from .results.plot import save_picture, show
 
     check_outputs(options.output, EDGE_OUTPUTS)
     if options.align or options.direction == "both":
@@ -356,7 +356,7 @@ def edges_command(options):
 
 def top_command(options):
     """The most likely next tokens of one prompt."""
-    from .checkpoint import load
+    from .model.checkpoint import load
 
     if options.k < 1:
         usage_error(f"-k {options.k}: at least 1")
@@ -369,8 +369,8 @@ def top_command(options):
 
 def tokens_command(options):
     """The tokens of one prompt, or two prompts' tokens aligned."""
-    from . import tokenizer
-    from .results import visible
+    from .model import tokenizer
+    from .results.sweep import visible
 
     prompts = [prompt for prompt in (options.prompt, options.other) if prompt is not None]
     if not all(prompts):
@@ -396,7 +396,7 @@ def tokens_command(options):
 
 def download_command(options):
     """Fetch a checkpoint, or find that it is there."""
-    from . import hub
+    from .model import hub
 
     folder = hub.find(options.name)
     print_json({"name": options.name, "folder": str(folder)}) if options.json else print(folder)
@@ -517,8 +517,8 @@ def check_outputs(paths, outputs=OUTPUTS):
 
 def give_out(result, options):
     """Write a sweep, or panels of them, to the files asked for; show it; print it."""
-    from .plot import picture, save_picture, show
-    from .results import Panels
+    from .results.plot import picture, save_picture, show
+    from .results.sweep import Panels
 
     for path in map(Path, options.output):
         written = [path]
@@ -553,7 +553,7 @@ def alignment(model, experiment):
 
 
 def top_list(model, prompt, k, bos=False):
-    from .metrics import top_tokens
+    from .experiments.metrics import top_tokens
 
     logits = model.next_logits(prompt, prepend_bos=bos)
     return [
@@ -563,7 +563,7 @@ def top_list(model, prompt, k, bos=False):
 
 
 def print_top(model, prompt, k, bos=False):
-    from .results import visible
+    from .results.sweep import visible
 
     for rank, row in enumerate(top_list(model, prompt, k, bos), start=1):
         print(f"{rank:>3}  {row['probability']:6.1%}  {visible(row['token'])}")

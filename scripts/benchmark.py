@@ -114,7 +114,7 @@ def forward(options):
         return
     import numpy as np
 
-    from nanopatch.checkpoint import build
+    from nanopatch.model.checkpoint import build
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -156,7 +156,7 @@ def sweeps(options):
 
 def sweeps_of_pair(options, model, experiment, name, lens, bound_with_base):
     """The sweep of one pair of prompts beside the plain loop, its own matrix products, and TransformerLens."""
-    from nanopatch.patching import measure_plan
+    from nanopatch.patching.sweep import measure_plan
 
     tokens, plan, few = experiment.tokens(model), plan_of(model, experiment), max(3, options.repeats // 2)
 
@@ -197,7 +197,7 @@ def gradients(options):
     """Attribution of every site from two runs and one backward pass, and that pass itself, at 124M's shape."""
     import numpy as np
 
-    from nanopatch.patching import SITE_AXES
+    from nanopatch.patching.sweep import SITE_AXES
 
     model, few = random_model("124M"), max(3, options.repeats // 2)
     experiment = random_experiment(model, 11)
@@ -304,7 +304,7 @@ def records(model, experiment):
     """The peak of what Python and NumPy allocate in an attribution of every site, by the size of one full record."""
     import tracemalloc
 
-    from nanopatch.patching import SITE_AXES
+    from nanopatch.patching.sweep import SITE_AXES
 
     run = model.run(experiment.corrupted)
     size = sum(getattr(run, name).nbytes for name in run.names)
@@ -320,7 +320,7 @@ def loading(options):
     import numpy as np
     from safetensors.numpy import save_file
 
-    from nanopatch.checkpoint import tensor_shapes
+    from nanopatch.model.checkpoint import tensor_shapes
 
     config = shape_config("124M")
     rng = np.random.default_rng(0)
@@ -355,7 +355,7 @@ def nanopatch():
 
 
 def shape_config(shape):
-    from nanopatch.model import Config
+    from nanopatch.model.gpt2 import Config
 
     n_layer, n_head, n_embd = SHAPES[shape]
     return Config(n_layer, n_head, n_embd, n_positions=1024, vocab_size=50257, n_inner=4 * n_embd)
@@ -364,7 +364,7 @@ def shape_config(shape):
 def random_model(shape):
     import numpy as np
 
-    from nanopatch.checkpoint import build, tensor_shapes
+    from nanopatch.model.checkpoint import build, tensor_shapes
 
     config, rng = shape_config(shape), np.random.default_rng(0)
     tensors = {}
@@ -396,7 +396,7 @@ def random_experiment(model, n_tokens):
 
 def plan_of(model, experiment):
     """All that `nanopatch.sweep` does before the first patch, the base runs included."""
-    from nanopatch.patching import make_plan, needed_sites
+    from nanopatch.patching.sweep import make_plan, needed_sites
 
     choices = dict(layers=None, positions=None, heads=None, neurons=None, window=1)
     sites = dict.fromkeys(("clean", "corrupted"), needed_sites("resid_pre"))
@@ -423,7 +423,7 @@ def bare_products(model, plan):
     """A sweep's matrix products with the weights, alone, in its shapes: nothing can be faster that uses them."""
     import numpy as np
 
-    from nanopatch.stack import reach
+    from nanopatch.patching.stack import reach
 
     n_tokens, starts = len(plan.tokens.corrupted), []  # starts: (layer, position) of each patch that is run
     for edits in plan.patches:

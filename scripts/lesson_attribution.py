@@ -6,7 +6,7 @@ Read it from top to bottom and run it: python scripts/lesson_attribution.py (sec
 import numpy as np
 
 import nanopatch
-from nanopatch.attribution import compare
+from nanopatch.gradients.attribution import compare
 from nanopatch.experiments import INDIRECT_OBJECT
 
 model = nanopatch.load("nano")

@@ -27,8 +27,8 @@ import numpy as np
 from make_reference import ROOT, SIZES, TINY, pytorch_model, pytorch_nano, random_tensors, write_npz
 
 import nanopatch
-from nanopatch import tokenizer
-from nanopatch.sites import FINAL_SITES
+from nanopatch.model import tokenizer
+from nanopatch.model.sites import FINAL_SITES
 
 FOLDER = ROOT / "tests" / "reference_gradients"
 NANO_PROMPT = " Michelle Jones. Michelle"

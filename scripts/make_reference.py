@@ -45,9 +45,9 @@ from pathlib import Path
 import numpy as np
 
 import nanopatch
-from nanopatch import tokenizer
+from nanopatch.model import tokenizer
 from nanopatch.files import write_whole
-from nanopatch.sites import BLOCK_SITES, FINAL_SITES
+from nanopatch.model.sites import BLOCK_SITES, FINAL_SITES
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests" / "reference"

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from nanopatch.tokenizer import encoding
+from nanopatch.model.tokenizer import encoding
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "nano"
 N_LAYER, N_HEAD, D_MODEL, N_CTX, N_VOCAB = 4, 4, 128, 128, 50257

@@ -10,7 +10,7 @@ import pytest
 
 import nanopatch
 from nanopatch import Sweep, sweep
-from nanopatch.ablation import ablate, trace
+from nanopatch.patching.ablation import ablate, trace
 from nanopatch.cli import main
 from nanopatch.experiments import ELON, MICHELLE, NAMED
 

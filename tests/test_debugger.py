@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import tiny_model
+from conftest import tiny_model
 
 import nanopatch
 from nanopatch import sweep
 from nanopatch.experiments import MICHELLE
-from nanopatch.sites import BLOCK_SITES
+from nanopatch.model.sites import BLOCK_SITES
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "step_through.py"
 

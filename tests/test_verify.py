@@ -20,8 +20,9 @@ import pytest
 from safetensors.numpy import save_file
 
 import nanopatch
-from nanopatch import NanopatchError, hub, verify
-from nanopatch.sites import SITES
+from nanopatch import NanopatchError, verify
+from nanopatch.model import hub
+from nanopatch.model.sites import SITES
 from nanopatch.verify import Check, Report
 
 ROOT = Path(__file__).parent.parent

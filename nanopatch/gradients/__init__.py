@@ -1,0 +1,1 @@
+"""Estimating it: derivatives in place of runs."""

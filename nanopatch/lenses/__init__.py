@@ -1,0 +1,1 @@
+"""Reading one run: which part of it says what."""

@@ -1,0 +1,1 @@
+"""What comes out: results that know what they are, and show, save and load themselves."""

@@ -1,0 +1,130 @@
+"""Metrics against their formulas, and what a sweep reports of them."""
+
+import numpy as np
+import pytest
+from conftest import tiny_model
+
+from nanopatch import Experiment, NanopatchError, attribute, sweep
+from nanopatch.experiments.metrics import METRICS, Metric, top_tokens
+
+
+@pytest.fixture(scope="module")
+def sweeps():
+    def largest_logit(logits):
+        return logits.max()
+
+    model, experiment = tiny_model(seed=7), Experiment([1, 2, 3, 4, 5], [1, 9, 3, 4, 5], 3, 7)
+    return model, experiment, sweep(model, experiment, metric=[*METRICS, largest_logit])
+
+
+def test_every_metric_is_its_formula(sweeps):
+    model, experiment, result = sweeps
+    clean = model.run(experiment.clean)
+    p_clean = np.exp(clean.logits[-1]) / np.exp(clean.logits[-1]).sum()
+    for layer in range(model.n_layer):
+        for position in range(5):
+            for site in model.steps(experiment.corrupted):
+                if (site.name, site.layer) == ("resid_pre", layer):
+                    site.array[position] = clean.resid_pre[layer, position]
+            p = np.exp(site.array) / np.exp(site.array).sum(axis=-1, keepdims=True)
+            expected = {
+                "logit_diff": site.array[-1, 3] - site.array[-1, 7],
+                "log_probability": np.log(p[-1, 3]),
+                "probability": p[-1, 3],
+                "rank": sum(p[-1] > p[-1, 3]),
+                "kl_divergence": (p_clean * np.log(p_clean / p[-1])).sum(),
+                "cross_entropy": -np.mean([np.log(p[i, experiment.corrupted[i + 1]]) for i in range(4)]),
+                "largest_logit": site.array.max(),
+            }
+            assert list(result) == list(expected)
+            for name, value in expected.items():
+                assert result[name].grid[layer, position] == pytest.approx(value, rel=1e-9, abs=1e-12), name
+
+
+def test_baselines(sweeps):
+    _, _, result = sweeps
+    assert result["kl_divergence"].baseline_clean == 0 < result["kl_divergence"].baseline_corrupted
+    assert result["rank"].metric == "rank" and result["rank"].baseline_clean == int(result["rank"].baseline_clean)
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_patching_everything_is_1_for_every_metric(direction):
+    model, experiment = tiny_model(seed=7), Experiment([1, 2, 3, 4, 5], [1, 9, 3, 4, 5], 3, 7)
+    result = sweep(model, experiment, axes="layer", direction=direction, metric=[*METRICS])
+    for name, of_metric in result.items():
+        if of_metric.baseline_clean != of_metric.baseline_corrupted:  # rank may be equal
+            assert of_metric.normalised == pytest.approx(np.ones(3), rel=1e-8), name
+
+
+def test_one_metric_of_several_is_that_metric_alone(sweeps):
+    model, experiment, result = sweeps
+    alone = sweep(model, experiment, metric="logit_diff")
+    assert np.allclose(alone.grid, result["logit_diff"].grid, rtol=1e-10)
+    assert alone.baseline_clean == pytest.approx(result["logit_diff"].baseline_clean, rel=1e-10)
+
+
+def test_top_tokens():
+    assert top_tokens(np.log(np.array([0.2, 0.5, 0.3], np.float32)), 2) == [
+        (1, pytest.approx(0.5)),
+        (2, pytest.approx(0.3)),
+    ]
+
+
+def test_an_unknown_metric():
+    with pytest.raises(
+        NanopatchError, match="unknown metric 'los'; known are logit_diff, log_probability, .*or give a function"
+    ):
+        sweep(tiny_model(), Experiment([1], [2], 3, 7), metric=["rank", "los"])
+
+
+def test_a_metric_that_gives_no_finite_number_is_told_and_the_rest_kept():
+    model, experiment = tiny_model(seed=7), Experiment([1, 2, 3, 4], [1, 9, 3, 4], 3, 7)
+    grid = sweep(model, experiment).grid
+    low, high = np.sort(grid[:, 1:], axis=None)[3:5]
+    threshold = (low + high) / 2  # between two cells, so that rounding does not decide
+
+    def picky(logits):
+        return np.inf if logits[-1, 3] - logits[-1, 7] > threshold else 1.0
+
+    result = sweep(model, experiment, metric=picky)
+    first = np.argwhere(np.isinf(result.grid))[0]
+    assert np.array_equal(np.isinf(result.grid), grid > threshold) and (result.grid[grid <= threshold] == 1).all()
+    count, where = np.isinf(result.grid).sum(), f"layer {first[0]}, position {first[1]}"
+    assert result.notes[0] == f"picky is no finite number after {count} of the patches, the first at {where}."
+
+
+def test_a_metric_must_return_one_number():
+    with pytest.raises(NanopatchError, match="metrics need names of their own"):
+        sweep(tiny_model(), Experiment([1, 2], [1, 3], 3, 7), metric=["rank", "rank"])
+    with pytest.raises(NanopatchError, match="at least one is needed"):
+        sweep(tiny_model(), Experiment([1, 2], [1, 3], 3, 7), metric=[])
+    with pytest.raises(NanopatchError, match="cross_entropy needs a prompt of two tokens or more"):
+        sweep(tiny_model(), Experiment([1], [2], 3, 7), metric="cross_entropy")
+    with pytest.raises(NanopatchError, match="all positions needs prompts of one length: these have 2 and 3 tokens"):
+        sweep(tiny_model(), Experiment([1, 2], [1, 2, 3], 3, 7), metric="cross_entropy", align="diff")
+    with pytest.raises(NanopatchError, match="the metric argmax must return one number, not array"):
+        sweep(tiny_model(), Experiment([1, 2], [1, 3], 3, 7), metric=lambda_named_argmax)
+
+
+def test_what_a_metric_is_given_cannot_be_written_into():
+    def greedy(logits):
+        logits[:, 3] -= 1
+        return 0.0
+
+    with pytest.raises(ValueError, match="read-only"):
+        sweep(tiny_model(), Experiment([1, 2], [1, 3], 3, 7), metric=greedy)
+
+
+def test_a_metric_of_unknown_needs_or_with_a_gradient_of_another_shape():
+    with pytest.raises(NanopatchError, match="the metric a needs 'lastt': one of answers, last, all"):
+        Metric("a", "lastt", None)
+    wide = Metric("wide", "all", lambda logits, target: 1.0, gradient=lambda logits, target: logits[0])
+    with pytest.raises(NanopatchError, match=r"the gradient of wide has shape \(29,\); its logits have \(2, 29\)"):
+        attribute(tiny_model(), Experiment([1, 2], [1, 3], 3, 7), metric=wide)
+
+
+def lambda_named_argmax(logits):
+    return logits.argmax(axis=-1)
+
+
+lambda_named_argmax.__name__ = "argmax"

@@ -1,0 +1,575 @@
+"""Checkpoints: every number format and layout that loads, and every way in which one may be broken.
+
+The tiny checkpoint here: L = 2 layers, H = 2 heads, d_model 8, d_mlp 12, 7 positions, 11 tokens.
+"""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+import nanopatch
+from nanopatch import NanopatchError
+from nanopatch.model.checkpoint import read_config, tensor_shapes
+
+CONFIG = {
+    "model_type": "gpt2",
+    "n_layer": 2,
+    "n_head": 2,
+    "n_embd": 8,
+    "n_inner": 12,
+    "n_positions": 7,
+    "vocab_size": 11,
+}
+FORMAT_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "uint8": "U8", "bool": "BOOL", "int64": "I64"}
+
+
+def random_tensors(dtype=np.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = {
+        "wte.weight": (11, 8),
+        "wpe.weight": (7, 8),
+        "ln_f.weight": (8,),
+        "ln_f.bias": (8,),
+    }
+    for i in range(2):
+        shapes |= {
+            f"h.{i}.ln_1.weight": (8,),
+            f"h.{i}.ln_1.bias": (8,),
+            f"h.{i}.attn.c_attn.weight": (8, 24),
+            f"h.{i}.attn.c_attn.bias": (24,),
+            f"h.{i}.attn.c_proj.weight": (8, 8),
+            f"h.{i}.attn.c_proj.bias": (8,),
+            f"h.{i}.ln_2.weight": (8,),
+            f"h.{i}.ln_2.bias": (8,),
+            f"h.{i}.mlp.c_fc.weight": (8, 12),
+            f"h.{i}.mlp.c_fc.bias": (12,),
+            f"h.{i}.mlp.c_proj.weight": (12, 8),
+            f"h.{i}.mlp.c_proj.bias": (8,),
+        }
+    return {name: rng.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
+
+
+def safetensors_bytes(tensors, formats=None, padding=0):
+    """The file format, written out: the header's length in 8 bytes, the header (JSON), the numbers one after another.
+
+    formats: {name: format} for what NumPy has no type for; padding: spaces after the header, which move the numbers.
+    """
+    header, start = {}, 0
+    for name, array in tensors.items():
+        number_format = (formats or {}).get(name) or FORMAT_NAMES[array.dtype.name]
+        header[name] = {
+            "dtype": number_format,
+            "shape": list(array.shape),
+            "data_offsets": [start, start := start + array.nbytes],
+        }
+    text = json.dumps(header).encode() + b" " * padding
+    return struct.pack("<Q", len(text)) + text + b"".join(array.tobytes() for array in tensors.values())
+
+
+def save(folder, tensors, config=CONFIG, **options):
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(safetensors_bytes(tensors, **options))
+    return folder
+
+
+def weights_of(model):
+    """{checkpoint key: array} of a model, without lm_head."""
+    weights = {"wte.weight": model.wte, "wpe.weight": model.wpe}
+    pairs = {"ln_f": model.ln_f}
+    for i, block in enumerate(model.h):
+        pairs |= {f"h.{i}.ln_1": block.ln_1, f"h.{i}.ln_2": block.ln_2}
+        pairs |= {f"h.{i}.attn.c_attn": block.attn.c_attn, f"h.{i}.attn.c_proj": block.attn.c_proj}
+        pairs |= {f"h.{i}.mlp.c_fc": block.mlp.c_fc, f"h.{i}.mlp.c_proj": block.mlp.c_proj}
+    for name, pair in pairs.items():
+        weights |= {f"{name}.weight": pair.weight, f"{name}.bias": pair.bias}
+    return weights
+
+
+def assert_weights(model, tensors, dtype=np.float32):
+    """The model holds exactly these tensors, converted to `dtype`, as arrays that matrix products can use directly."""
+    weights = weights_of(model)
+    assert weights.keys() == tensors.keys()
+    assert model.dtype == dtype
+    for name, array in weights.items():
+        assert array.dtype == dtype and array.flags.c_contiguous and array.flags.aligned, name
+        np.testing.assert_array_equal(array, tensors[name].astype(dtype), err_msg=name, strict=True)
+
+
+def error_of(*args, **options):
+    with pytest.raises(NanopatchError) as caught:
+        nanopatch.load(*args, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---- what loads -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("stored", [np.float64, np.float32, np.float16])
+def test_float64_float32_and_float16_files(tmp_path, stored, dtype):
+    from safetensors.numpy import save_file
+
+    tensors = random_tensors(stored)
+    save_file(tensors, save(tmp_path, tensors) / "model.safetensors")  # by the format's own library
+    model = nanopatch.load(tmp_path, dtype=dtype)
+    assert_weights(model, tensors, dtype)
+    assert model.lm_head is model.wte
+    assert model.config == nanopatch.Config(n_layer=2, n_head=2, n_embd=8, n_positions=7, vocab_size=11, n_inner=12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_bfloat16_is_widened_bit_by_bit(tmp_path, dtype):
+    # A bfloat16 is the upper 16 bits of a float32: sign, 8 bits of exponent, 7 of fraction. Known ones first.
+    known = {0x3F80: 1.0, 0xBF80: -1.0, 0x4049: 3.140625, 0x0000: 0.0, 0x7F7F: 3.3895313892515355e38, 0x0001: 2.0**-133}
+    rng = np.random.default_rng(0)
+    bits = {name: rng.integers(0, 0x7F80, array.shape).astype(np.uint16) for name, array in random_tensors().items()}
+    bits["ln_f.weight"][: len(known)] = list(known)
+    save(tmp_path, bits, formats=dict.fromkeys(bits, "BF16"))
+    model = nanopatch.load(tmp_path, dtype=dtype)
+    assert model.ln_f.weight[: len(known)].tolist() == list(known.values())
+    for name, array in weights_of(model).items():
+        assert array.dtype == dtype and array.flags.aligned
+        as_float32 = array.astype(np.float32)
+        np.testing.assert_array_equal(as_float32.view(np.uint32), bits[name].astype(np.uint32) << 16, err_msg=name)
+        np.testing.assert_array_equal(as_float32.astype(dtype), array)
+
+
+def test_formats_may_be_mixed(tmp_path):
+    tensors = random_tensors()
+    tensors["wpe.weight"] = tensors["wpe.weight"].astype(np.float16)
+    tensors["ln_f.bias"] = tensors["ln_f.bias"].astype(np.float64)
+    assert_weights(nanopatch.load(save(tmp_path, tensors)), tensors)
+
+
+def test_shards(tmp_path):
+    tensors = random_tensors()
+    save(tmp_path, tensors)
+    (tmp_path / "model.safetensors").unlink()
+    halves = [dict(list(tensors.items())[:9]), dict(list(tensors.items())[9:])]
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    for name, half in zip(names, halves, strict=True):
+        (tmp_path / name).write_bytes(safetensors_bytes(half))
+    weight_map = {key: name for name, half in zip(names, halves, strict=True) for key in half}
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+
+    model = nanopatch.load(tmp_path)
+    assert_weights(model, tensors)
+    assert model.source.files == tuple(tmp_path / name for name in names)
+
+    (tmp_path / names[1]).unlink()
+    assert error_of(tmp_path) == (
+        f"{tmp_path} lacks {names[1]}, which model.safetensors.index.json names: fetch the whole checkpoint"
+    )
+    for broken in ("", "{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 3, "b": "c"}}'):
+        index.write_text(broken)
+        assert error_of(tmp_path).startswith(f"cannot read {index}: ")
+    for outside in ("../model.safetensors", "/etc/passwd", "a/b.safetensors", "model.bin", 3):
+        index.write_text(json.dumps({"weight_map": {"wte.weight": outside}}))
+        assert error_of(tmp_path) == f"{index} names {outside!r}, which is not a safetensors file beside it"
+    index.write_text('{"weight_map": {}}')
+    assert error_of(tmp_path) == f"{index} names no files"
+
+
+def test_the_prefix_transformer_may_be_there(tmp_path):
+    tensors = random_tensors()
+    prefixed = {f"transformer.{name}": array for name, array in tensors.items()}
+    prefixed["lm_head.weight"] = prefixed["transformer.wte.weight"]
+    model = nanopatch.load(save(tmp_path, prefixed))
+    assert_weights(model, tensors)
+    assert model.lm_head is model.wte
+
+    both = prefixed | {"wte.weight": tensors["wte.weight"]}
+    assert "both with and without the prefix transformer." in error_of(save(tmp_path, both))
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer."])
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.float32, np.float16])
+def test_mask_buffers_are_ignored(tmp_path, dtype, prefix):
+    tensors = random_tensors()
+    given = {prefix + name: array for name, array in tensors.items()}
+    for i in range(2):
+        given[f"{prefix}h.{i}.attn.bias"] = np.tril(np.ones((1, 1, 7, 7), dtype))
+        given[f"{prefix}h.{i}.attn.masked_bias"] = np.array(-1e4).astype(dtype)
+    assert_weights(nanopatch.load(save(tmp_path, given)), tensors)
+
+
+def test_a_tied_lm_head_is_wte_itself_and_a_separate_one_is_used(tmp_path):
+    tensors = random_tensors()
+    tied = nanopatch.load(save(tmp_path / "tied", tensors | {"lm_head.weight": tensors["wte.weight"]}))
+    assert tied.lm_head is tied.wte
+
+    separate = random_tensors(seed=1)["wte.weight"]
+    model = nanopatch.load(save(tmp_path / "separate", tensors | {"lm_head.weight": separate}))
+    assert_weights(model, tensors)
+    np.testing.assert_array_equal(model.lm_head, separate, strict=True)
+    run = model.run([1, 2, 3])
+    np.testing.assert_array_equal(run.logits, run.ln_final @ separate.T)
+    np.testing.assert_array_equal(run.resid_pre, tied.run([1, 2, 3]).resid_pre)
+
+
+def test_text_is_read_only_where_the_vocabulary_may_be_gpt2s(tmp_path):
+    small = save(tmp_path / "small", random_tensors())
+    assert nanopatch.load(small).reads_text is False
+
+    tensors = random_tensors() | {"wte.weight": np.ones((50257, 8), np.float32)}
+    folder = save(tmp_path / "large", tensors, CONFIG | {"vocab_size": 50257})
+    assert nanopatch.load(folder).reads_text is True  # nothing says otherwise
+    (folder / "vocab.json").write_text(json.dumps({str(number): number for number in range(50257)}))
+    assert nanopatch.load(folder).reads_text is False
+
+
+# ---- mapping --------------------------------------------------------------------------------------
+
+
+def mapped_file(array):
+    """The np.memmap that an array is a view of, or None."""
+    while array is not None and not isinstance(array, np.memmap):
+        array = array.base
+    return array
+
+
+def test_a_float32_file_is_mapped_and_never_written_to(tmp_path):
+    tensors = random_tensors()
+    n_header = len(safetensors_bytes(tensors)) - sum(array.nbytes for array in tensors.values())
+    save(tmp_path, tensors, padding=-n_header % 8)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    model = nanopatch.load(tmp_path)
+    for name, array in weights_of(model).items():
+        mapped = mapped_file(array)
+        assert mapped is not None and mapped.filename == tmp_path / "model.safetensors", name
+        assert np.shares_memory(array, mapped)
+        array[...] = 7
+    model.run([1, 2])
+    del model, array, mapped
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert_weights(nanopatch.load(tmp_path), tensors)
+
+
+@pytest.mark.parametrize("padding", range(4))
+@pytest.mark.parametrize("stored", [np.float32, np.float16, np.float64])
+def test_numbers_may_start_anywhere(tmp_path, stored, padding):
+    # The published gpt2 file's header is 14,283 bytes long, so its float32 numbers start at no multiple of 4.
+    tensors = random_tensors(stored)
+    save(tmp_path, tensors, padding=padding)
+    assert_weights(nanopatch.load(tmp_path), tensors)
+
+
+# ---- config.json ----------------------------------------------------------------------------------
+
+
+def write_config(tmp_path, **changes):
+    config = {name: value for name, value in (CONFIG | changes).items() if value is not ...}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path / "config.json"
+
+
+def test_a_config_is_read_with_published_defaults(tmp_path):
+    config = read_config(write_config(tmp_path, model_type=..., n_inner=None, n_positions=..., n_ctx=5, dropout=0.1))
+    assert config == nanopatch.Config(
+        n_layer=2,
+        n_head=2,
+        n_embd=8,
+        n_positions=5,
+        vocab_size=11,
+        n_inner=32,
+        layer_norm_epsilon=1e-5,
+        activation_function="gelu_new",
+        scale_attn_weights=True,
+        scale_attn_by_inverse_layer_idx=False,
+    )
+    assert read_config(write_config(tmp_path, n_ctx=5)).n_positions == 7
+
+
+def test_every_switch_is_read(tmp_path):
+    changes = dict(
+        layer_norm_epsilon=0,
+        activation_function="gelu",
+        scale_attn_weights=False,
+        scale_attn_by_inverse_layer_idx=True,
+        add_cross_attention=False,
+    )
+    config = read_config(write_config(tmp_path, **changes))
+    assert {name: getattr(config, name) for name in changes if name != "add_cross_attention"} == {
+        name: value for name, value in changes.items() if name != "add_cross_attention"
+    }
+    assert isinstance(config.layer_norm_epsilon, float)
+
+
+BAD_CONFIGS = {
+    "another architecture": (dict(model_type="llama"), "model_type is 'llama'"),
+    "no architecture": (dict(model_type=None), "model_type is None"),
+    "cross-attention": (dict(add_cross_attention=True), "add_cross_attention is true"),
+    "no switch": (dict(add_cross_attention="no"), "add_cross_attention must be true or false, not 'no'"),
+    "another activation": (
+        dict(activation_function="silu"),
+        "activation_function is 'silu'; known are gelu_new, gelu, relu",
+    ),
+    "no activation": (dict(activation_function=["gelu"]), "activation_function is ['gelu']"),
+    "negative epsilon": (
+        dict(layer_norm_epsilon=-1e-5),
+        "layer_norm_epsilon must be a finite number from 0 up, not -1e-05",
+    ),
+    "infinite epsilon": (dict(layer_norm_epsilon=float("inf")), "layer_norm_epsilon must be a finite number"),
+    "epsilon not a number": (dict(layer_norm_epsilon=float("nan")), "layer_norm_epsilon must be a finite number"),
+    "epsilon too large": (dict(layer_norm_epsilon=10**400), "layer_norm_epsilon must be a finite number"),
+    "epsilon as text": (
+        dict(layer_norm_epsilon="1e-5"),
+        "layer_norm_epsilon must be a finite number from 0 up, not '1e-5'",
+    ),
+    "epsilon as bool": (
+        dict(layer_norm_epsilon=True),
+        "layer_norm_epsilon must be a finite number from 0 up, not True",
+    ),
+    "epsilon null": (dict(layer_norm_epsilon=None), "layer_norm_epsilon must be a finite number from 0 up, not None"),
+    "scale as number": (dict(scale_attn_weights=1), "scale_attn_weights must be true or false, not 1"),
+    "layer scale null": (
+        dict(scale_attn_by_inverse_layer_idx=None),
+        "scale_attn_by_inverse_layer_idx must be true or false, not None",
+    ),
+    "heads do not fit": (dict(n_head=3), "n_embd 8 is not a multiple of n_head 3"),
+    "n_inner zero": (dict(n_inner=0), "n_inner must be a positive whole number, not 0"),
+}
+for key in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size"):
+    BAD_CONFIGS[f"no {key}"] = ({key: ...}, f"{key} is missing")
+    BAD_CONFIGS[f"null {key}"] = ({key: None}, f"{key} is missing")
+    for value in (0, -2, 2.0, True, "2", [2]):
+        BAD_CONFIGS[f"{key} {value!r}"] = ({key: value}, f"{key} must be a positive whole number, not {value!r}")
+
+
+@pytest.mark.parametrize("changes, message", BAD_CONFIGS.values(), ids=BAD_CONFIGS)
+def test_a_config_that_cannot_be_honoured_is_refused(tmp_path, changes, message):
+    save(tmp_path, random_tensors())
+    path = write_config(tmp_path, **changes)
+    assert error_of(tmp_path).startswith(f"{path}: {message}")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff{}", b"GIF89a\n\n", b"[" * 100_000, b'{"n_layer": ' + b"9" * 5000 + b"}"]
+)
+def test_a_config_that_is_not_json(tmp_path, content):
+    save(tmp_path, random_tensors())
+    (tmp_path / "config.json").write_bytes(content)
+    assert error_of(tmp_path).startswith(f"cannot read {tmp_path / 'config.json'}: ")
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", '"gpt2"'])
+def test_a_config_that_is_no_object(tmp_path, content):
+    save(tmp_path, random_tensors())
+    (tmp_path / "config.json").write_text(content)
+    assert error_of(tmp_path) == f"{tmp_path / 'config.json'} does not hold a JSON object"
+
+
+def test_a_config_that_is_missing_or_a_folder(tmp_path):
+    save(tmp_path, random_tensors())
+    (tmp_path / "config.json").unlink()
+    assert error_of(tmp_path) == (
+        f"{tmp_path / 'config.json'} is missing: a checkpoint's folder needs config.json beside its weights"
+    )
+    (tmp_path / "config.json").mkdir()
+    assert error_of(tmp_path).startswith(f"cannot read {tmp_path / 'config.json'}: ")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.int32, "banana", ">f4", "complex64", None, 7, object, [("a", "f4")]])
+def test_only_float32_and_float64_models(tmp_path, dtype):
+    assert error_of(save(tmp_path, random_tensors()), dtype=dtype).startswith("dtype is np.float32 or np.float64, not ")
+
+
+# ---- broken weights -------------------------------------------------------------------------------
+
+
+def test_a_folder_without_weights(tmp_path):
+    write_config(tmp_path)
+    assert error_of(tmp_path) == f"{tmp_path} has no weights: model.safetensors is expected beside config.json"
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")
+    (tmp_path / "model.pt").write_bytes(b"\x80\x02}q\x00.")
+    assert error_of(tmp_path) == (
+        f"{tmp_path} has only model.pt, pytorch_model.bin: a pickle can run any code when opened, so it is not read; "
+        "save the model as model.safetensors"
+    )
+
+
+WHOLE = safetensors_bytes(random_tensors())
+BAD_FILES = {
+    "empty": b"",
+    "length alone": WHOLE[:8],
+    "length cut off": WHOLE[:5],
+    "header cut off": WHOLE[:100],
+    "numbers cut off": WHOLE[:-1],
+    "half of it": WHOLE[: len(WHOLE) // 2],
+    "one byte too many": WHOLE + b"\0",
+    "zeros": bytes(1000),
+    "text": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 548105171\n",
+    "garbage": bytes(np.random.default_rng(0).integers(0, 256, 5000, np.uint8)),
+    "header longer than the file": struct.pack("<Q", len(WHOLE)) + WHOLE[8:],
+    "header of 2^63 bytes": struct.pack("<Q", 2**63) + WHOLE[8:],
+    "header of 2^64 - 1 bytes": struct.pack("<Q", 2**64 - 1) + WHOLE[8:],
+    "header of 99 GB": struct.pack("<Q", 99 * 10**9) + WHOLE[8:],
+    "header not JSON": struct.pack("<Q", 16) + b"not JSON at all " + bytes(100),
+    "header not an object": struct.pack("<Q", 8) + b"[1,2,3] " + bytes(100),
+    "header nested deeply": struct.pack("<Q", 100_000) + b"[" * 100_000,
+    "header not UTF-8": struct.pack("<Q", 16) + b'{"\xff\xfe": 1, "a":2}'[:16],
+    "entries of no tensor": struct.pack("<Q", 16) + b'{"wte.weight":7}',
+    "pickle": b"\x80\x02}q\x00(X\x01\x00\x00\x00aq\x01K\x01u.",
+}
+
+
+@pytest.mark.parametrize("content", BAD_FILES.values(), ids=BAD_FILES)
+def test_a_broken_file_is_named(tmp_path, content):
+    path = save(tmp_path, random_tensors()) / "model.safetensors"
+    path.write_bytes(content)
+    message = error_of(tmp_path)
+    assert message.startswith(f"{path} is not a whole safetensors file (") and message.endswith("): fetch it again")
+
+
+def without(name):
+    tensors = random_tensors()
+    del tensors[name]
+    return tensors
+
+
+def filled(name, value, dtype=np.float32):
+    tensors = random_tensors()
+    tensors[name] = tensors[name].astype(dtype)
+    tensors[name].flat[-1] = value
+    return tensors
+
+
+ONES = np.ones((8, 8), np.float32)
+BAD_TENSORS = {
+    "one missing": (without("h.1.mlp.c_fc.bias"), "lacks h.1.mlp.c_fc.bias: not a whole GPT-2 of 2 layers"),
+    "all missing": ({}, "holds 0 tensors: not a whole GPT-2 of 2 layers"),
+    "most missing": (
+        {"x": ONES, "y": ONES},
+        "lacks wte.weight, wpe.weight, h.0.ln_1.weight and 25 more: not a whole GPT-2",
+    ),
+    "one too many": (
+        random_tensors() | {"h.2.ln_1.bias": ONES[0]},
+        "has 'h.2.ln_1.bias', which a GPT-2 of 2 layers has no",
+    ),
+    "a name over two lines": (
+        random_tensors() | {"a\nb": ONES},
+        r"has 'a\nb', which a GPT-2 of 2 layers has no use for",
+    ),
+    "cross-attention": (
+        random_tensors() | {"h.0.crossattention.c_attn.weight": ONES, "h.0.ln_cross_attn.bias": ONES[0]},
+        "has cross-attention ('h.0.crossattention.c_attn.weight', 'h.0.ln_cross_attn.bias'), which is not part of",
+    ),
+    "transposed": (
+        random_tensors() | {"h.0.attn.c_attn.weight": np.ones((24, 8), np.float32)},
+        "h.0.attn.c_attn.weight has shape (24, 8); config.json makes it (8, 24)",
+    ),
+    "flat": (
+        random_tensors() | {"wpe.weight": np.ones(56, np.float32)},
+        "wpe.weight has shape (56,); config.json makes it (7, 8)",
+    ),
+    "head of another shape": (random_tensors() | {"lm_head.weight": ONES}, "lm_head.weight has shape (8, 8)"),
+    "no numbers": (random_tensors() | {"ln_f.bias": np.ones(0, np.float32)}, "ln_f.bias has shape (0,)"),
+    "whole numbers": (
+        random_tensors() | {"ln_f.bias": np.ones(8, np.int64)},
+        "ln_f.bias is in a number format other than F64, F32, F16, BF16",
+    ),
+    "NaN": (filled("wte.weight", np.nan), "wte.weight holds NaN or infinity"),
+    "NaN in float16": (filled("wte.weight", np.nan, np.float16), "wte.weight holds NaN or infinity"),
+    "infinity": (filled("h.1.ln_2.bias", np.inf), "h.1.ln_2.bias holds NaN or infinity"),
+    "minus infinity": (filled("h.1.mlp.c_proj.weight", -np.inf), "h.1.mlp.c_proj.weight holds NaN or infinity"),
+    "too large for float32": (filled("wte.weight", 1e300, np.float64), "wte.weight holds NaN or infinity (as float32)"),
+}
+
+
+@pytest.mark.parametrize("tensors, message", BAD_TENSORS.values(), ids=BAD_TENSORS)
+def test_a_wrong_tensor_is_named(tmp_path, tensors, message):
+    error = error_of(save(tmp_path, tensors))
+    assert error.removeprefix(f"{tmp_path}: ").removeprefix(f"{tmp_path} ").startswith(message)
+    assert error.startswith(str(tmp_path))
+
+
+def test_a_config_of_a_billion_layers_is_refused_at_once(tmp_path):
+    save(tmp_path, random_tensors(), CONFIG | {"n_layer": 10**9})
+    assert error_of(tmp_path) == f"{tmp_path} holds 28 tensors: not a whole GPT-2 of 1000000000 layers"
+
+
+def test_large_but_finite_weights_load(tmp_path):
+    tensors = random_tensors()
+    tensors["wte.weight"][...] = 1e30  # their squares overflow
+    tensors["ln_f.bias"][:2] = np.finfo(np.float32).max, np.finfo(np.float32).min
+    assert_weights(nanopatch.load(save(tmp_path, tensors)), tensors)
+
+    wide = random_tensors(np.float64)
+    wide["wte.weight"][...] = 1e300
+    assert_weights(nanopatch.load(save(tmp_path, wide), dtype=np.float64), wide, np.float64)
+
+
+def test_the_docstring_lists_every_key_and_shape():
+    config = nanopatch.Config(**{name: value for name, value in CONFIG.items() if name != "model_type"})
+    shapes = tensor_shapes(config)
+    assert shapes.pop("lm_head.weight") == (11, 8)
+    assert shapes == {name: array.shape for name, array in random_tensors().items()}
+    for name in [*shapes, "lm_head.weight"]:
+        if not name.endswith("bias"):
+            assert name.replace("h.0.", "h.{i}.").replace("h.1.", "h.{i}.") in nanopatch.load.__doc__
+
+
+# ---- any damage at all ----------------------------------------------------------------------------
+
+N_HEADER = 8 + struct.unpack("<Q", WHOLE[:8])[0]
+
+
+def load_or_refuse(folder, content):
+    (folder / "model.safetensors").write_bytes(content)
+    try:
+        model = nanopatch.load(folder)
+    except NanopatchError as error:
+        assert "\n" not in str(error)
+    else:
+        assert {name: array.shape for name, array in weights_of(model).items()} == {
+            name: array.shape for name, array in random_tensors().items()
+        }
+
+
+fuzz = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+@fuzz
+@given(n_bytes=st.integers(0, len(WHOLE) - 1))
+@example(n_bytes=N_HEADER)
+@example(n_bytes=N_HEADER - 1)
+def test_a_file_cut_off_anywhere_is_refused(tmp_path, n_bytes):
+    path = save(tmp_path, {}) / "model.safetensors"
+    path.write_bytes(WHOLE[:n_bytes])
+    assert error_of(tmp_path).startswith(f"{path} is not a whole safetensors file (")
+
+
+@settings(fuzz, max_examples=200)
+@given(
+    flips=st.lists(
+        st.tuples(st.integers(0, N_HEADER) | st.integers(0, len(WHOLE) - 1), st.integers(1, 255)),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_flipped_bytes_load_as_the_same_shapes_or_are_refused(tmp_path, flips):
+    save(tmp_path, {})
+    content = bytearray(WHOLE)
+    for position, flip in flips:
+        content[position] ^= flip
+    load_or_refuse(tmp_path, bytes(content))
+
+
+@settings(fuzz, max_examples=200)
+@given(
+    position=st.integers(8, N_HEADER),
+    n_removed=st.integers(0, 30),
+    inserted=st.text(alphabet='{}[]",:\\nu0123456789-eE.abF', max_size=12).map(str.encode),
+)
+def test_an_edited_header_loads_as_the_same_shapes_or_is_refused(tmp_path, position, n_removed, inserted):
+    save(tmp_path, {})
+    header = WHOLE[8:N_HEADER]
+    header = header[: position - 8] + inserted + header[position - 8 + n_removed :]
+    load_or_refuse(tmp_path, struct.pack("<Q", len(header)) + header + WHOLE[N_HEADER:])

@@ -1,0 +1,198 @@
+"""The forward pass: one definition, whichever way it is driven; float32 stays float32; bad input is told."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from conftest import assert_close, models, tiny_model
+
+import nanopatch
+from nanopatch import NanopatchError
+from nanopatch.model.packing import causal_mask
+from nanopatch.model.sites import BLOCK_SITES, SITES
+
+
+def prompts(model, seed, n_tokens=7, batch=()):
+    return np.random.default_rng(seed).integers(0, model.n_vocab, (*batch, n_tokens))
+
+
+@given(models(), st.integers(0, 99))
+@settings(deadline=None, max_examples=40)
+def test_every_way_of_driving_it_gives_the_same_logits(model, seed):
+    tokens = prompts(model, seed)
+    run = model.run(tokens)
+
+    for site in model.steps(tokens):
+        assert site.array.dtype == model.dtype
+    assert site.name == "logits"
+    assert_close(site.array, run.logits)
+
+    resid = model.embed(tokens)
+    for layer in range(model.n_layer):
+        assert_close(resid, run.resid_pre[layer])
+        resid = model.block(layer, resid)
+    assert_close(model.unembed(resid), run.logits)
+
+    assert_close(model.next_logits(tokens), run.logits[-1])
+
+    resid = model.embed(tokens)
+    for layer in range(model.n_layer):
+        for site in model.block_steps(layer, resid):
+            assert_close(site.array, getattr(run, site.name)[layer])
+        resid = site.array
+    assert_close(model.unembed(resid), run.logits)
+
+
+@given(models(), st.integers(0, 99), st.data())
+@settings(deadline=None, max_examples=40)
+def test_running_from_a_layer_on_equals_the_full_run(model, seed, data):
+    run = model.run(prompts(model, seed))
+    layer = data.draw(st.integers(0, model.n_layer))
+    resid = run.resid_pre[layer] if layer < model.n_layer else run.resid_post[-1]
+    *_, last = model.steps_from(layer, resid)
+    assert_close(last.array, run.logits)
+
+
+@given(models(), st.integers(0, 99))
+@settings(deadline=None, max_examples=40)
+def test_a_batch_equals_its_rows_one_by_one(model, seed):
+    tokens = prompts(model, seed, batch=(3,))
+    batch = model.run(tokens)
+    for row in range(3):
+        alone = model.run(tokens[row])
+        for name in SITES:
+            array = getattr(batch, name)
+            array = array[:, row] if name in BLOCK_SITES else array[row]
+            assert_close(array, getattr(alone, name))
+
+
+@given(models(), st.integers(0, 99), st.integers(0, 6))
+@settings(deadline=None, max_examples=40)
+def test_changing_a_token_changes_nothing_before_it(model, seed, changed):
+    tokens = prompts(model, seed)
+    other = tokens.copy()
+    other[changed] = (other[changed] + 1) % model.n_vocab
+    run, other_run = model.run(tokens), model.run(other)
+    assert_close(other_run.logits[:changed], run.logits[:changed])
+    assert_close(other_run.resid_post[:, :changed], run.resid_post[:, :changed])
+    assert np.abs(other_run.resid_pre[0, changed] - run.resid_pre[0, changed]).max() > 0
+
+
+@given(models(), st.integers(0, 99), st.sets(st.sampled_from(SITES), min_size=1))
+@settings(deadline=None, max_examples=40)
+def test_asking_for_fewer_sites_changes_none_of_them(model, seed, names):
+    tokens = prompts(model, seed)
+    everything, some = model.run(tokens), model.run(tokens, sites=names)
+    assert set(some.names) == names
+    for name in names:
+        assert_close(getattr(some, name), getattr(everything, name))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_long_prompts_attend_in_blocks_to_the_same_effect(dtype):
+    """Where nobody asks for scores or pattern, queries are taken 128 at a time."""
+    model = tiny_model(dtype=dtype, n_positions=300)
+    tokens = prompts(model, 0, n_tokens=300, batch=(2,))
+    assert_close(model.run(tokens, sites=["z", "logits"]).z, model.run(tokens).z)
+    assert_close(model.next_logits(tokens), model.run(tokens).logits[:, -1])
+
+
+def test_each_array_is_what_its_name_says():
+    """The table of names, each computed here from the arrays before it."""
+    model = tiny_model(n_layer=2)
+    run = model.run(prompts(model, 0))
+    for layer, block in enumerate(model.h):
+        attn, mlp = block.attn, block.mlp
+        assert np.array_equal(run.q_input[layer], run.resid_pre[layer])
+        assert np.array_equal(run.mlp_in[layer], run.resid_mid[layer])
+        for head in range(model.n_head):
+            scores = run.q[layer, :, head] @ run.k[layer, :, head].T / np.sqrt(model.d_head)
+            for query in range(7):
+                seen = np.exp(scores[query, : query + 1]) / np.exp(scores[query, : query + 1]).sum()
+                assert np.allclose(run.pattern[layer, head, query, : query + 1], seen, rtol=1e-12, atol=0)
+                assert not run.pattern[layer, head, query, query + 1 :].any()
+            assert np.allclose(run.z[layer, :, head], run.pattern[layer, head] @ run.v[layer, :, head], rtol=1e-12)
+        attn_out = run.z[layer].reshape(7, -1) @ attn.c_proj.weight + attn.c_proj.bias
+        assert np.allclose(run.attn_out[layer], attn_out, rtol=1e-12)
+        assert np.array_equal(run.resid_mid[layer], run.resid_pre[layer] + run.attn_out[layer])
+        assert np.allclose(run.mlp_out[layer], run.mlp_post[layer] @ mlp.c_proj.weight + mlp.c_proj.bias, rtol=1e-12)
+        assert np.array_equal(run.resid_post[layer], run.resid_mid[layer] + run.mlp_out[layer])
+    assert np.array_equal(run.resid_pre[1], run.resid_post[0])
+    assert np.allclose(run.logits, run.ln_final @ model.wte.T, rtol=1e-12)
+    assert run.names == SITES
+
+
+def test_shapes_and_dtypes():
+    model = tiny_model(dtype=np.float32)
+    run = model.run(prompts(model, 0, batch=(2,)))
+    d_mlp, heads = model.d_mlp, (model.n_head, model.d_head)
+    shapes = dict.fromkeys(SITES, (3, 2, 7, model.d_model)) | {
+        **dict.fromkeys(("q", "k", "v", "z"), (3, 2, 7, *heads)),
+        **dict.fromkeys(("scores", "pattern"), (3, 2, model.n_head, 7, 7)),
+        **dict.fromkeys(("mlp_pre", "mlp_post"), (3, 2, 7, d_mlp)),
+        "ln_final": (2, 7, model.d_model),
+        "logits": (2, 7, model.n_vocab),
+    }
+    assert {name: getattr(run, name).shape for name in SITES} == shapes
+    assert {getattr(run, name).dtype for name in SITES} == {np.dtype(np.float32)}
+
+
+def test_block_never_writes_into_its_input_and_its_output_may_be_edited():
+    model = tiny_model()
+    resid = model.embed([1, 2, 3])
+    before = resid.copy()
+    after = model.block(0, resid)
+    assert np.array_equal(resid, before)
+    after[1] = 0
+    for site in model.block_steps(0, resid):
+        site.array[...] = 0
+    assert np.array_equal(resid, before)
+
+
+def test_a_run_changes_neither_the_model_nor_the_next_run():
+    model = tiny_model()
+    weights = [model.wte.copy(), model.h[1].attn.c_attn.weight.copy(), model.ln_f.bias.copy()]
+    first = model.run([1, 2, 3])
+    for site in model.steps([1, 2, 3]):
+        site.array *= 0.5
+    assert all(map(np.array_equal, weights, [model.wte, model.h[1].attn.c_attn.weight, model.ln_f.bias]))
+    second = model.run([1, 2, 3])
+    assert all(np.array_equal(getattr(first, name), getattr(second, name)) for name in SITES)
+
+
+def test_causal_mask():
+    assert np.array_equal(np.isneginf(causal_mask(2, 4, np.float32)), [[0, 0, 0, 1], [0, 0, 0, 0]])
+    assert causal_mask(1, 1, np.float32).dtype == np.float32
+
+
+def test_prepend_bos():
+    model = nanopatch.load("nano")
+    tokens = model.tokenize("Hello", prepend_bos=True)
+    assert tokens.tolist() == [50256, *model.tokenize("Hello")]
+    assert np.array_equal(
+        model.run("Hello", prepend_bos=True, sites="logits").logits, model.run(tokens, sites="logits").logits
+    )
+
+
+@pytest.mark.parametrize("layer", [-1, 3, "0", 1.0])
+def test_a_layer_that_does_not_exist(layer):
+    model = tiny_model()
+    resid = model.embed([1, 2])
+    with pytest.raises(NanopatchError, match=f"layer {layer} does not exist: this model's layers are 0 to 2"):
+        model.block(layer, resid)
+
+
+def test_a_residual_stream_of_another_shape_or_dtype():
+    model = tiny_model(dtype=np.float32)
+    with pytest.raises(NanopatchError, match=r"\(n_tokens, 12\) of dtype float32, not \(2, 12\) and float64"):
+        model.block(0, np.zeros((2, 12)))
+    with pytest.raises(NanopatchError, match=r"not \(12,\) and float32"):
+        model.unembed(np.zeros(12, np.float32))
+    for resid in ([[0.0] * 12], np.zeros((0, 12), np.float32), None):
+        with pytest.raises(NanopatchError, match="a residual stream is"):
+            model.block(0, resid)
+    for tokens in ([-1], [99999], ["a"]):
+        with pytest.raises(NanopatchError):
+            model.unembed(np.zeros((1, 12), np.float32), tokens)
+    with pytest.raises(NanopatchError, match="unknown site 'resid'; sites are resid_pre, "):
+        list(model.steps([1], sites=["resid"]))

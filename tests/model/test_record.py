@@ -1,0 +1,146 @@
+"""Sites and records: edits land in the run, late edits raise, records hold what was."""
+
+import numpy as np
+import pytest
+from conftest import assert_close, tiny_model
+
+from nanopatch import NanopatchError, Run, Site, record
+from nanopatch.model.sites import SITES
+
+
+def test_all_three_spellings_of_an_edit_write_into_the_run():
+    model = tiny_model()
+    value = np.full((3, model.d_model), 0.5)
+
+    def run_with(edit):
+        for site in model.steps([1, 2, 3]):
+            if site.name == "resid_pre" and site.layer == 1:
+                kept = site.array
+                edit(site)
+                assert site.array is kept
+        return site.array
+
+    def by_index(site):
+        site.array[...] = value
+
+    def by_name(site):
+        site.array = value
+
+    def by_sum(site):
+        site.array += value - site.array
+
+    results = [run_with(edit) for edit in (by_index, by_name, by_sum)]
+    assert np.array_equal(results[0], results[1])
+    assert np.allclose(results[0], results[2], rtol=1e-12)
+    expected = list(model.steps_from(1, value))[-1].array
+    assert np.array_equal(results[0], expected)
+
+
+def test_an_edit_that_comes_too_late_raises():
+    model = tiny_model()
+    steps = model.steps([1, 2, 3])
+    first = next(steps)
+    array = first.array
+    next(steps)
+    with pytest.raises(NanopatchError, match="resid_pre, layer 0.*the run has moved on"):
+        first.array = 0
+    with pytest.raises(ValueError, match="read-only"):
+        array[0] = 0
+    *_, last = steps
+    with pytest.raises(ValueError, match="read-only"):
+        last.array[0] = 0
+
+
+def test_a_value_that_does_not_fit_raises_and_changes_nothing():
+    array = np.zeros((3, 4))
+    site = Site("resid_pre", 2, array)
+    for value in (np.ones(5), None, "3", "a", 1j, [[1], [2, 3]]):
+        with pytest.raises(NanopatchError, match=r"layer 2, shape \(3, 4\)\) takes numbers of its shape"):
+            site.array = value
+    assert not array.any()
+
+
+def test_record_of_an_edited_run_holds_the_edits():
+    model = tiny_model()
+
+    def patched():
+        for site in model.steps([1, 2, 3]):
+            if site.name == "resid_pre" and site.layer == 1:
+                site.array[2] = 0
+            yield site
+
+    run, plain = record(patched()), model.run([1, 2, 3])
+    assert not run.resid_pre[1, 2].any()
+    assert np.array_equal(run.resid_post[0], plain.resid_post[0])  # what block 0 computed
+    assert not np.array_equal(run.logits, plain.logits)
+    assert run.tokens is None and plain.tokens.tolist() == [1, 2, 3]
+
+
+def test_an_edit_after_yielding_the_site_on_is_recorded_too():
+    model = tiny_model()
+
+    def patched():
+        for site in model.steps([1, 2, 3]):
+            yield site
+            if site.name == "z" and site.layer == 0:
+                site.array[:, 1] = 7
+
+    assert (record(patched(), sites="z").z[0, :, 1] == 7).all()
+
+
+def test_arrays_of_a_record_are_read_only():
+    run = tiny_model().run([1, 2, 3])
+    for name in SITES:
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(run, name)[...] = 0
+
+
+def test_only_names_asked_for_are_kept():
+    run = tiny_model().run([1, 2, 3], sites=["z", "logits"])
+    assert run.names == ("z", "logits")
+    with pytest.raises(NanopatchError, match="resid_pre was not recorded; this run holds z, logits"):
+        run.resid_pre  # noqa: B018
+    assert not hasattr(run, "resid_pre") and hasattr(run, "z")
+    with pytest.raises(AttributeError, match="no array 'residual'"):
+        run.residual  # noqa: B018
+    assert repr(run) == "Run(z (3, 3, 2, 6), logits (3, 29))"
+
+
+def test_record_refuses_blocks_that_do_not_start_at_layer_0():
+    model = tiny_model()
+    resid = model.embed([1, 2])
+    with pytest.raises(NanopatchError, match="every block once, from layer 0 on.*came from layers 1, 2"):
+        record(model.steps_from(1, resid))
+    twice = [*model.steps([1, 2], sites="logits"), *model.steps([1, 2], sites="logits")]
+    with pytest.raises(NanopatchError, match="record needs one run"):
+        record(twice)
+    with pytest.raises(NanopatchError, match="unknown site 'zz'"):
+        record(model.steps([1, 2]), sites="zz")
+
+
+def test_one_run_of_a_batch():
+    model = tiny_model()
+    batch = model.run([[1, 2, 3], [4, 5, 6]])
+    for number, tokens in enumerate(([1, 2, 3], [4, 5, 6])):
+        one, alone = batch.of_batch(number), model.run(tokens)
+        assert one.tokens.tolist() == tokens and one.names == alone.names
+        for name in one.names:
+            assert_close(getattr(one, name), getattr(alone, name))
+    with pytest.raises(NanopatchError, match="run 2 of a batch: this record holds 2"):
+        batch.of_batch(2)
+    with pytest.raises(NanopatchError, match="run 0 of a batch: this record holds no batch"):
+        model.run([1, 2, 3]).of_batch(0)
+
+
+def test_the_tokens_of_a_run_are_read_only():
+    given = np.array([1, 2])
+    run = tiny_model().run(given)
+    with pytest.raises(ValueError, match="read-only"):
+        run.tokens[0] = 3
+    given[0] = 3  # the caller's own array is left as it was
+    assert run.tokens.tolist() == [1, 2]
+
+
+def test_run_is_made_of_arrays_by_name():
+    run = Run({"logits": np.zeros((2, 3))}, tokens=[1, 2])
+    assert run.names == ("logits",) and run.tokens == [1, 2]

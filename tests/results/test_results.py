@@ -1,0 +1,181 @@
+"""A sweep's result: lossless files, tables, pictures, and errors that leave nothing half-written."""
+
+import csv
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+from conftest import tiny_model
+
+import nanopatch
+from nanopatch import Experiment, NanopatchError, Sweep, sweep
+from nanopatch.experiments import ELON, MICHELLE
+from nanopatch.results.plot import FORMATS, heatmap, picture, save_picture
+from nanopatch.results.sweep import visible
+
+
+@pytest.fixture(scope="module")
+def michelle():
+    return sweep(nanopatch.load("nano"), MICHELLE)
+
+
+@pytest.fixture(scope="module")
+def elon():
+    return sweep(nanopatch.load("nano"), ELON, align="diff", direction="noise", metric="logit_diff")
+
+
+@pytest.fixture(scope="module")
+def flat():
+    """No token has a partner that could be patched with effect: both prompts are the same."""
+    return sweep(tiny_model(), Experiment(np.array([1, 2]), [1, 2], 3, 7))
+
+
+def assert_same(a, b):
+    assert np.array_equal(a.grid, b.grid, equal_nan=True) and a.grid.dtype == b.grid.dtype
+    assert a.header() == b.header()
+    assert str(a) == str(b) and repr(a) == repr(b) and a.notes == b.notes and a.columns == b.columns
+
+
+@pytest.mark.parametrize("name", ["michelle", "elon", "flat"])
+def test_save_and_load_is_lossless(name, request, tmp_path):
+    result = request.getfixturevalue(name)
+    result.save(tmp_path / "sweep.npz")
+    assert_same(Sweep.load(tmp_path / "sweep.npz"), result)
+    with np.load(tmp_path / "sweep.npz") as file:
+        header = json.loads(str(file["header"]))
+    assert header["format"] == "nanopatch sweep 1" and header["model_sha256"] == result.source.sha256
+
+
+def test_numbers_of_numpy_are_saved_too(tmp_path):
+    pairs = [tuple(pair) for pair in np.argwhere(np.eye(2, dtype=int))]
+    for name, choice in {"layers": dict(layers=np.arange(2)), "heads": dict(axes="head", heads=pairs)}.items():
+        result = sweep(tiny_model(), Experiment([1, 2], [1, 3], 3, 7), "z", **choice)
+        result.save(tmp_path / f"{name}.npz")
+        assert_same(Sweep.load(tmp_path / f"{name}.npz"), result)
+
+
+def test_it_knows_the_file_its_model_came_from(michelle):
+    import hashlib
+
+    (path,) = michelle.source.files
+    assert michelle.source.name == "nano"
+    assert michelle.source.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_what_is_not_a_saved_sweep(tmp_path, michelle):
+    for name, content in {"empty.npz": b"", "text.npz": b"hello"}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(NanopatchError, match=f"{name} does not hold a saved sweep"):
+            Sweep.load(tmp_path / name)
+    np.savez(tmp_path / "other.npz", grid=np.zeros(3))
+    with pytest.raises(NanopatchError, match="does not hold a saved sweep"):
+        Sweep.load(tmp_path / "other.npz")
+    michelle.save(tmp_path / "cut.npz")
+    whole = (tmp_path / "cut.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(NanopatchError, match="does not hold a saved sweep"):
+        Sweep.load(tmp_path / "cut.npz")
+    with pytest.raises(NanopatchError, match="cannot read .*nowhere.npz: No such file"):
+        Sweep.load(tmp_path / "nowhere.npz")
+
+
+def test_csv_has_a_row_a_patch(elon, tmp_path):
+    elon.to_csv(tmp_path / "elon.csv")
+    with open(tmp_path / "elon.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == elon.grid.shape[0] * 15  # 16 columns, one without partner
+    row = rows[15]
+    assert (row["layer"], row["clean_position"], row["corrupted_position"]) == ("1", "1", "0")
+    assert (row["clean_token"], row["corrupted_token"]) == ("on", "Steve")
+    assert float(row["logit_diff"]) == elon.grid[1, 1] and float(row["logit_diff_normalised"]) == elon.normalised[1, 1]
+
+
+def test_labels_name_both_tokens(michelle, elon):
+    assert michelle.column_labels[:3] == ["Michelle", "␣Jones / ␣Smith", "␣was"]
+    assert elon.column_labels[:4] == ["El / –", "on / Steve", "␣Musk / ␣Jobs", "␣co"]
+    assert visible(" a\n\t") == "␣a\\n\\t"
+
+
+def test_the_table_has_every_value(michelle, elon, flat):
+    lines = str(michelle).splitlines()
+    assert lines[0] == "resid_pre patched from clean into corrupted (denoising), nano"
+    for position, line in enumerate(lines[3 : 3 + len(michelle.columns)]):
+        assert line.startswith(f"{position:>3} {michelle.column_labels[position]} ")
+        values = [float(word) for word in re.sub("[░▒▓█]", " ", line).split()[-4:]]
+        assert np.allclose(values, michelle.normalised[:, position], atol=0.00501)
+    assert "El / –" in str(elon) and str(elon).endswith(elon.notes[-1])
+    assert "Not normalised" in str(flat) and "normalised: 0" not in str(flat)
+
+
+def test_a_narrow_terminal_gets_several_tables(michelle, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "45")
+    assert str(michelle).count("layer ") == 2 and max(map(len, str(michelle).splitlines()[2:-1])) <= 45
+
+
+def test_pictures(michelle, elon, flat, tmp_path):
+    for file_format, start in zip(FORMATS, (b"\x89PNG", b"<?xml", b"%PDF"), strict=True):
+        save_picture(picture(elon), tmp_path / f"picture.{file_format}")
+        assert (tmp_path / f"picture.{file_format}").read_bytes().startswith(start)
+    assert michelle._repr_png_().startswith(b"\x89PNG")
+    assert flat._repr_png_().startswith(b"\x89PNG")
+
+
+def test_the_heatmap_shows_layers_as_rows_and_tokens_as_columns(michelle, elon, flat):
+    ax = heatmap(michelle)
+    (image,) = ax.images
+    assert np.array_equal(image.get_array(), michelle.normalised)
+    assert image.norm.vmin == 0 and image.norm.vmax >= 1 and image.cmap.name == "Blues"
+    assert [label.get_text() for label in ax.get_xticklabels()] == michelle.column_labels
+    assert "normalised" in image.colorbar.ax.get_ylabel()
+
+    raw = michelle.plot(normalised=False).images[0]
+    assert np.array_equal(raw.get_array(), michelle.grid)
+    assert (
+        raw.norm.vmin == -raw.norm.vmax
+        and raw.cmap.name == "RdBu_r"
+        and "normalised" not in raw.colorbar.ax.get_ylabel()
+    )
+
+    assert heatmap(elon).images[0].get_array().mask[:, 0].all()  # blank
+    assert heatmap(flat).images[0].cmap.name == "RdBu_r"  # no normalised scale
+
+
+def test_plot_draws_into_axes_it_is_given(michelle):
+    from matplotlib.figure import Figure
+
+    ax = Figure().add_subplot()
+    assert michelle.plot(ax) is ax and len(ax.images) == 1
+
+
+def test_dollar_signs_are_text_not_formulas(tmp_path):
+    nano = nanopatch.load("nano")
+    prompt = Experiment("It cost $5 or $x_", "It cost $6 or $x_", " a", " b")
+    save_picture(picture(sweep(nano, prompt)), tmp_path / "dollars.png")
+    assert (tmp_path / "dollars.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_of_unknown_kind(michelle, tmp_path):
+    with pytest.raises(NanopatchError, match=r"cannot tell a picture's format from .*: use one of \.png, \.svg, \.pdf"):
+        save_picture(picture(michelle), tmp_path / "picture.gif")
+
+
+def test_where_nothing_can_be_written(michelle, tmp_path, monkeypatch):
+    with pytest.raises(NanopatchError, match="cannot write .*: No such file"):
+        michelle.save(tmp_path / "nowhere" / "a.npz")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(NanopatchError, match="cannot write .*folder.csv: it is a folder"):
+        michelle.to_csv(tmp_path / "folder.csv")
+
+    michelle.to_csv(tmp_path / "kept.csv")
+    before = (tmp_path / "kept.csv").read_bytes()
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full_disk)  # the last step; everything before it has happened
+    with pytest.raises(NanopatchError, match="cannot write .*kept.csv: No space left on device"):
+        michelle.to_csv(tmp_path / "kept.csv")
+    assert (tmp_path / "kept.csv").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.csv", "kept.csv"]
