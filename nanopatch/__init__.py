@@ -2,19 +2,68 @@
 
 from . import experiments
 from .errors import NanopatchError
-from .experiments import tasks
+from .experiments import metrics, tasks
+from .experiments.corruption import Mean, Noise, Resample, Zero
 from .experiments.experiment import Experiment
+from .experiments.metrics import Metric
 from .experiments.pairs import read_pairs
-from .gradients.attribution import attribute
-from .gradients.circuits import EdgeScores, circuit, edge_attribution, faithfulness
-from .gradients.salience import saliency
+from .experiments.patch import Patch, Paths
+from .gradients.attribution import attribute, compare
+from .gradients.edges import circuit, edge_attribution, faithfulness
+from .gradients.saliency import saliency
+from .model.backward import weight_gradients
 from .model.checkpoint import load
 from .model.generation import generate
 from .model.gpt2 import Config, Model
 from .model.sites import Run, Site, record
-from .patching.ablation import ablate, trace
-from .patching.paths import path_patch
-from .patching.sweep import sweep
-from .results.sweep import Panels, Sweep
+from .patching.sweep import ablate, path_patch, sweep, trace
+from .results.comparison import Comparison
+from .results.edges import EdgeScores
+from .results.panels import Panels
+from .results.saliency import Saliency
+from .results.sweep import Sweep
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Comparison",
+    "Config",
+    "EdgeScores",
+    "Experiment",
+    "Mean",
+    "Metric",
+    "Model",
+    "NanopatchError",
+    "Noise",
+    "Panels",
+    "Patch",
+    "Paths",
+    "Resample",
+    "Run",
+    "Saliency",
+    "Site",
+    "Sweep",
+    "Zero",
+    "ablate",
+    "attribute",
+    "circuit",
+    "compare",
+    "edge_attribution",
+    "experiments",
+    "faithfulness",
+    "generate",
+    "load",
+    "metrics",
+    "path_patch",
+    "read_pairs",
+    "record",
+    "saliency",
+    "sweep",
+    "tasks",
+    "trace",
+    "weight_gradients",
+]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

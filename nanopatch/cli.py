@@ -12,11 +12,11 @@ import os
 import sys
 from pathlib import Path
 
-from .patching.ablation import ABLATIONS
-from .experiments.align import align
 from .errors import NanopatchError
+from .experiments.align import align
 from .experiments.experiment import NAMED, Experiment
 from .experiments.metrics import METRICS
+from .patching.ablation import ABLATIONS
 from .results.plot import FORMATS
 
 PICTURES = tuple(f".{file_format}" for file_format in FORMATS)
@@ -227,8 +227,8 @@ def attribute_command(options):
 
 def reading(options):
     """Check the options of patch and attribute against each other, and read what they name: (model, what to patch)."""
-    from .model.checkpoint import load
     from .experiments.pairs import read_pairs
+    from .model.checkpoint import load
 
     check_outputs(options.output)
     if options.corrupt and options.pairs is not None:
@@ -258,9 +258,9 @@ def reading(options):
 
 def patched(options, read, steps=None):
     """The result that the options ask for; with steps, estimated. read: what `reading` returns."""
-    from .patching.ablation import ablate, trace
-    from .gradients.attribution import attribute
     from .experiments.pairs import sweep_pairs
+    from .gradients.attribution import attribute
+    from .patching.ablation import ablate, trace
     from .patching.sweep import sweep
 
     model, experiment = read
@@ -320,8 +320,8 @@ def path_command(options):
 
 def edges_command(options):
     """Every edge's score, and the metric of the model when only the best edges carry the clean run."""
-    from .model.checkpoint import load
     from .gradients.circuits import circuit, edge_attribution, faithfulness
+    from .model.checkpoint import load
     from .results.plot import save_picture, show
 
     check_outputs(options.output, EDGE_OUTPUTS)

@@ -2,4 +2,4 @@
 
 
 class NanopatchError(ValueError):
-    """Base of every error a user can mend; its text says what was given, what was expected and what to do."""
+    """The base of every error that a user can fix. Its text says what was given, what was expected and what to do."""

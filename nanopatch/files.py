@@ -1,15 +1,44 @@
-"""Writing files whole or not at all, and hashing them."""
+"""Files: read JSON, write a file whole or not at all, hash files, and say which files a model came from."""
 
+import functools
+import json
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .errors import NanopatchError
+from .types import PathLike
 
 
-def write_whole(path, content):
-    """Write bytes to `path`: under a temporary name beside it first, so that no half file ever has its name.
+@dataclass
+class Source:
+    """Where a model's weights came from: the name it was loaded by, and its files."""
 
-    Raises NanopatchError if that cannot be done (no such folder, read-only, disk full, ...).
+    name: str
+    files: tuple[Path, ...] = ()
+    known_sha256: str | None = field(default=None, repr=False)
+
+    @functools.cached_property
+    def sha256(self) -> str | None:
+        """SHA-256 of the weight files, one after the other. Computed at the first use. None without files."""
+        return self.known_sha256 or (sha256(*self.files) if self.files else None)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises FileNotFoundError if there is none, NanopatchError if it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise NanopatchError(f"cannot read {path}: {error}") from None
+
+
+def write_whole(path: PathLike, content: bytes) -> None:
+    """Write bytes to a temporary file beside `path`, then rename it, so that `path` never holds half a file.
+
+    Raises NanopatchError if the file cannot be written (no such folder, read-only, disk full, ...).
     """
     import tempfile
 
@@ -23,7 +52,7 @@ def write_whole(path, content):
             file.write(content)
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's own is for its owner only
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp lets only the owner read it
         os.replace(temporary, path)
     except OSError as error:
         if temporary and os.path.exists(temporary):
@@ -31,7 +60,7 @@ def write_whole(path, content):
         raise NanopatchError(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def sha256(*paths):
+def sha256(*paths: PathLike) -> str:
     """SHA-256 of files, one after the other, in hexadecimal."""
     import hashlib  # loads OpenSSL, which is larger than this library
 

@@ -18,14 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
-from .gradients.attribution import attribute
-from .model.checkpoint import load
 from .errors import NanopatchError
 from .experiments.experiment import Experiment
 from .experiments.pairs import average, sweep_pairs
-from .patching.sweep import sweep
-from .model.sites import SITES
 from .experiments.tasks import ioi8
+from .gradients.attribution import attribute
+from .model.checkpoint import load
+from .model.sites import SITES
+from .patching.sweep import sweep
 
 DATA = Path(__file__).parent / "data"
 

@@ -1,12 +1,16 @@
-"""The package as installed: light to import, whole in a wheel's layout, and speaking of itself alone."""
+"""The package as installed: light to import, whole in a wheel's layout, and with one version."""
 
+import configparser
 import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+
+import nanopatch
 
 ROOT = Path(__file__).parent.parent
 
@@ -17,18 +21,37 @@ def python(code, **options):
     return done.stdout
 
 
-def test_import_brings_in_numpy_and_nothing_heavier():
-    loaded = python("import sys, nanopatch; print(*sys.modules)").split()
-    heavy = {"matplotlib", "tiktoken", "safetensors", "tqdm", "huggingface_hub", "torch", "transformers", "regex"}
-    assert "numpy" in loaded and not heavy & set(loaded)
-
-
-def test_the_default_model_is_found_in_the_layout_of_a_wheel(tmp_path):
-    """In a wheel `weights/nano` lies inside the package, in a checkout beside it."""
+@pytest.fixture
+def checkout():
+    """The folder that holds setup.cfg and the package's source."""
     if not (ROOT / "nanopatch").is_dir():
         pytest.skip("the tests stand alone here: run them in a checkout")
-    shutil.copytree(ROOT / "nanopatch", tmp_path / "nanopatch", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "weights" / "nano", tmp_path / "nanopatch" / "weights" / "nano")
+    return ROOT
+
+
+def test_import_brings_in_numpy_and_nothing_heavier():
+    """Of what NumPy has not loaded itself."""
+    loaded = set(
+        python("import sys, numpy; before = {*sys.modules}; import nanopatch; print(*{*sys.modules} - before)").split()
+    )
+    heavy = {"matplotlib", "tiktoken", "safetensors", "tqdm", "huggingface_hub", "regex", "torch", "transformers"}
+    heavy |= {"asyncio", "concurrent.futures", "hashlib", "http", "multiprocessing", "ssl", "tempfile", "urllib.request"}
+    assert "nanopatch.model.gpt2" in loaded and not heavy & loaded
+
+
+def test_the_packages_of_the_wheel_are_the_folders_of_the_checkout(checkout):
+    config = configparser.ConfigParser()
+    config.read(checkout / "setup.cfg", encoding="utf-8")
+    modules = (path.parent for path in (checkout / "nanopatch").rglob("*.py"))
+    folders = {".".join(path.relative_to(checkout).parts) for path in modules}
+    listed = config["options"]["packages"].split()
+    assert sorted(listed) == sorted(folders | {"nanopatch.data", "nanopatch.weights.nano"})
+
+
+def test_the_default_model_is_found_in_the_layout_of_a_wheel(checkout, tmp_path):
+    """In a wheel `weights/nano` is inside the package, in a checkout beside it."""
+    shutil.copytree(checkout / "nanopatch", tmp_path / "nanopatch", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(checkout / "weights" / "nano", tmp_path / "nanopatch" / "weights" / "nano")
     code = "import nanopatch; model = nanopatch.load('nano'); print(nanopatch.__file__, *model.source.files, sep='\\n')"
     package, file = python(code, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}).splitlines()
     assert Path(package).parent == tmp_path / "nanopatch"
@@ -39,7 +62,7 @@ def test_the_default_model_is_small_enough_for_git():
     assert (ROOT / "weights" / "nano" / "model.safetensors").stat().st_size <= 16e6
 
 
-def test_the_checkout_is_not_a_place_where_runs_leave_things(tmp_path):
+def test_a_run_leaves_no_files_behind(tmp_path):
     """Loading, running and tokenizing write nothing, neither here nor in a cache folder."""
     code = "import nanopatch; nanopatch.load('nano').run('Hello there')"
     environment = {**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
@@ -47,16 +70,16 @@ def test_the_checkout_is_not_a_place_where_runs_leave_things(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_names_that_are_imported_later_are_there():
-    code = "import nanopatch; print(all(getattr(nanopatch, name) is not None for name in nanopatch.__all__)); "
-    code += "print(callable(nanopatch.generate), callable(nanopatch.saliency)); "
-    code += "print(set(nanopatch.__all__) <= set(dir(nanopatch)))"
-    assert python(code).split() == ["True"] * 4
+def test_there_is_one_version():
+    assert nanopatch.__version__ == version("nanopatch")
+
+
+def test_type_checkers_are_told_that_it_has_types():
+    assert (Path(nanopatch.__file__).parent / "py.typed").read_bytes() == b""
 
 
 def test_no_function_of_the_package_has_the_name_of_a_module_of_it():
     """Else importing the module would put it in the function's place."""
-    import nanopatch
-
-    modules = {path.stem for path in Path(nanopatch.__file__).parent.glob("*.py")}
-    assert modules & set(nanopatch.__all__) == {"experiments", "tasks"}
+    folder = Path(nanopatch.__file__).parent
+    modules = {path.stem for path in folder.glob("*.py")} | {path.name for path in folder.iterdir() if path.is_dir()}
+    assert modules & set(nanopatch.__all__) <= {"experiments", "tasks"}

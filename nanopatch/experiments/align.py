@@ -1,20 +1,49 @@
-"""Which position of one prompt stands for which position of the other."""
+"""Which position of one prompt is paired with which position of the other."""
+
+from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from ..errors import NanopatchError
 
 ALIGNMENTS = (None, "diff")
+#: Pairs (position in clean, position in corrupted); None where a position has no partner.
+Columns = list[tuple[int | None, int | None]]
 
 
-def align(clean, corrupted, how=None, show=str):
-    """Pairs (position in clean, position in corrupted) in reading order; None where one side has no partner.
+def align(
+    clean: Iterable[int], corrupted: Iterable[int], how: str | None = None, show: Callable[[list[int]], Any] = str
+) -> Columns:
+    """Pair the positions of two prompts, in reading order.
 
-    clean, corrupted: token ids, (n_tokens,) each. how: None pairs equal positions, and refuses prompts
-    of unequal lengths; "diff" compares the two sequences as a file comparison does: equal runs are
-    matched, and a run that replaces another is matched from the right ends of both, where the subword
-    that completes a name stands; the surplus stays without partner. show: token ids -> text, for the
-    error.
+    Parameters
+    ----------
+    clean, corrupted : token ids, (n_tokens,) each
+    how : None or "diff"
+        None pairs equal positions. "diff" compares the two sequences as a file comparison does. Equal runs of tokens
+        are paired. A run that replaces another is paired with it from the right end, where the last token of a name
+        stands; the surplus on the left has no partner.
+    show : callable
+        Token ids -> text, for the error.
+
+    Returns
+    -------
+    list of (int or None, int or None)
+        Pairs (position in clean, position in corrupted); None where a position has no partner.
+
+    Raises
+    ------
+    NanopatchError
+        If `how` is unknown, or if it is None and the lengths differ.
+
+    Examples
+    --------
+    >>> align([5, 6, 7], [5, 9, 7])
+    [(0, 0), (1, 1), (2, 2)]
+    >>> align([1, 7, 2], [1, 2], "diff")
+    [(0, 0), (1, None), (2, 1)]
     """
     clean, corrupted = [int(token) for token in clean], [int(token) for token in corrupted]
     if how not in ALIGNMENTS:
@@ -22,12 +51,12 @@ def align(clean, corrupted, how=None, show=str):
     if how is None:
         if len(clean) != len(corrupted):
             raise NanopatchError(
-                f"the prompts have {len(clean)} and {len(corrupted)} tokens, so position j of one is not position j "
-                f"of the other (clean {show(clean)}; corrupted {show(corrupted)}): use prompts of one length, or "
-                'align="diff" (--align diff on the command line)'
+                f"the prompts have {len(clean)} and {len(corrupted)} tokens (clean {show(clean)}; corrupted "
+                f"{show(corrupted)}), so equal positions cannot be paired: give prompts of one length, or "
+                'Experiment(..., align="diff") (--align diff on the command line)'
             )
         return [(position, position) for position in range(len(clean))]
-    pairs = []
+    pairs: Columns = []
     for _, i, i_end, j, j_end in difflib.SequenceMatcher(None, clean, corrupted, autojunk=False).get_opcodes():
         n_pairs = min(i_end - i, j_end - j)
         pairs += [(position, None) for position in range(i, i_end - n_pairs)]

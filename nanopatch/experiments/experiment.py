@@ -1,77 +1,116 @@
 """Pairs of prompts to patch between, and the named ones."""
 
+from __future__ import annotations
+
 import numbers
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..errors import NanopatchError
+from ..types import Array, Prompt
+from .align import Columns, align
+
+if TYPE_CHECKING:
+    from ..model.gpt2 import Model
 
 
 class ExperimentTokens(NamedTuple):
     """An experiment in one model's tokens."""
 
-    clean: np.ndarray  # (n_clean,)
-    corrupted: np.ndarray  # (n_corrupted,)
+    clean: Array  # (n_clean,)
+    corrupted: Array  # (n_corrupted,)
     answer: int
     wrong_answer: int
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A clean prompt, a corrupted one, the answer the clean one calls for, and the one the corrupted calls for.
+    """A pair of prompts to patch between, and the answer to each.
 
-    clean, corrupted: text, or token ids (n_tokens,). answer, wrong_answer: one token each, as text
-    (usually with its leading space) or as an id. prepend_bos: put `<|endoftext|>` before both prompts.
+    Attributes
+    ----------
+    clean, corrupted : str, or token ids (n_tokens,)
+        The two prompts.
+    answer, wrong_answer : str or int
+        The answer to the clean prompt and the answer to the corrupted one. Each is one token: a text, usually with
+        its leading space, or a token id.
+    prepend_bos : bool
+        Put `<|endoftext|>` before both prompts.
+    align : None or "diff"
+        How positions of the two prompts are paired. None pairs equal positions, and both prompts need the same number
+        of tokens. "diff" also takes prompts of different lengths (see `nanopatch.experiments.align`).
+
+    Raises
+    ------
+    NanopatchError
+        If `align` is neither None nor "diff".
+
+    Examples
+    --------
+    >>> import nanopatch
+    >>> model = nanopatch.load("nano")
+    >>> pair = nanopatch.Experiment("The capital of France is", "The capital of Italy is", " Paris", " Rome")
+    >>> pair.tokens(model).answer, pair.columns(model)
+    (6342, [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4)])
     """
 
-    clean: str
-    corrupted: str
-    answer: str
-    wrong_answer: str
+    clean: Prompt
+    corrupted: Prompt
+    answer: str | int
+    wrong_answer: str | int
     prepend_bos: bool = False
+    align: str | None = None
 
-    def to_dict(self):
-        """Its fields as what JSON can hold: token ids as lists."""
+    def __post_init__(self) -> None:
+        align((), (), self.align)  # raises if it is unknown
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its fields as JSON can hold them: token ids as lists. `Experiment(**fields)` makes it again."""
         return {
-            name: value if isinstance(value, (str, int, bool)) else np.asarray(value).tolist()
-            for name, value in vars(self).items()
+            name: value if isinstance(value, str) else np.asarray(value).tolist() for name, value in vars(self).items()
         }
 
-    def tokens(self, model):
-        """Both prompts and both answers as token ids of `model`, checked: an `ExperimentTokens`.
+    def tokens(self, model: Model) -> ExperimentTokens:
+        """Both prompts and both answers as token ids of `model`, checked.
 
-        Raises NanopatchError for a prompt the model cannot read, an answer of several tokens, or equal answers.
+        Raises NanopatchError if the model cannot read a prompt, an answer is not one token, or the answers are equal.
         """
-        prompts = [model.tokenize(prompt, prepend_bos=self.prepend_bos) for prompt in (self.clean, self.corrupted)]
-        if any(tokens.ndim != 1 for tokens in prompts):
+        clean, corrupted = (model.tokenize(p, prepend_bos=self.prepend_bos) for p in (self.clean, self.corrupted))
+        if clean.ndim != 1 or corrupted.ndim != 1:
             raise NanopatchError("an experiment has one clean and one corrupted prompt, not batches of them")
-        answers = [answer_token(model, answer) for answer in (self.answer, self.wrong_answer)]
-        if answers[0] == answers[1]:
-            raise NanopatchError(f"answer and wrong answer are both {self.answer!r}: their logits cannot differ")
-        return ExperimentTokens(*prompts, *answers)
+        answer, wrong_answer = (answer_token(model, text) for text in (self.answer, self.wrong_answer))
+        if answer == wrong_answer:
+            raise NanopatchError(f"answer and wrong answer are both {self.answer!r}: give two different tokens")
+        return ExperimentTokens(clean, corrupted, answer, wrong_answer)
+
+    def columns(self, model: Model) -> Columns:
+        """The aligned pairs (position in clean, position in corrupted), in reading order; None for no partner.
+
+        Raises NanopatchError as `tokens` does, and for prompts of different lengths if `align` is None.
+        """
+        tokens = self.tokens(model)
+        return align(tokens.clean, tokens.corrupted, self.align, show=model.token_strings)
 
 
-def answer_token(model, answer):
-    """The token id of an answer given as text or as an id; NanopatchError if it is not exactly one token."""
+def answer_token(model: Model, answer: str | int) -> int:
+    """The token id of an answer, given as a text or as an id. Raises NanopatchError if it is not one token."""
     if not isinstance(answer, (str, numbers.Integral)) or isinstance(answer, bool):
         raise NanopatchError(f"an answer is one token, as text or as an id, not {answer!r:.60}")
     if answer == "":
         raise NanopatchError("the answer is empty: give one token, such as ' Jones'")
     ids = model.tokenize(answer if isinstance(answer, str) else [answer])
     if len(ids) != 1:
-        hint = ""
-        if not answer.startswith(" ") and len(model.tokenize(" " + answer)) == 1:
-            hint = f"; with a leading space it is one: {' ' + answer!r}"
+        spaced = f" {answer}"
+        hint = f"; with a leading space it is one: {spaced!r}" if len(model.tokenize(spaced)) == 1 else ""
         raise NanopatchError(
             f"the answer {answer!r} is {len(ids)} tokens, {model.token_strings(ids)}, and must be one{hint}"
         )
     return int(ids[0])
 
 
-# 1 to 3 are the experiments of the report that this library follows. In 3 the prompts have 16 and 15
-# tokens of GPT-2, so it needs align="diff".
+# The first three are the experiments of the report that this library follows.
 MICHELLE = Experiment(
     clean="Michelle Jones was a top-notch student. Michelle",
     corrupted="Michelle Smith was a top-notch student. Michelle",
@@ -89,6 +128,7 @@ ELON = Experiment(
     corrupted="Steve Jobs co-founded Tesla and revolutionized the electric car industry. Elon",
     answer=" Musk",
     wrong_answer=" Jobs",
+    align="diff",  # 16 and 15 tokens of GPT-2
 )
 # Wang et al. 2022, arXiv 2211.00593: the name that is not repeated receives the drink.
 INDIRECT_OBJECT = Experiment(
@@ -104,7 +144,7 @@ CAPITAL = Experiment(
     wrong_answer=" Rome",
 )
 
-#: The experiments above by the names the command line knows them by.
+#: The experiments above, under their names on the command line.
 NAMED = {
     "michelle": MICHELLE,
     "jessica": JESSICA,

@@ -1,17 +1,20 @@
 """What is measured of a run: functions of its logits.
 
-Each says which logits it needs, so that a sweep computes no others, and is measured in the same way on
-the unpatched runs and on every patched one.
+A metric says which logits it needs, so that a sweep computes no others. It measures the unpatched runs and the patched
+runs in the same way.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import NanopatchError
 from ..model.layers import softmax
+from ..types import Array
 
 
 class Target(NamedTuple):
@@ -19,95 +22,123 @@ class Target(NamedTuple):
 
     answer: int  # token ids
     wrong_answer: int
-    tokens: np.ndarray  # (n_tokens,): the prompt of the run patched into
-    clean_logits: np.ndarray  # (n_vocab,): of the clean run, at its last token
+    tokens: Array  # (n_tokens,): the prompt of the run patched into
+    clean_logits: Any  # (n_vocab,): of the clean run, at its last token; None if no metric needs them
 
 
 #: Which logits a metric may ask for.
 NEEDS = ("answers", "last", "all")
 
+#: A metric of your own: logits (n_tokens, n_vocab) -> one number.
+LogitsFunction = Callable[[Array], Any]
+
 
 @dataclass(frozen=True)
 class Metric:
-    """function(logits, target) -> a number.
+    """A number measured of a run, with its name and, where there is one, its derivative.
 
-    needs: the logits it is given. "answers": (2,), of the answer and the wrong answer at the last
-    token; "last": (n_vocab,), at the last token; "all": (n_tokens, n_vocab). gradient(logits, target):
-    its derivative with respect to those logits, shaped as they are; None if it has none. by_differences:
-    whether that is made of finite differences. The logits a metric is given are read-only.
+    Attributes
+    ----------
+    name : str
+        Its name in results.
+    needs : "answers", "last" or "all"
+        The logits that it is given, read-only. "answers": (2,), of the answer and the wrong answer at the last token.
+        "last": (n_vocab,), at the last token. "all": (n_tokens, n_vocab).
+    function : callable
+        function(logits, target) -> a number, where target is a `Target`.
+    gradient : callable, optional
+        gradient(logits, target) -> the derivative of `function` with respect to `logits`, of their shape.
+        `nanopatch.attribute` needs it.
+    by_differences : bool
+        Whether `gradient` uses finite differences.
+
+    Raises
+    ------
+    NanopatchError
+        If `needs` is none of the three.
+
+    Examples
+    --------
+    >>> import nanopatch
+    >>> answer_logit = nanopatch.Metric("answer_logit", "answers", lambda logits, target: logits[0])
+    >>> model, michelle = nanopatch.load("nano"), nanopatch.experiments.MICHELLE
+    >>> result = nanopatch.sweep(model, michelle, metric=answer_logit)
+    >>> result.metric, result.baseline_clean > result.baseline_corrupted
+    ('answer_logit', True)
     """
 
     name: str
     needs: str
-    function: Callable
-    gradient: Callable = None
+    function: Callable[[Array, Target], Any]
+    gradient: Callable[[Array, Target], Any] | None = None
     by_differences: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.needs not in NEEDS:
-            raise NanopatchError(f"the metric {self.name} needs {self.needs!r}: one of {', '.join(NEEDS)}")
+            raise NanopatchError(f"the metric {self.name} needs {self.needs!r}: give one of {', '.join(NEEDS)}")
 
 
-def logit_diff(logits, target):
-    """Logit difference: how much the answer is preferred to the wrong one."""
+#: What stands for one metric: a name, a `Metric`, or a function of your own.
+MetricLike = str | Metric | LogitsFunction
+
+
+def logit_diff(logits: Array, target: Target) -> float:
+    """Logit difference: the answer's logit minus the wrong answer's."""
     return float(logits[0]) - float(logits[1])
 
 
-def log_probability(logits, target):
+def log_probability(logits: Array, target: Target) -> float:
     """Natural logarithm of the answer's probability as the next token."""
     return log_softmax(logits)[target.answer]
 
 
-def probability(logits, target):
+def probability(logits: Array, target: Target) -> float:
     """Probability of the answer as the next token."""
     return np.exp(log_softmax(logits)[target.answer])
 
 
-def rank(logits, target):
+def rank(logits: Array, target: Target) -> int:
     """How many tokens are likelier than the answer: 0 if it is the prediction."""
     return np.sum(logits > logits[target.answer])
 
 
-def kl_divergence(logits, target):
+def kl_divergence(logits: Array, target: Target) -> float:
     """KL divergence, in nats, from the clean run's next-token distribution: sum p_clean log(p_clean / p)."""
     clean = log_softmax(target.clean_logits)
     return np.sum(np.exp(clean) * (clean - log_softmax(logits)))
 
 
-def cross_entropy(logits, target):
-    """Mean over positions of -log p(the token that comes next), in nats.
-
-    The tokens are those of the run patched into, for every run that is measured.
-    """
+def cross_entropy(logits: Array, target: Target) -> float:
+    """Mean over positions of -log p(next token), in nats. The tokens are those of the run patched into."""
     if len(target.tokens) < 2:
-        raise NanopatchError("cross_entropy needs a prompt of two tokens or more: of one there is nothing to predict")
+        raise NanopatchError("cross_entropy needs a prompt of two tokens or more: one token leaves nothing to predict")
     logs = np.array([log_softmax(row)[token] for row, token in zip(logits[:-1], target.tokens[1:], strict=True)])
     return -logs.mean()
 
 
-def log_softmax(logits):
+def log_softmax(logits: Array) -> Array:
     """Natural logarithms of the softmax, in float64: (n_vocab,) to (n_vocab,)."""
     shifted = logits.astype(np.float64) - logits.max()
     return shifted - np.log(np.exp(shifted).sum())
 
 
-def logit_diff_gradient(logits, target):
+def logit_diff_gradient(logits: Array, target: Target) -> Array:
     return np.array([1.0, -1.0])
 
 
-def log_probability_gradient(logits, target):
+def log_probability_gradient(logits: Array, target: Target) -> Array:
     return np.eye(1, len(logits), target.answer)[0] - np.exp(log_softmax(logits))
 
 
-def probability_gradient(logits, target):
+def probability_gradient(logits: Array, target: Target) -> Array:
     return probability(logits, target) * log_probability_gradient(logits, target)
 
 
-def kl_divergence_gradient(logits, target):
+def kl_divergence_gradient(logits: Array, target: Target) -> Array:
     return np.exp(log_softmax(logits)) - np.exp(log_softmax(target.clean_logits))
 
 
-def cross_entropy_gradient(logits, target):
+def cross_entropy_gradient(logits: Array, target: Target) -> Array:
     gradient = np.exp([log_softmax(row) for row in logits])
     gradient[np.arange(len(logits) - 1), target.tokens[1:]] -= 1
     gradient[-1] = 0  # nothing comes after the last token
@@ -127,46 +158,55 @@ METRICS = {
 }
 
 
-def as_metric(metric):
-    """A `Metric` of a name, or of any function of the logits (n_tokens, n_vocab) that returns a number."""
+def as_metric(metric: MetricLike) -> Metric:
+    """The `Metric` of a name, or of a function of the logits (n_tokens, n_vocab) that returns one number."""
     if isinstance(metric, Metric):
         return metric
-    if isinstance(metric, str):
-        if metric not in METRICS:
-            raise NanopatchError(
-                f"unknown metric {metric!r}; known are {', '.join(METRICS)}, or give a function of the logits"
-            )
+    if isinstance(metric, str) and metric in METRICS:
         return METRICS[metric]
-    if callable(metric):
-        name = getattr(metric, "__name__", "metric")
-        function, gradient = lambda logits, target: metric(logits), differences(metric)
-        return Metric(name, "all", function, gradient, by_differences=True)
-    raise NanopatchError(f"a metric is a name ({', '.join(METRICS)}) or a function of the logits, not {metric!r:.60}")
+    if isinstance(metric, str) or not callable(metric):
+        raise NanopatchError(
+            f"unknown metric {metric!r:.60}; known are {', '.join(METRICS)}, or give a function of the logits"
+        )
+    name = getattr(metric, "__name__", "metric")
+    return Metric(name, "all", lambda logits, target: metric(logits), by_finite_differences(metric), True)
 
 
-def differences(function):
-    """A gradient for a function of the logits that brings none: central differences, one logit after another.
+def as_metrics(metric: MetricLike | Sequence[MetricLike]) -> list[Metric]:
+    """A list of `Metric` of one or several. Raises NanopatchError for none, and for two of one name."""
+    several: Any = metric if isinstance(metric, (list, tuple)) else [metric]
+    metrics = [as_metric(one) for one in several]
+    names = [m.name for m in metrics]
+    if not names or len(set(names)) < len(names):
+        raise NanopatchError(f"metrics need names of their own, and at least one is needed: not {names}")
+    return metrics
 
-    That takes two calls of the function for each logit that counts. Those that do not are passed over many at a time:
-    moved all at once, each by an amount of its own, they leave the function's value as it was.
+
+def by_finite_differences(function: LogitsFunction) -> Callable[[Array, Target], Array]:
+    """A gradient for a function of the logits that has none: central differences, one logit after another.
+
+    That takes two calls of the function for each logit that it depends on. The others are skipped many at a time: all
+    are changed at once, each by its own amount, and the value of the function stays the same.
     """
 
-    def gradient(logits, target):
+    def gradient(logits: Array, target: Target) -> Array:
         from tqdm import tqdm
 
         moved, slopes = np.array(logits, np.float64), np.zeros(logits.size)
         flat, shown = moved.reshape(-1), read_only(moved)
         step, value = 1e-4 * max(1.0, np.abs(logits).max()), float(function(shown))
+        if not np.isfinite(value):
+            return np.full(logits.shape, np.nan)
         amounts = step * np.random.default_rng(0).uniform(0.5, 1, logits.size)
 
-        def value_with(part, change):
+        def value_with(part: slice, change: Any) -> float:
             before = flat[part].copy()
             flat[part] += change
             changed = float(function(shown))
             flat[part] = before
             return changed
 
-        parts = [slice(0, logits.size)] if np.isfinite(value) else []
+        parts = [slice(0, logits.size)]
         with tqdm(total=logits.size, unit=" logits", disable=None, delay=1, leave=False) as bar:
             while parts:
                 part = parts.pop()
@@ -178,30 +218,21 @@ def differences(function):
                 if size == 1:
                     slopes[part] = (value_with(part, step) - value_with(part, -step)) / (2 * step)
                 bar.update(size)
-        return slopes.reshape(logits.shape) if np.isfinite(value) else np.full(logits.shape, np.nan)
+        return slopes.reshape(logits.shape)
 
     return gradient
 
 
-def read_only(array):
-    """A view of it through which nothing can be written."""
+def read_only(array: Array) -> Array:
+    """A view of an array through which nothing can be written."""
     view = array.view()
     view.flags.writeable = False
     return view
 
 
-def as_metrics(metric):
-    """A list of `Metric` of one or several; NanopatchError for none, or two of one name."""
-    metrics = [as_metric(m) for m in (metric if isinstance(metric, (list, tuple)) else [metric])]
-    names = [m.name for m in metrics]
-    if not names or len(set(names)) < len(names):
-        raise NanopatchError(f"metrics need names of their own, and at least one is needed: not {names}")
-    return metrics
-
-
-def measure(metrics, logits, target, answers_only=False):
-    """Every metric's value: [float]. logits: (n_tokens, n_vocab), or (1, 2) of the answers where `answers_only`."""
-    logits = read_only(logits)  # they are used again, for every metric and patch
+def measure(metrics: Sequence[Metric], logits: Array, target: Target, answers_only: bool = False) -> list[float]:
+    """Every metric's value. logits: (n_tokens, n_vocab), or (1, 2) of the answers where `answers_only`."""
+    logits = read_only(logits)  # every metric and patch uses them again
     answers = logits[-1] if answers_only else logits[-1, [target.answer, target.wrong_answer]]
     given = {"answers": answers, "last": logits[-1], "all": logits}
     values = [metric.function(given[metric.needs], target) for metric in metrics]
@@ -211,18 +242,17 @@ def measure(metrics, logits, target, answers_only=False):
     return [float(value) for value in values]
 
 
-def metric_gradient(metric, logits, target):
-    """Derivative of a metric with respect to all logits of a run: (n_tokens, n_vocab), as them.
+def metric_gradient(metric: Metric, logits: Array, target: Target) -> Array:
+    """Derivative of a metric with respect to all logits of a run: (n_tokens, n_vocab), as they are.
 
-    A function of one's own is differentiated by differences; `Metric("name", "all", function, gradient)`
-    gives it a derivative. Raises NanopatchError where there is none, or it is not finite.
+    Raises NanopatchError if the metric has no derivative, or one that is not finite or of another shape.
     """
     if metric.gradient is None:
         with_one = ", ".join(name for name, known in METRICS.items() if known.gradient)
         raise NanopatchError(
-            f"{metric.name} has no derivative: give one that has ({with_one}), or a Metric with its own"
+            f"{metric.name} has no derivative: give one that has ({with_one}), or a Metric with a gradient"
         )
-    at = {"answers": (-1, [target.answer, target.wrong_answer]), "last": -1, "all": ...}[metric.needs]
+    at: Any = {"answers": (-1, [target.answer, target.wrong_answer]), "last": -1, "all": ...}[metric.needs]
     given = read_only(logits)[at]
     slope = np.asarray(metric.gradient(given, target))
     if slope.shape != given.shape:
@@ -230,14 +260,14 @@ def metric_gradient(metric, logits, target):
     gradient = np.zeros_like(logits)
     gradient[at] = slope
     if not np.isfinite(gradient).all():
-        raise NanopatchError(f"{metric.name} has no finite derivative here")
+        raise NanopatchError(f"{metric.name} has no finite derivative here: take another metric")
     return gradient
 
 
-def check_slope(metric, value, gradient):
-    """NanopatchError where a metric is 0 and flat, up to rounding: its first-order estimate would be rounding alone.
+def check_slope(metric: Metric, value: float, gradient: Array) -> None:
+    """NanopatchError where a metric and its derivative are 0 up to rounding: a first-order estimate would be rounding.
 
-    So kl_divergence is in the clean run, its minimum. gradient: of `metric_gradient`, where the metric is `value`.
+    kl_divergence is so in the clean run, at its minimum. gradient: of `metric_gradient`, where the metric is `value`.
     """
     slope = np.abs(gradient).max()
     if abs(value) <= slope <= 100 * np.finfo(gradient.dtype).eps:
@@ -247,7 +277,7 @@ def check_slope(metric, value, gradient):
         )
 
 
-def top_tokens(logits, k=10):
+def top_tokens(logits: Array, k: int = 10) -> list[tuple[int, float]]:
     """The k most likely next tokens, likeliest first: [(token id, probability)]. logits: (n_vocab,)."""
     probabilities = softmax(logits.astype(np.float64))
     best = np.argsort(-probabilities, kind="stable")[:k]

@@ -1,115 +1,142 @@
-"""Many pairs of prompts at once: reading them from a file, and patching results averaged over them.
+"""Files of pairs of prompts: a data set in JSON Lines or CSV, each line an `Experiment` with its own answers."""
 
-A data set is a list of `Experiment`, each with its own answers. One pair shows what happens in one
-prompt; the mean over pairs that differ in names and places shows what belongs to the task.
-"""
+from __future__ import annotations
 
 import csv
 import io
 import json
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import NanopatchError
+from ..types import PathLike
+from .align import ALIGNMENTS
 from .experiment import Experiment
 
-#: The names of a pair's parts, in files as in `Experiment`; only the last may be left out.
-KEYS = ("clean", "corrupted", "answer", "wrong_answer", "prepend_bos")
-
-
-# ---- files ---------------------------------------------------------------------------------------
+#: The fields of a pair, in files as in `Experiment`. The first four are required.
+KEYS = ("clean", "corrupted", "answer", "wrong_answer", "prepend_bos", "align")
 
 
 @dataclass(frozen=True)
 class PairFile:
-    """What a file of pairs holds.
+    """The content of a file of pairs.
 
-    pairs: the `Experiment`s of its good lines; lines: the line each began on, from 1; problems: (line,
-    what is wrong with it) of the others.
+    Attributes
+    ----------
+    pairs : list of Experiment
+        The pairs of the good lines.
+    lines : list of int
+        The line on which each pair begins, from 1.
+    problems : list of (int, str)
+        The other lines: (line, what is wrong with it).
     """
 
-    pairs: list
-    lines: list
-    problems: list
+    pairs: list[Experiment]
+    lines: list[int]
+    problems: list[tuple[int, str]]
+
+    @property
+    def numbered(self) -> list[tuple[str, Experiment | None, str | None]]:
+        """Every line in the file's order: ("line 3", its pair or None, what is wrong with it or None)."""
+        good = [(line, pair, None) for line, pair in zip(self.lines, self.pairs, strict=True)]
+        bad = [(line, None, problem) for line, problem in self.problems]
+        rows = sorted([*good, *bad], key=lambda row: row[0])
+        return [(f"line {line}", pair, problem) for line, pair, problem in rows]
 
 
-def read_pairs(path):
-    """Read pairs from JSON Lines, or from CSV if the file's name ends in .csv: a `PairFile`.
+def read_pairs(path: PathLike) -> PairFile:
+    """Read pairs of prompts from a CSV file (if its name ends in .csv) or else from JSON Lines, in UTF-8.
 
-    JSON Lines: one object a line, with `clean`, `corrupted`, `answer`, `wrong_answer` and, if wanted,
-    `prepend_bos` (true or false). Prompts are text or lists of token ids, answers text, an id, or a list
-    of one. CSV: a first line with the same names in any order; a cell that is a JSON list of whole numbers
-    is token ids, any other is text, spaces included. UTF-8; blank lines are passed over.
+    A line that cannot be used is listed in `problems`, and the other lines are read. Whether a model can use a pair
+    is checked where the pair is used. Blank lines are skipped.
 
-    A line that cannot be used is told in `problems` and the rest is read. Raises NanopatchError for a
-    file that cannot be read at all. Whether a model can use a pair (answers of one token, prompts of
-    one length) is `sweep_pairs`'s to say.
+    Parameters
+    ----------
+    path : str or path
+        JSON Lines: one object a line, with the keys `clean`, `corrupted`, `answer`, `wrong_answer` and, optionally,
+        `prepend_bos` (true or false) and `align` ("diff" or null). Prompts are text or lists of token ids. Answers
+        are text, an id, or a list of one id.
+        CSV: the first line has the same names, in any order. A cell that is a JSON list of whole numbers holds token
+        ids. Any other cell is text, spaces included. An empty `prepend_bos` or `align` stands for its default.
+
+    Returns
+    -------
+    PairFile
+
+    Raises
+    ------
+    NanopatchError
+        If the file cannot be read.
+
+    Examples
+    --------
+    >>> import nanopatch, pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "pairs.csv")
+    >>> _ = path.write_text('''clean,corrupted,answer,wrong_answer
+    ... The capital of France is,The capital of Italy is, Paris, Rome
+    ... The capital of Spain is,The capital of Japan is, Madrid
+    ... ''')
+    >>> file = nanopatch.read_pairs(path)
+    >>> file.pairs[0].clean, file.lines, file.problems
+    ('The capital of France is', [2], [(3, '3 cells, and the header has 4')])
     """
     try:
-        # A byte that is no UTF-8 becomes a lone surrogate, so that only its line is lost.
+        # A byte that is not UTF-8 becomes a lone surrogate, so that only its line is lost.
         text = Path(path).read_bytes().decode("utf-8-sig", errors="surrogateescape")
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
         raise NanopatchError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     is_csv = Path(path).suffix.lower() == ".csv"
-    pairs, lines, problems = [], [], []
-    for line, record in csv_records(text) if is_csv else json_records(text):
+    file = PairFile([], [], [])
+    for line, record in _csv_records(text) if is_csv else _json_records(text):
         try:
-            pairs.append(as_experiment(record))
-            lines.append(line)
+            file.pairs.append(_experiment(record))
+            file.lines.append(line)
         except NanopatchError as error:
-            problems.append((line, str(error)))
-    if not pairs and not problems:
-        problems = [(1, f"the file has no pairs: give {'rows' if is_csv else 'lines'} with {', '.join(KEYS[:4])}")]
-    return PairFile(pairs, lines, problems)
+            file.problems.append((line, str(error)))
+    if not file.pairs and not file.problems:
+        expected = f"{'rows' if is_csv else 'lines'} with {', '.join(KEYS[:4])}"
+        file.problems.append((1, f"the file has no pairs: give {expected}"))
+    return file
 
 
-def json_records(text):
-    """Each line of JSON Lines that is not blank: (line number, what it holds, or a NanopatchError)."""
+def _json_records(text: str) -> Iterator[tuple[int, Any]]:
+    """Each line that is not blank: (its number, what it holds, or a NanopatchError)."""
     for line, content in enumerate(text.split("\n"), start=1):  # splitlines would cut at U+2028 too, inside a string
         if content.strip():
             try:
-                yield line, json.loads(checked_utf8(content))
-            except NanopatchError as error:
-                yield line, error
+                yield line, json.loads(content)
             except (ValueError, RecursionError) as error:
                 yield line, NanopatchError(f"not JSON ({error})")
 
 
-def csv_records(text):
-    """Each row of a CSV file: (line number it begins on, a dict by the names of the first row, or a NanopatchError)."""
-    reader = csv.reader(io.StringIO(text, newline=""))
-    names = None
-    while True:
-        line = reader.line_num + 1
-        try:
-            row = [checked_utf8(cell) for cell in next(reader)]
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield line, NanopatchError(f"not CSV ({error})")
-            continue
-        except NanopatchError as error:
-            yield line, error
-            if names is None:
-                return
-            continue
-        if not row:
-            continue
-        if names is None:
-            names = [name.strip() for name in row]
-            try:
-                check_names(names)
-            except NanopatchError as error:  # no row can be understood
-                yield line, NanopatchError(f"header: {error}")
-                return
-        elif len(row) != len(names):
-            yield line, NanopatchError(f"{len(row)} cells, and the header has {len(names)}")
-        else:
-            yield line, {name: csv_value(name, cell) for name, cell in zip(names, row, strict=True)}
+def _csv_records(text: str) -> Iterator[tuple[int, Any]]:
+    """Each row after the header: (the line it begins on, its cells by name, or a NanopatchError)."""
+    reader, next_line = csv.reader(io.StringIO(text, newline="")), 1
+    names: list[str] = []
+    try:
+        for cells in reader:
+            line, next_line = next_line, reader.line_num + 1
+            if not names:
+                names = [name.strip() for name in cells]
+                if names:
+                    _check_names(names)
+            elif cells and len(cells) != len(names):
+                yield line, NanopatchError(f"{len(cells)} cells, and the header has {len(names)}")
+            elif cells:
+                yield line, {name: _csv_value(name, cell) for name, cell in zip(names, cells, strict=True)}
+    except csv.Error as error:
+        yield next_line, NanopatchError(f"not CSV ({error}): the file was not read any further")
+    except NanopatchError as error:
+        yield line, NanopatchError(f"header: {error}")
 
 
-def csv_value(name, cell):
-    """What a cell of CSV means, as JSON would hold it."""
+def _csv_value(name: str, cell: str) -> Any:
+    """What a cell means, as JSON would hold it."""
+    if name == "align":
+        return cell.strip()
     if name == "prepend_bos":
         return {"true": True, "1": True, "false": False, "0": False, "": False}.get(cell.strip().lower(), cell)
     if cell.startswith("["):
@@ -117,37 +144,39 @@ def csv_value(name, cell):
             value = json.loads(cell)
         except (ValueError, RecursionError):
             return cell
-        return value if is_ids(value) else cell
+        return value if _is_ids(value) else cell
     return cell
 
 
-def as_experiment(record):
-    """An `Experiment` of what one line holds. NanopatchError for unknown or missing names and wrong types."""
+def _experiment(record: Any) -> Experiment:
+    """The pair that one line holds. Raises NanopatchError for unknown or missing names and for wrong types."""
     if isinstance(record, NanopatchError):
         raise record
     if not isinstance(record, dict):
         raise NanopatchError(f"a pair is an object with {', '.join(KEYS[:4])}, not {json.dumps(record):.60}")
-    check_names(list(record))
+    _check_names(list(record))
+    values = dict(record)
     for name, value in record.items():
         if name == "prepend_bos":
             good, expected = isinstance(value, bool), "true or false"
+        elif name == "align":
+            values[name] = None if value == "" else value
+            good, expected = values[name] in ALIGNMENTS, '"diff", or null'
         elif name in ("clean", "corrupted"):
-            good, expected = isinstance(value, str) or is_ids(value), "text or a list of token ids"
+            good, expected = _is_text(value) or _is_ids(value), "text (UTF-8) or a list of token ids"
         else:
-            if is_ids(value) and len(value) == 1:
-                value = value[0]
-            good, expected = isinstance(value, str) or type(value) is int, "text or one token id"
-            record = record | {name: value}
+            values[name] = value[0] if _is_ids(value) and len(value) == 1 else value
+            good, expected = _is_text(values[name]) or type(values[name]) is int, "text (UTF-8) or one token id"
         if not good:
             raise NanopatchError(f"{name} is {json.dumps(value):.60}, and must be {expected}")
-    return Experiment(**record)
+    return Experiment(**values)
 
 
-def check_names(names):
-    """NanopatchError unless these are the names of a pair's parts, each once."""
-    unknown = [name for name in names if name not in KEYS]
+def _check_names(names: list[str]) -> None:
+    """NanopatchError unless `names` are fields of a pair, each once, with all that are required."""
+    unknown = [repr(name) for name in names if name not in KEYS]
     if unknown:
-        raise NanopatchError(f"{', '.join(map(repr, unknown))} is not known; a pair has {', '.join(KEYS)}")
+        raise NanopatchError(f"{', '.join(unknown)} is not known; a pair has {', '.join(KEYS)}")
     missing = [name for name in KEYS[:4] if name not in names]
     if missing:
         raise NanopatchError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
@@ -155,12 +184,11 @@ def check_names(names):
         raise NanopatchError(f"a name is there twice: {', '.join(names)}")
 
 
-def is_ids(value):
-    """Whether a value out of JSON is a list of whole numbers (true and false are none)."""
+def _is_ids(value: Any) -> bool:
+    """Whether a value out of JSON is a list of whole numbers (true and false are not)."""
     return isinstance(value, list) and all(type(item) is int for item in value)
 
 
-def checked_utf8(text):
-    if any("\udc80" <= character <= "\udcff" for character in text):
-        raise NanopatchError("not UTF-8")
-    return text
+def _is_text(value: Any) -> bool:
+    """Whether a value is text without lone surrogates, which stand for bytes that are not UTF-8."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)

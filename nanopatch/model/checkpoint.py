@@ -1,50 +1,61 @@
 """From a checkpoint's folder to a `Model`: reads and checks `config.json` and the safetensors files."""
 
-import functools
+from __future__ import annotations
+
 import json
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from . import hub, tokenizer
 from ..errors import NanopatchError
-from ..files import sha256
-from .layers import ACTIVATIONS
+from ..files import Source, read_json
+from ..types import Array, PathLike
+from . import hub, tokenizer
 from .gpt2 import MLP, Attention, Block, Config, Model, Weights
+from .layers import ACTIVATIONS, BLOCK_WEIGHTS
 
-#: safetensors' names of the number formats that can be read; BF16 has no NumPy type, see `_as_numpy`.
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
+#: The number formats that can be read, by safetensors' names. NumPy has no type for BF16; see `_as_numpy`.
 FORMATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
 
-@dataclass
-class Source:
-    """Where a model's weights came from: the name it was loaded by, and its files."""
+def load(name_or_path: PathLike, dtype: DTypeLike = np.float32) -> Model:
+    """Load a GPT-2. Its weights are checked against its config before anything is computed.
 
-    name: str
-    files: tuple = ()
-    known_sha256: str = field(default=None, repr=False)
+    Parameters
+    ----------
+    name_or_path : str or path
+        One of:
 
-    @functools.cached_property
-    def sha256(self):
-        """SHA-256 of the weight files, one after the other; computed when first asked for. None without files."""
-        if self.known_sha256 or not self.files:
-            return self.known_sha256
-        return sha256(*self.files)
+        - "nano", which ships with the library;
+        - "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl" or "distilgpt2", from `weights/<name>/` of a checkout, else
+          from the Hugging Face cache, else downloaded into that cache;
+        - another repository of the Hugging Face hub, as "org/name";
+        - a local folder with `config.json` and `model.safetensors` (or `model.safetensors.index.json` and the files
+          that it lists).
+    dtype : np.float32 or np.float64
+        The dtype of the weights and of every activation.
 
+    Returns
+    -------
+    Model
+        Its `source` says where the weights came from.
 
-def load(name_or_path, dtype=np.float32):
-    """Load a GPT-2, checked against its config before anything is computed.
+    Raises
+    ------
+    NanopatchError
+        If the model cannot be found, downloaded or read, or if it is not a GPT-2 that nanopatch computes exactly.
 
-    name_or_path: "nano" (ships with the library); "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl" or
-    "distilgpt2" (from `weights/<name>/` of a checkout, else the Hugging Face cache, else downloaded);
-    another repository as "org/name"; or a local folder with `config.json` and `model.safetensors` (or
-    `model.safetensors.index.json` and its shards). dtype: np.float32 or np.float64, that of the weights
-    and of every activation. Files hold float32 (mapped rather than copied where the file's layout
-    allows; the mapping is private, so editing a weight in memory never reaches the file), float16,
-    bfloat16 or float64.
+    Notes
+    -----
+    Files may hold float32, float16, bfloat16 or float64. Float32 weights are mapped from the file rather than copied
+    if their position in the file allows it. The mapping is private: editing a weight in memory never changes the file.
 
-    Keys and shapes, each with or without the prefix `transformer.`, per block i:
+    Keys and shapes, each with or without the prefix `transformer.`, for each block i::
 
         wte.weight (vocab_size, n_embd)              wpe.weight (n_positions, n_embd)
         h.{i}.ln_1.weight, .bias (n_embd,)           h.{i}.ln_2.weight, .bias (n_embd,)
@@ -54,15 +65,27 @@ def load(name_or_path, dtype=np.float32):
         h.{i}.mlp.c_proj.weight (n_inner, n_embd)    h.{i}.mlp.c_proj.bias (n_embd,)
         ln_f.weight, .bias (n_embd,)                 lm_head.weight (vocab_size, n_embd), if not tied
 
-    `h.{i}.attn.bias` and `h.{i}.attn.masked_bias`, buffers that older files carry, are ignored.
-    Raises NanopatchError where the model cannot be had, read, or computed exactly.
+    Older files also hold the buffers `h.{i}.attn.bias` and `h.{i}.attn.masked_bias`, which are ignored.
+
+    References
+    ----------
+    Radford et al. (2019), "Language Models are Unsupervised Multitask Learners".
+
+    Examples
+    --------
+    >>> import nanopatch
+    >>> model = nanopatch.load("nano")
+    >>> model.n_layer, model.n_head, model.d_model
+    (4, 4, 128)
+    >>> model.h[3].attn.c_attn.weight.shape
+    (128, 384)
     """
     try:
-        known = dtype is not None and np.dtype(dtype) in (np.float32, np.float64)  # NumPy takes None for float64
-    except Exception:  # what np.dtype raises for what is no dtype: TypeError, ValueError, SyntaxError, ...
+        known = dtype is not None and np.dtype(dtype) in (np.float32, np.float64)  # NumPy reads None as float64
+    except Exception:  # np.dtype raises TypeError, ValueError, SyntaxError, ...
         known = False
     if not known:
-        raise NanopatchError(f"dtype is np.float32 or np.float64, not {dtype!r}")
+        raise NanopatchError(f"dtype must be np.float32 or np.float64, not {dtype!r}")
     folder = hub.find(str(name_or_path))
     config = read_config(folder / "config.json")
     files = hub.weight_files(folder)
@@ -71,79 +94,71 @@ def load(name_or_path, dtype=np.float32):
         tensors.update(read_safetensors(path))
     model = build(config, tensors, dtype, where=folder)
     model.source = Source(str(name_or_path), files)
-    # A folder without tokenizer files is taken at its vocabulary's size.
+    # Without tokenizer files, a vocabulary of GPT-2's size is taken to be GPT-2's.
     model.reads_text = config.vocab_size == tokenizer.N_VOCAB and (
         str(name_or_path) in hub.PUBLISHED or tokenizer.is_gpt2_vocabulary(folder) is not False
     )
     return model
 
 
-def read_config(path):
-    """`config.json` as a `Config`; NanopatchError where it is missing, unreadable, or asks for what GPT-2 is not."""
+def read_config(path: PathLike) -> Config:
+    """`config.json` as a `Config`. Raises NanopatchError if it is missing, unreadable, or not that of a GPT-2."""
     try:
-        given = json.loads(Path(path).read_text(encoding="utf-8"))
+        given = read_json(Path(path))
     except FileNotFoundError:
         raise NanopatchError(f"{path} is missing: a checkpoint's folder needs config.json beside its weights") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise NanopatchError(f"cannot read {path}: {error}") from None
     if not isinstance(given, dict):
         raise NanopatchError(f"{path} does not hold a JSON object")
 
-    def refuse(what):
+    def refuse(what: str) -> NoReturn:
         raise NanopatchError(f"{path}: {what}")
 
-    def whole(*names):
+    def whole(*names: str) -> int:
         for name in names:
-            if given.get(name) is not None:
-                if not isinstance(given[name], int) or isinstance(given[name], bool) or given[name] < 1:
-                    refuse(f"{name} must be a positive whole number, not {given[name]!r:.60}")
-                return given[name]
+            value = given.get(name)
+            if value is not None:
+                if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                    refuse(f"{name} must be a positive whole number, not {value!r:.60}")
+                return value
         refuse(f"{names[0]} is missing")
 
-    def switch(name, default):
-        if not isinstance(given.get(name, default), bool):
-            refuse(f"{name} must be true or false, not {given[name]!r:.60}")
-        return given.get(name, default)
+    def switch(name: str, default: bool) -> bool:
+        value = given.get(name, default)
+        if not isinstance(value, bool):
+            refuse(f"{name} must be true or false, not {value!r:.60}")
+        return value
 
     if given.get("model_type", "gpt2") != "gpt2":
-        refuse(f"model_type is {given['model_type']!r:.60}; this is a GPT-2 and computes nothing else exactly")
+        refuse(f"model_type is {given['model_type']!r:.60}; only 'gpt2' can be loaded")
     if switch("add_cross_attention", False):
-        refuse("add_cross_attention is true; cross-attention is not part of GPT-2's forward pass here")
-    activation = given.get("activation_function", "gelu_new")
+        refuse("add_cross_attention is true; nanopatch has no cross-attention")
+    activation = given.get("activation_function", Config.activation_function)
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        refuse(f"activation_function is {activation!r:.60}; known are {', '.join(ACTIVATIONS)}")
-    epsilon = given.get("layer_norm_epsilon", 1e-5)
+        refuse(f"activation_function is {activation!r:.60}; it must be one of {', '.join(ACTIVATIONS)}")
+    epsilon = given.get("layer_norm_epsilon", Config.layer_norm_epsilon)
     if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 <= epsilon <= 1e300:
-        refuse(f"layer_norm_epsilon must be a finite number from 0 up, not {epsilon!r:.60}")
-    n_embd, n_head = whole("n_embd"), whole("n_head")
-    if n_embd % n_head:
-        refuse(f"n_embd {n_embd} is not a multiple of n_head {n_head}")
-    return Config(
-        n_layer=whole("n_layer"),
-        n_head=n_head,
-        n_embd=n_embd,
-        n_positions=whole("n_positions", "n_ctx"),
-        vocab_size=whole("vocab_size"),
-        n_inner=4 * n_embd if given.get("n_inner") is None else whole("n_inner"),
-        layer_norm_epsilon=float(epsilon),
-        activation_function=activation,
-        scale_attn_weights=switch("scale_attn_weights", True),
-        scale_attn_by_inverse_layer_idx=switch("scale_attn_by_inverse_layer_idx", False),
-        tie_word_embeddings=switch("tie_word_embeddings", True),
-    )
+        refuse(f"layer_norm_epsilon must be a finite number of at least 0, not {epsilon!r:.60}")
+    fields: dict[str, Any] = {name: whole(name) for name in ("n_layer", "n_head", "n_embd", "vocab_size")}
+    fields["n_positions"] = whole("n_positions", "n_ctx")
+    fields["n_inner"] = 4 * fields["n_embd"] if given.get("n_inner") is None else whole("n_inner")
+    if fields["n_embd"] % fields["n_head"]:
+        refuse(f"n_embd {fields['n_embd']} must be a multiple of n_head {fields['n_head']}")
+    for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"):
+        fields[name] = switch(name, getattr(Config, name))  # a dataclass keeps its defaults as class attributes
+    return Config(**fields, layer_norm_epsilon=float(epsilon), activation_function=activation)
 
 
-def read_safetensors(path):
+def read_safetensors(path: PathLike) -> dict[str, Array | None]:
     """Every tensor of one safetensors file: {name: array}, mapped from the file, in the file's number format.
 
-    The library safetensors checks the file (its size, its header, that tensors lie inside it) and the
-    map is NumPy's: safetensors' own NumPy side copies, and cannot read bfloat16.
+    The library safetensors checks the file: its size, its header, and that all tensors lie inside it. NumPy maps it,
+    because safetensors' own NumPy reader copies and cannot read bfloat16. None stands for a tensor in another format.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="np") as file:
-            names = file.keys()
+        with safe_open(path, framework="np") as checked:
+            names = checked.keys()
         with open(path, "rb") as file:  # 8 bytes: the header's length; the header, JSON; then the numbers
             start = 8 + int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(start - 8))
@@ -154,15 +169,18 @@ def read_safetensors(path):
         raise NanopatchError(f"{path} is not a whole safetensors file ({what}): fetch it again") from None
 
 
-def build(config, tensors, dtype=np.float32, where="the weights"):
-    """A `Model` from its config and {checkpoint key: array}; keys and shapes as `load` lists them.
+def build(
+    config: Config, tensors: Mapping[str, Array | None], dtype: DTypeLike = np.float32, where: PathLike = "the weights"
+) -> Model:
+    """A `Model` from its config and {checkpoint key: array}. `load` lists the keys and shapes.
 
-    Checks that nothing is missing, left over, wrongly shaped, or not finite; NanopatchError names what is.
+    where: what error messages call the tensors. Raises NanopatchError if a tensor is missing, unknown, of another
+    shape, or not finite.
     """
     given, tensors = tensors, {name.removeprefix("transformer."): array for name, array in tensors.items()}
     if len(tensors) < len(given):
-        raise NanopatchError(f"{where} has tensors both with and without the prefix transformer.: two models in one")
-    if config.n_layer > len(tensors):  # said at once, not after listing a billion names
+        raise NanopatchError(f"{where} has tensors both with and without the prefix transformer.: keep one of the two")
+    if config.n_layer > len(tensors):  # checked first, so that no list of a billion names is made
         raise NanopatchError(f"{where} holds {len(tensors)} tensors: not a whole GPT-2 of {config.n_layer} layers")
     buffers = {f"h.{i}.attn.{name}" for i in range(config.n_layer) for name in ("bias", "masked_bias")}
     tensors = {name: array for name, array in tensors.items() if name not in buffers}
@@ -173,89 +191,76 @@ def build(config, tensors, dtype=np.float32, where="the weights"):
         raise NanopatchError(f"{where} lacks {_some(missing)}: not a whole GPT-2 of {config.n_layer} layers")
     extra = [name for name in tensors if name not in expected]
     if any("crossattention" in name or "ln_cross_attn" in name for name in extra):
-        raise NanopatchError(
-            f"{where} has cross-attention ({_some(map(repr, extra))}), which is not part of GPT-2's forward pass here"
-        )
+        raise NanopatchError(f"{where} has cross-attention ({_some(map(repr, extra))}); nanopatch has none")
     if extra:
         raise NanopatchError(
-            f"{where} has {_some(map(repr, extra))}, which a GPT-2 of {config.n_layer} layers has no use for"
+            f"{where} has {_some(map(repr, extra))}, unknown in a GPT-2 of {config.n_layer} layers: check config.json"
         )
 
-    def take(name):
+    def take(name: str) -> Array:
         array = tensors[name]
         if array is None:
-            raise NanopatchError(f"{where}: {name} is in a number format other than {', '.join(FORMATS)}")
+            raise NanopatchError(f"{where}: {name} must be in one of the number formats {', '.join(FORMATS)}")
         if array.shape != expected[name]:
             raise NanopatchError(f"{where}: {name} has shape {array.shape}; config.json makes it {expected[name]}")
-        # NumPy's matrix product copies an array that does not start at a multiple of its item size, on
-        # every call: better once, here.
-        with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite or NaN is refused next
+        # NumPy's matrix product copies an array that does not start at a multiple of its item size, at every call.
+        # One copy here is better.
+        with np.errstate(over="ignore", invalid="ignore"):  # the next check refuses infinity and NaN
             array = np.require(array.astype(dtype, copy=False), requirements=["A", "C"])
         if not _all_finite(array):
             raise NanopatchError(
-                f"{where}: {name} holds NaN or infinity (as {array.dtype}): fetch the file again, or train more gently"
+                f"{where}: {name} holds NaN or infinity (as {array.dtype}): fetch it again, or lower the learning rate"
             )
         return array
 
-    def pair(name):
+    def pair(name: str) -> Weights:
         return Weights(take(f"{name}.weight"), take(f"{name}.bias"))
 
-    wte = take("wte.weight")
-    lm_head = wte
-    if "lm_head.weight" in tensors:
-        separate = take("lm_head.weight")
-        lm_head = wte if np.array_equal(separate, wte) else separate
-    blocks = tuple(
-        Block(
-            ln_1=pair(f"h.{i}.ln_1"),
-            attn=Attention(c_attn=pair(f"h.{i}.attn.c_attn"), c_proj=pair(f"h.{i}.attn.c_proj")),
-            ln_2=pair(f"h.{i}.ln_2"),
-            mlp=MLP(c_fc=pair(f"h.{i}.mlp.c_fc"), c_proj=pair(f"h.{i}.mlp.c_proj")),
-        )
-        for i in range(config.n_layer)
-    )
+    def block(i: int) -> Block:
+        ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj = (pair(f"h.{i}.{name}") for name in BLOCK_WEIGHTS)
+        return Block(ln_1, Attention(c_attn, attn_proj), ln_2, MLP(c_fc, mlp_proj))
+
+    wte = lm_head = take("wte.weight")
+    if "lm_head.weight" in tensors and not np.array_equal(separate := take("lm_head.weight"), wte):
+        lm_head = separate
+    blocks = tuple(block(i) for i in range(config.n_layer))
     return Model(config, wte, take("wpe.weight"), blocks, pair("ln_f"), lm_head)
 
 
-def tensor_shapes(config):
+def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """{checkpoint key: shape} of every tensor of a GPT-2, without the prefix `transformer.`."""
-    d_model, d_mlp = config.n_embd, config.n_inner
-    shapes = {"wte.weight": (config.vocab_size, d_model), "wpe.weight": (config.n_positions, d_model)}
+    d, d_mlp, n_vocab = config.n_embd, config.n_inner, config.vocab_size
+    of_block = ((d,), (d, 3 * d), (d, d), (d,), (d, d_mlp), (d_mlp, d))  # of the weights, in the order of BLOCK_WEIGHTS
+    shapes: dict[str, tuple[int, ...]] = {"wte.weight": (n_vocab, d), "wpe.weight": (config.n_positions, d)}
     for i in range(config.n_layer):
-        for name, weight in (
-            ("ln_1", (d_model,)),
-            ("attn.c_attn", (d_model, 3 * d_model)),
-            ("attn.c_proj", (d_model, d_model)),
-            ("ln_2", (d_model,)),
-            ("mlp.c_fc", (d_model, d_mlp)),
-            ("mlp.c_proj", (d_mlp, d_model)),
-        ):
-            shapes[f"h.{i}.{name}.weight"] = weight
-            shapes[f"h.{i}.{name}.bias"] = weight[-1:]
-    return shapes | {"ln_f.weight": (d_model,), "ln_f.bias": (d_model,), "lm_head.weight": (config.vocab_size, d_model)}
+        for name, shape in zip(BLOCK_WEIGHTS, of_block, strict=True):
+            shapes[f"h.{i}.{name}.weight"], shapes[f"h.{i}.{name}.bias"] = shape, shape[-1:]
+    return shapes | {"ln_f.weight": (d,), "ln_f.bias": (d,), "lm_head.weight": (n_vocab, d)}
 
 
-def _as_numpy(numbers, entry):
+def _as_numpy(numbers: Array, entry: dict[str, Any]) -> Array | None:
     """One tensor as an array, from the file's numbers (bytes) and the tensor's entry in the header.
 
-    None for an integer buffer, or a format unknown here: an error only if it is needed.
+    None for integers and unknown formats. They are an error only if the model needs the tensor.
     """
     if entry["dtype"] not in FORMATS:
         return None
     begin, end = entry["data_offsets"]
     values = numbers[begin:end].view(np.ndarray).view(FORMATS[entry["dtype"]])
-    if entry["dtype"] == "BF16":  # the upper half of a float32: widened to one, exactly
+    if entry["dtype"] == "BF16":  # a bfloat16 is the upper half of a float32, so this is exact
         values = (values.astype(np.uint32) << 16).view(np.float32)
     return values.reshape(entry["shape"])
 
 
-def _all_finite(array):
-    # One product says yes for nearly every array (NaN and infinity survive it), at the speed of memory
-    # and without a temporary; a large but finite array may overflow it, and is then looked at in full.
+def _all_finite(array: Array) -> bool:
+    """Whether no element is NaN or infinite."""
+    # A product of the array with itself keeps NaN and infinity. It is as fast as the memory and needs no temporary
+    # array. The product of large finite numbers may overflow; only then each element is checked.
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(np.vdot(array, array))) or bool(np.isfinite(array).all())
 
 
-def _some(names):
+def _some(names: Iterable[str]) -> str:
+    """The first three names, and how many more there are."""
     names = list(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,21 +1,54 @@
 """Continuing a prompt, one token after another, with the keys and values of earlier positions kept."""
 
 import numbers
+from typing import Any
 
 import numpy as np
 
 from ..errors import NanopatchError
+from ..types import Array, Prompt
+from .gpt2 import Model
 from .layers import softmax
-from .packing import Segment
+from .packing import Rows, Segment
 
 
-def generate(model, prompt, n_tokens=20, *, temperature=0.0, seed=0, prepend_bos=False):
+def generate(
+    model: Model,
+    prompt: Prompt,
+    n_tokens: int = 20,
+    *,
+    temperature: float = 0.0,
+    seed: int = 0,
+    prepend_bos: bool = False,
+) -> Array:
     """The token ids (n_tokens,) with which the model continues a prompt.
 
-    temperature: 0 takes the likeliest token each time; above, tokens are drawn from the softmax of
-    logits / temperature, by the random generator of `seed`. Each token passes through the model once,
-    against the kept keys and values of those before. Raises NanopatchError where the prompt and the
-    new tokens together are longer than the model reads.
+    Each token passes through the model once, against the kept keys and values of those before it.
+
+    Parameters
+    ----------
+    model : Model
+    prompt : str, or token ids
+    n_tokens : int
+        How many tokens to add.
+    temperature : float
+        0 takes the likeliest token each time. Above 0, tokens are drawn from the softmax of logits / temperature.
+    seed : int
+        Of the random generator that draws them.
+    prepend_bos : bool
+        Put `<|endoftext|>` before the prompt.
+
+    Raises
+    ------
+    NanopatchError
+        If the prompt and the new tokens together are longer than the model reads, or an argument is out of range.
+
+    Examples
+    --------
+    >>> import nanopatch
+    >>> model = nanopatch.load("nano")
+    >>> model.detokenize(nanopatch.generate(model, "The capital of France is", 1))
+    ' Paris'
     """
     tokens = model.tokenize(prompt, prepend_bos=prepend_bos)
     if tokens.ndim != 1:
@@ -29,20 +62,19 @@ def generate(model, prompt, n_tokens=20, *, temperature=0.0, seed=0, prepend_bos
     random = random_generator(seed)
     nothing = np.zeros((0, model.n_head, model.d_head), model.dtype)
     keys, values = [nothing] * model.n_layer, [nothing] * model.n_layer  # of each layer, (n_past, n_head, d_head)
-    generated, unseen = [], tokens
+    generated: list[int] = []
+    unseen = tokens
     while len(generated) < n_tokens:
         resid = model.embed(unseen, start=len(keys[0]))
         everything = slice(0, len(unseen))
         for layer in range(model.n_layer):
-            part = Segment(range(1), everything, everything, keys[layer], values[layer])
-            for site in model.block_steps(layer, resid, sites=("k", "v", "resid_post"), parts=[part]):
+            past = Segment(range(1), everything, everything, keys[layer], values[layer])
+            for site in model.block_steps(layer, resid, sites=("k", "v", "resid_post"), rows=Rows(everything, [past])):
                 if site.name == "k":
-                    new_keys = site.array
+                    keys[layer] = np.concatenate([keys[layer], site.array])
                 elif site.name == "v":
-                    new_values = site.array
+                    values[layer] = np.concatenate([values[layer], site.array])
             resid = site.array
-            keys[layer] = np.concatenate([keys[layer], new_keys])
-            values[layer] = np.concatenate([values[layer], new_values])
         logits = model.unembed(resid[-1:])[-1].astype(np.float64)
         token = random.choice(model.n_vocab, p=softmax(logits / temperature)) if temperature else np.argmax(logits)
         generated.append(int(token))
@@ -50,8 +82,8 @@ def generate(model, prompt, n_tokens=20, *, temperature=0.0, seed=0, prepend_bos
     return np.array(generated, np.int64)
 
 
-def random_generator(seed):
-    """NumPy's random generator of a seed; NanopatchError for what is none."""
+def random_generator(seed: Any) -> np.random.Generator:
+    """NumPy's random generator of a seed. NanopatchError unless it is a whole number of at least 0."""
     if not isinstance(seed, numbers.Integral) or seed < 0:
         raise NanopatchError(f"seed {seed!r}: a whole number is expected, 0 or above")
-    return np.random.default_rng(seed)
+    return np.random.default_rng(int(seed))

@@ -15,18 +15,25 @@ Weights keep the names of the published checkpoint (`wte`, `h[3].attn.c_attn.wei
 activations the names of TransformerLens (`resid_pre`, `q`, `pattern`, `z`, `mlp_post`, ...).
 """
 
+from __future__ import annotations
+
 import math
 import numbers
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from . import tokenizer
 from ..errors import NanopatchError
+from ..files import Source
+from ..types import Array, Prompt, Sites
+from . import tokenizer
 from .layers import ACTIVATIONS, affine, layer_norm, softmax
-from .packing import causal_mask, query_blocks
-from .sites import BLOCK_SITES, Site, known_sites, record
+from .packing import QueryBlock, Rows, Segment, causal_mask, last_row, one_run
+from .sites import BLOCK_SITES, Run, Site, known_sites, record
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,8 +56,8 @@ class Config:
 class Weights(NamedTuple):
     """Weight and bias of one LayerNorm or one affine map."""
 
-    weight: np.ndarray
-    bias: np.ndarray
+    weight: Array
+    bias: Array
 
 
 class Attention(NamedTuple):
@@ -73,18 +80,36 @@ class Block(NamedTuple):
 class Model:
     """A GPT-2: its weights, and its forward pass in pieces of several sizes.
 
-    `steps` (all named arrays, one by one), `run` (all of them, recorded), `embed` / `block` /
-    `unembed` (the residual stream in between, for a loop of one's own), `block_steps` (the named
-    arrays of one block). Prompts are text, a list of token ids, or an array of ids of shape
-    (n_tokens,) or (batch, n_tokens). Made by `nanopatch.load`.
+    `steps` (all named arrays, one by one), `run` (all of them, recorded), `embed` / `block` / `unembed` (the residual
+    stream in between, for a loop of your own), `block_steps` (the named arrays of one block). Prompts are text, a
+    list of token ids, or an array of ids of shape (n_tokens,) or (batch, n_tokens). `nanopatch.load` makes it.
 
-    config: the `Config`; wte (n_vocab, d_model), wpe (n_ctx, d_model), h (a tuple of `Block`), ln_f,
-    lm_head (n_vocab, d_model; the same array as wte where tied): the weights; dtype: theirs, and that
-    of every activation; source: where the weights came from; reads_text: whether the vocabulary is
-    GPT-2's, so that prompts may be text.
+    Attributes
+    ----------
+    config : Config
+        What its `config.json` says.
+    wte, wpe, h, ln_f, lm_head
+        The weights: wte (n_vocab, d_model), wpe (n_ctx, d_model), h a tuple of `Block`, lm_head (n_vocab, d_model);
+        where they are tied, lm_head is the same array as wte.
+    dtype : numpy.dtype
+        That of the weights and of every activation.
+    source : Source or None
+        Where the weights came from.
+    reads_text : bool
+        Whether the vocabulary is GPT-2's, so that prompts may be text.
     """
 
-    def __init__(self, config, wte, wpe, h, ln_f, lm_head, source=None, reads_text=True):
+    def __init__(
+        self,
+        config: Config,
+        wte: Array,
+        wpe: Array,
+        h: tuple[Block, ...],
+        ln_f: Weights,
+        lm_head: Array,
+        source: Source | None = None,
+        reads_text: bool = True,
+    ) -> None:
         self.config, self.source, self.reads_text = config, source, reads_text
         self.wte, self.wpe, self.h, self.ln_f, self.lm_head = wte, wpe, h, ln_f, lm_head
         self.dtype = wte.dtype
@@ -92,7 +117,7 @@ class Model:
         self.d_head, self.d_mlp = config.n_embd // config.n_head, config.n_inner
         self.n_ctx, self.n_vocab = config.n_positions, config.vocab_size
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         name = self.source.name if self.source else "unnamed"
         return (
             f"Model({name}: {self.n_layer} layers, {self.n_head} heads, d_model {self.d_model}, "
@@ -101,23 +126,47 @@ class Model:
 
     # ---- the forward pass -----------------------------------------------------------------------
 
-    def steps(self, prompt, *, prepend_bos=False, sites=None):
+    def steps(
+        self, prompt: Prompt, *, prepend_bos: bool = False, sites: Sites = None
+    ) -> Iterator[Site]:
         """Run the model on a prompt, handing over each named array as a `Site`.
 
-        prompt: text or token ids. prepend_bos: put `<|endoftext|>` before it. sites: names to hand
-        over, all by default, of which the last is `logits`, (n_tokens, n_vocab). Asking for fewer
-        costs less: what nobody asked for need not be kept apart, and without `ln_final` and `logits`
-        the unembedding is left out.
+        Parameters
+        ----------
+        prompt : str, or token ids
+        prepend_bos : bool
+            Put `<|endoftext|>` before it.
+        sites : str or iterable of str, optional
+            Names to hand over, all by default; the last is then `logits`, (n_tokens, n_vocab). Fewer cost less:
+            without `ln_final` and `logits` the unembedding is left out.
+
+        Raises
+        ------
+        NanopatchError
+            If the prompt cannot be used (see `tokenize`), or a name is unknown.
+
+        Examples
+        --------
+        >>> import nanopatch
+        >>> model = nanopatch.load("nano")
+        >>> clean = model.run("Michelle Jones was a top-notch student. Michelle")
+        >>> for site in model.steps("Michelle Smith was a top-notch student. Michelle"):
+        ...     if site.name == "resid_pre" and site.layer == 1:
+        ...         site.array[1] = clean.resid_pre[1, 1]  # the patch
+        >>> model.detokenize(site.array[-1].argmax())
+        ' Jones'
         """
         sites = known_sites(sites)
         resid = self.embed(self.tokenize(prompt, prepend_bos=prepend_bos))
         yield from self.steps_from(0, resid, sites=sites)
 
-    def steps_from(self, layer, resid, *, sites=None):
+    def steps_from(
+        self, layer: int, resid: Array, *, sites: Sites = None
+    ) -> Iterator[Site]:
         """The rest of a run, from the start of block `layer` on, where the residual stream is `resid`.
 
-        layer: 0 to n_layer; n_layer means that only ln_f and the unembedding are left. resid:
-        (n_tokens, d_model), never written into. sites: as for `steps`.
+        layer: 0 to n_layer; n_layer means that only ln_f and the unembedding are left. resid: (n_tokens, d_model),
+        never written into. sites: as for `steps`.
         """
         sites = known_sites(sites)
         if layer != self.n_layer:
@@ -127,119 +176,134 @@ class Model:
         if sites & {"ln_final", "logits"}:
             yield from self._unembed_steps(resid, sites)
 
-    def block_steps(self, layer, resid, *, sites=None, parts=None, queries=None):
+    def block_steps(
+        self, layer: int, resid: Array, *, sites: Sites = None, rows: Rows | None = None
+    ) -> Generator[Site, None, Array]:
         """One block, handing over each named array; returns (as a generator does) `resid_post`.
 
-        layer: 0 to n_layer - 1. resid: the residual stream entering the block, (n_tokens, d_model);
-        never written into. sites: names to hand over, all by default. parts: which rows attend to
-        which, for rows of several runs packed into one matrix and for runs whose first positions are
-        known already (see `nanopatch.packing`); by default every row to itself and those before it.
-        queries: the rows whose output anyone will read, all by default; from `q_input` on, only they
-        are computed.
+        layer: 0 to n_layer - 1. resid: the residual stream entering the block, (n_tokens, d_model); never written
+        into. sites: names to hand over, all by default. rows: which rows attend to which, for packed rows of
+        several runs and for runs whose first positions are known (see `nanopatch.model.packing`); by default each
+        row attends to itself and to those before it.
         """
         sites = known_sites(sites)
         self._check_layer(layer)
-        block, eps, d_model = self.h[layer], self.config.layer_norm_epsilon, self.d_model
+        block, eps = self.h[layer], self.config.layer_norm_epsilon
+
+        def hand_over(name: str, array: Array, segment: QueryBlock | Segment | None = None) -> Iterator[Site]:
+            if name in sites:
+                yield Site(name, layer, array, segment)
+                array.flags.writeable = False  # from here on an edit would come too late
 
         resid_pre = self._check_resid(resid).copy()  # (n_tokens, d_model)
-        yield from hand_over("resid_pre", layer, resid_pre, sites)
+        yield from hand_over("resid_pre", resid_pre)
 
-        # Queries, keys and values each read the residual stream: the same array, unless somebody
-        # asked for one of the three readings, to patch it alone.
-        resid_read = resid_pre if queries is None else resid_pre[..., queries, :]  # (n_query, d_model)
-        q_input, k_input, v_input = resid_read, resid_pre, resid_pre
-        if sites & {"q_input", "k_input", "v_input"}:
-            q_input, k_input, v_input = resid_read.copy(), resid_pre.copy(), resid_pre.copy()
-        yield from hand_over("q_input", layer, q_input, sites)
-        yield from hand_over("k_input", layer, k_input, sites)
-        yield from hand_over("v_input", layer, v_input, sites)
+        # Queries, keys and values each read the residual stream, and each can be made to read another.
+        rows = rows or one_run(resid_pre.shape[-2], in_blocks=not sites & {"scores", "pattern"})
+        resid_read = resid_pre[..., rows.that_attend, :]  # (n_query, d_model): usually all rows
+        q_input, k_input, v_input = resid_read.copy(), resid_pre.copy(), resid_pre.copy()
+        yield from hand_over("q_input", q_input)
+        yield from hand_over("k_input", k_input)
+        yield from hand_over("v_input", v_input)
 
-        q_normed = layer_norm(q_input, *block.ln_1, eps)  # (n_tokens, d_model)
-        k_normed = q_normed if k_input is q_input else layer_norm(k_input, *block.ln_1, eps)
-        v_normed = k_normed if v_input is k_input else layer_norm(v_input, *block.ln_1, eps)
-        c_attn, bias = block.attn.c_attn  # (d_model, 3 d_model)
-        q = self._split_heads(affine(q_normed, c_attn[:, :d_model], bias[:d_model]))
-        yield from hand_over("q", layer, q, sites)  # (n_tokens, n_head, d_head)
-        k = self._split_heads(affine(k_normed, c_attn[:, d_model : 2 * d_model], bias[d_model : 2 * d_model]))
-        yield from hand_over("k", layer, k, sites)  # (n_tokens, n_head, d_head)
-        v = self._split_heads(affine(v_normed, c_attn[:, 2 * d_model :], bias[2 * d_model :]))
-        yield from hand_over("v", layer, v, sites)  # (n_tokens, n_head, d_head)
+        weight_q, weight_k, weight_v = np.split(block.attn.c_attn.weight, 3, axis=-1)  # (d_model, d_model) each
+        bias_q, bias_k, bias_v = np.split(block.attn.c_attn.bias, 3)
+        q = self._split_heads(affine(layer_norm(q_input, *block.ln_1, eps), weight_q, bias_q))
+        yield from hand_over("q", q)  # (n_tokens, n_head, d_head)
+        k = self._split_heads(affine(layer_norm(k_input, *block.ln_1, eps), weight_k, bias_k))
+        yield from hand_over("k", k)  # (n_tokens, n_head, d_head)
+        v = self._split_heads(affine(layer_norm(v_input, *block.ln_1, eps), weight_v, bias_v))
+        yield from hand_over("v", v)  # (n_tokens, n_head, d_head)
 
-        z = np.empty_like(q)  # filled below, part by part                         # (n_tokens, n_head, d_head)
-        if parts is None:  # one part; several, which is faster when long, if nobody looks inside
-            n_query, n_key = q.shape[-3], k.shape[-3]
-            parts = query_blocks(n_query, n_key, size=n_query if sites & {"scores", "pattern"} else 128)
-        for part in parts:
-            # Head axis first, so that each head's matrices stand together; views, not copies.
-            part_q = np.swapaxes(part.queries(q), -3, -2)  # (n_head, n_query, d_head)
-            part_k = np.swapaxes(part.keys(k), -3, -2)  # (n_head, n_key, d_head)
-            part_v = np.swapaxes(part.values(v), -3, -2)  # (n_head, n_key, d_head)
-
-            scores = (part_q * self._attention_scale(layer)) @ np.swapaxes(part_k, -2, -1)
+        z = np.zeros_like(q)  # (n_tokens, n_head, d_head), filled segment by segment: usually there is one
+        for segment in rows.segments:
+            q_by_head, k_by_head, v_by_head = segment.by_head(q, k, v)  # (n_head, n_query or n_key, d_head) each
+            scores = q_by_head * self._attention_scale(layer) @ np.swapaxes(k_by_head, -2, -1)
             scores += causal_mask(*scores.shape[-2:], self.dtype)  # (n_head, n_query, n_key)
-            yield from hand_over("scores", layer, scores, sites, part)
+            yield from hand_over("scores", scores, segment)
 
-            pattern = softmax(scores, out=None if "scores" in sites else scores)  # (n_head, n_query, n_key)
-            yield from hand_over("pattern", layer, pattern, sites, part)
+            pattern = softmax(scores)  # (n_head, n_query, n_key)
+            yield from hand_over("pattern", pattern, segment)
 
-            np.matmul(pattern, part_v, out=np.swapaxes(part.queries(z), -3, -2))
-        yield from hand_over("z", layer, z, sites)
+            segment.assign(z, pattern @ v_by_head)
+        yield from hand_over("z", z)
 
         attn_out = affine(z.reshape(resid_read.shape), *block.attn.c_proj)  # (n_tokens, d_model)
-        yield from hand_over("attn_out", layer, attn_out, sites)
+        yield from hand_over("attn_out", attn_out)
 
         resid_mid = resid_read + attn_out  # (n_tokens, d_model)
-        yield from hand_over("resid_mid", layer, resid_mid, sites)
+        yield from hand_over("resid_mid", resid_mid)
 
-        mlp_in = resid_mid.copy() if "mlp_in" in sites else resid_mid  # (n_tokens, d_model)
-        yield from hand_over("mlp_in", layer, mlp_in, sites)
+        mlp_in = resid_mid.copy()  # (n_tokens, d_model): what the MLP reads
+        yield from hand_over("mlp_in", mlp_in)
 
         mlp_pre = affine(layer_norm(mlp_in, *block.ln_2, eps), *block.mlp.c_fc)  # (n_tokens, d_mlp)
-        yield from hand_over("mlp_pre", layer, mlp_pre, sites)
+        yield from hand_over("mlp_pre", mlp_pre)
 
         activation = ACTIVATIONS[self.config.activation_function]
-        mlp_post = activation(mlp_pre, out=None if "mlp_pre" in sites else mlp_pre)
-        yield from hand_over("mlp_post", layer, mlp_post, sites)  # (n_tokens, d_mlp)
+        if "mlp_pre" in sites:
+            mlp_post = activation(mlp_pre)  # (n_tokens, d_mlp)
+        else:  # in the same memory, which is a tenth faster for long prompts; the name goes, so that no edit gets lost
+            mlp_post = activation(mlp_pre, out=mlp_pre)
+            del mlp_pre
+        yield from hand_over("mlp_post", mlp_post)
 
         mlp_out = affine(mlp_post, *block.mlp.c_proj)  # (n_tokens, d_model)
-        yield from hand_over("mlp_out", layer, mlp_out, sites)
+        yield from hand_over("mlp_out", mlp_out)
 
         resid_post = resid_mid + mlp_out  # (n_tokens, d_model)
-        yield from hand_over("resid_post", layer, resid_post, sites)
+        yield from hand_over("resid_post", resid_post)
         return resid_post
 
-    def _unembed_steps(self, resid, sites, tokens=None):
-        """What follows the last block: the final LayerNorm, and the unembedding, of all tokens or of those named."""
+    def _unembed_steps(
+        self, resid: Array, sites: frozenset[str], tokens: list[int] | None = None
+    ) -> Generator[Site, None, Array]:
+        """What follows the last block: the final LayerNorm, and the unembedding of all tokens, or of some."""
         ln_final = layer_norm(self._check_resid(resid), *self.ln_f, self.config.layer_norm_epsilon)
-        yield from hand_over("ln_final", None, ln_final, sites)  # (n_tokens, d_model)
+        if "ln_final" in sites:
+            yield Site("ln_final", None, ln_final)  # (n_tokens, d_model)
+            ln_final.flags.writeable = False
 
-        lm_head = self.lm_head if tokens is None else self.lm_head[tokens]
-        logits = affine(ln_final, lm_head.T)  # (n_tokens, n_vocab)
-        yield from hand_over("logits", None, logits, sites)
+        logits = affine(ln_final, self.lm_head.T if tokens is None else self.lm_head[tokens].T)
+        if "logits" in sites:
+            yield Site("logits", None, logits)  # (n_tokens, n_vocab)
+            logits.flags.writeable = False
         return logits
 
     # ---- the same in larger pieces --------------------------------------------------------------
 
-    def run(self, prompt, *, prepend_bos=False, sites=None):
-        """Run the model and record every named array, or those named in `sites`: a `Run`."""
+    def run(
+        self, prompt: Prompt, *, prepend_bos: bool = False, sites: Sites = None
+    ) -> Run:
+        """Run the model and record every named array, or those named in `sites`: a `Run`.
+
+        The arguments are those of `steps`.
+
+        Examples
+        --------
+        >>> import nanopatch
+        >>> run = nanopatch.load("nano").run("Michelle Jones was a top-notch student. Michelle")
+        >>> run.resid_pre.shape, run.pattern.shape, run.logits.shape
+        ((4, 11, 128), (4, 4, 11, 11), (11, 50257))
+        """
         tokens = self.tokenize(prompt, prepend_bos=prepend_bos)
         kept = known_sites(sites)
         run = record(self.steps(tokens, sites=kept), sites=kept)
         run.tokens, run.model = tokens, self
-        run.tokens.flags.writeable = False
+        tokens.flags.writeable = False
         return run
 
-    def backward(self, run, d_logits, *, sites=None):
+    def backward(self, run: Run, d_logits: Array, *, sites: Sites = None) -> Run:
         """Derivatives of `sum(d_logits * logits)` with respect to every named array, or those in `sites`, as a `Run`.
 
-        run: a full record of a run of this model; d_logits: an array shaped as its logits. What exactly
-        is computed: `nanopatch.backward.backward`.
+        run: a full record of a run of this model; d_logits: an array of the shape of its logits. What exactly
+        is computed: `nanopatch.model.backward.backward`.
         """
         from .backward import backward
 
         return backward(self, run, d_logits, sites)
 
-    def embed(self, prompt, start=0):
+    def embed(self, prompt: Prompt, start: int = 0) -> Array:
         """The residual stream entering block 0, `wte[tokens] + wpe[positions]`: (n_tokens, d_model).
 
         start: the position of the first token, where the prompt goes on from an earlier one.
@@ -248,39 +312,55 @@ class Model:
         end = start + tokens.shape[-1]
         if start < 0 or end > self.n_ctx:
             raise NanopatchError(f"positions {start} to {end - 1} are outside this model's, 0 to {self.n_ctx - 1}")
-        return self.wte[tokens] + self.wpe[start:end]
+        embedded: Array = self.wte[tokens] + self.wpe[start:end]
+        return embedded
 
-    def block(self, layer, resid):
+    def block(self, layer: int, resid: Array) -> Array:
         """One block: residual stream in, residual stream out, both (n_tokens, d_model); the input is not changed."""
-        # As in `steps`, each array is its own and can be edited at a breakpoint inside; the result stays open.
+        # Every array is handed over, so that each can be edited at a breakpoint inside; the result stays open.
         return _result(self.block_steps(layer, resid, sites=set(BLOCK_SITES) - {"resid_post"}))
 
-    def unembed(self, resid, tokens=None):
+    def unembed(self, resid: Array, tokens: Prompt | None = None) -> Array:
         """Logits (n_tokens, n_vocab) of the residual stream after the last block, (n_tokens, d_model).
 
         tokens: ids whose logits are wanted, in their order; the whole vocabulary by default.
         """
-        if tokens is not None:
-            tokens = self._in_vocabulary(np.array(_one_prompt(tokens), np.int64))
-        return _result(self._unembed_steps(resid, frozenset(), tokens))
+        ids = None if tokens is None else self._in_vocabulary(np.array(_one_prompt(tokens), np.int64)).tolist()
+        return _result(self._unembed_steps(resid, frozenset(), ids))
 
-    def next_logits(self, prompt, *, prepend_bos=False):
+    def next_logits(self, prompt: Prompt, *, prepend_bos: bool = False) -> Array:
         """Logits (n_vocab,) of the token that follows the prompt: `run(prompt).logits[-1]`, computing no others."""
         resid = self.embed(self.tokenize(prompt, prepend_bos=prepend_bos))
         for layer in range(self.n_layer):
-            last_only = slice(-1, None) if layer == self.n_layer - 1 else None
-            resid = _result(self.block_steps(layer, resid, sites=(), queries=last_only))
-        return self.unembed(resid)[..., -1, :]
+            last = layer == self.n_layer - 1
+            resid = _result(self.block_steps(layer, resid, sites=(), rows=last_row(resid.shape[-2]) if last else None))
+        logits: Array = self.unembed(resid)[..., -1, :]
+        return logits
 
     # ---- tokens ---------------------------------------------------------------------------------
 
-    def tokenize(self, prompt, *, prepend_bos=False, special_tokens=False):
+    def tokenize(self, prompt: Prompt, *, prepend_bos: bool = False, special_tokens: bool = False) -> Array:
         """Token ids of a prompt, checked: an int64 array (n_tokens,), or (batch, n_tokens) if so given.
 
-        prompt: text, or ids already. prepend_bos: put `<|endoftext|>` first. special_tokens: read
-        `<|endoftext|>` inside the text as that token rather than as ordinary text. Raises
-        NanopatchError for an empty prompt, one longer than n_ctx, an id outside the vocabulary, or
-        text where the vocabulary is not GPT-2's.
+        Parameters
+        ----------
+        prompt : str, or token ids
+        prepend_bos : bool
+            Put `<|endoftext|>` first.
+        special_tokens : bool
+            Read `<|endoftext|>` inside the text as that token. By default it is ordinary text.
+
+        Raises
+        ------
+        NanopatchError
+            If the prompt is empty or longer than n_ctx, an id is outside the vocabulary, or text is given where the
+            vocabulary is not GPT-2's.
+
+        Examples
+        --------
+        >>> import nanopatch
+        >>> nanopatch.load("nano").tokenize("Michelle Jones")
+        array([48736,  5437])
         """
         if isinstance(prompt, str):
             self._check_reads_text(prompt)
@@ -308,35 +388,35 @@ class Model:
             )
         return self._in_vocabulary(tokens)
 
-    def detokenize(self, tokens):
+    def detokenize(self, tokens: Prompt | int) -> str:
         """Text of one prompt's token ids (n_tokens,). Bytes that are only part of a character become U+FFFD."""
         self._check_reads_text("token ids")
         return tokenizer.decode(_one_prompt(tokens))
 
-    def token_strings(self, tokens):
-        """Each token of (n_tokens,) ids as text of its own, for labels; `#id` where the vocabulary is not GPT-2's."""
+    def token_strings(self, tokens: Prompt | int) -> list[str]:
+        """Each token of (n_tokens,) ids as a text of its own, for labels; `#id` where the vocabulary is not GPT-2's."""
         return [tokenizer.decode([token]) if self.reads_text else f"#{token}" for token in _one_prompt(tokens)]
 
     # ---- small helpers --------------------------------------------------------------------------
 
-    def _split_heads(self, rows):
+    def _split_heads(self, rows: Array) -> Array:
         return rows.reshape(*rows.shape[:-1], self.n_head, self.d_head)  # (n_tokens, n_head, d_head)
 
-    def _attention_scale(self, layer):
+    def _attention_scale(self, layer: int) -> float:
         scale = 1 / math.sqrt(self.d_head) if self.config.scale_attn_weights else 1.0
         return scale / (layer + 1) if self.config.scale_attn_by_inverse_layer_idx else scale
 
-    def _in_vocabulary(self, tokens):
+    def _in_vocabulary(self, tokens: Array) -> Array:
         outside = tokens[(tokens < 0) | (tokens >= self.n_vocab)]
         if outside.size:
             raise NanopatchError(f"token id {outside[0]} is outside the vocabulary, 0 to {self.n_vocab - 1}")
         return tokens
 
-    def _check_layer(self, layer):
-        if not isinstance(layer, numbers.Integral) or not 0 <= layer < self.n_layer:
+    def _check_layer(self, layer: Any) -> None:
+        if not isinstance(layer, numbers.Integral) or not 0 <= int(layer) < self.n_layer:
             raise NanopatchError(f"layer {layer} does not exist: this model's layers are 0 to {self.n_layer - 1}")
 
-    def _check_resid(self, resid):
+    def _check_resid(self, resid: Array) -> Array:
         shape, dtype = np.shape(resid), getattr(resid, "dtype", type(resid).__name__)
         if len(shape) < 2 or shape[-1] != self.d_model or 0 in shape or dtype != self.dtype:
             raise NanopatchError(
@@ -344,7 +424,7 @@ class Model:
             )
         return resid
 
-    def _check_reads_text(self, prompt):
+    def _check_reads_text(self, prompt: str) -> None:
         if not self.reads_text:
             raise NanopatchError(
                 f"this model's vocabulary is not GPT-2's, so text cannot be turned into its tokens: give token ids, "
@@ -352,14 +432,7 @@ class Model:
             )
 
 
-def hand_over(name, layer, array, sites, part=None):
-    """Yield `array` as a `Site` if its name is among `sites`; once resumed, lock it, so that no edit comes too late."""
-    if name in sites:
-        yield Site(name, layer, array, part)
-        array.flags.writeable = False
-
-
-def _one_prompt(tokens):
+def _one_prompt(tokens: Any) -> list[int]:
     """Token ids of an array (n_tokens,), a list, or one id alone, as a list of int."""
     try:
         ids = np.atleast_1d(tokens)
@@ -367,13 +440,14 @@ def _one_prompt(tokens):
         ids = np.empty((0, 0))
     if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
         raise NanopatchError(f"one prompt's token ids are whole numbers of shape (n_tokens,), not {tokens!r:.60}")
-    return ids.astype(np.int64).tolist()
+    return [int(token) for token in ids]
 
 
-def _result(steps):
+def _result(steps: Generator[Any, None, T]) -> T:
     """Run a generator to its end; what it returns."""
     while True:
         try:
             next(steps)
         except StopIteration as stop:
-            return stop.value
+            result: T = stop.value
+            return result

@@ -1,16 +1,21 @@
 """The few functions a GPT-2 block is made of. Each acts on the last axis and keeps the array's dtype.
 
-`out` may name the array to write the result into, the (contiguous) input itself included, which saves
-memory traffic on arrays that nobody else looks at; without it the input is left alone.
+`out` is the array to write the result into. It may be the (contiguous) input itself, which saves memory
+traffic if nobody needs the input any more. Without `out` the input stays as it is.
 """
 
 import math
 
 import numpy as np
 
+from ..types import Array
 
-def affine(x, weight, bias=None):
-    """`x @ weight + bias`, weights stored (n_in, n_out) as the checkpoint's Conv1D has them.
+#: The LayerNorms and affine maps of a block, by their names in a checkpoint. Each has a weight and a bias.
+BLOCK_WEIGHTS = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
+
+
+def affine(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """`x @ weight + bias`. The weight is stored as (n_in, n_out), as in the checkpoint's Conv1D.
 
     x: (..., n_in); weight: (n_in, n_out); bias: (n_out,) or None; returns (..., n_out).
     """
@@ -20,30 +25,36 @@ def affine(x, weight, bias=None):
     return rows.reshape(*x.shape[:-1], -1)
 
 
-def layer_norm(x, weight, bias, eps):
-    """LayerNorm (Ba et al. 2016, arXiv 1607.06450): zero mean and unit variance, then scale and shift."""
+def standardise(x: Array, eps: float) -> tuple[Array, Array]:
+    """`x` with zero mean and unit variance, and the standard deviation sigma by which it was divided."""
     normed = x - x.mean(axis=-1, keepdims=True)
-    variance = (normed * normed).mean(axis=-1, keepdims=True)
-    normed /= np.sqrt(variance + eps)
+    sigma = np.sqrt((normed * normed).mean(axis=-1, keepdims=True) + eps)
+    normed /= sigma
+    return normed, sigma
+
+
+def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
+    """LayerNorm (Ba et al. 2016, arXiv 1607.06450): zero mean and unit variance, then scale and shift."""
+    normed, _ = standardise(x, eps)
     normed *= weight
     normed += bias
     return normed
 
 
-def softmax(x, out=None):
-    """exp(x) over its sum, with the maximum taken off first so that exp cannot overflow."""
-    out = np.subtract(x, x.max(axis=-1, keepdims=True), out=out)
-    np.exp(out, out=out)
-    out /= out.sum(axis=-1, keepdims=True)
-    return out
+def softmax(x: Array) -> Array:
+    """exp(x) divided by its sum. The maximum is subtracted first, so that exp cannot overflow."""
+    exps = x - x.max(axis=-1, keepdims=True)
+    np.exp(exps, out=exps)
+    exps /= exps.sum(axis=-1, keepdims=True)
+    return exps
 
 
-def gelu_new(x, out=None):
+def gelu_new(x: Array, out: Array | None = None) -> Array:
     """GELU, tanh form: 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) (arXiv 1606.08415, section 2)."""
-    a = math.sqrt(2 / math.pi)  # math's, not NumPy's: np.sqrt of a Python number would make float32 float64
+    a = math.sqrt(2 / math.pi)  # not np.sqrt: its result is a float64 scalar, which turns float32 into float64
     out = np.empty(x.shape, x.dtype) if out is None else out
     rows, results = x.reshape(-1, x.shape[-1]), out.reshape(-1, x.shape[-1])
-    size = max(1, 2**16 // x.shape[-1])  # as many rows as stay in the processor's cache from step to step
+    size = max(1, 2**16 // x.shape[-1])  # the number of rows that stay in the processor's cache between steps
     for i in range(0, len(rows), size):
         part = rows[i : i + size]
         inner = part * part  # x ** 3 is many times slower than products
@@ -57,13 +68,17 @@ def gelu_new(x, out=None):
     return out
 
 
-def gelu(x, out=None):
-    """GELU, exact form: x Phi(x) = 0.5 x (1 + erf(x / sqrt(2))). NumPy has no erf; Python's is exact, if slow."""
-    erf = np.frompyfunc(math.erf, 1, 1)(x * math.sqrt(0.5)).astype(x.dtype)
-    return np.multiply(0.5 * x, 1 + erf, out=out)
+def gelu(x: Array, out: Array | None = None) -> Array:
+    """GELU, exact form: x Phi(x) = 0.5 x (1 + erf(x / sqrt(2))), with Phi the normal distribution function."""
+    return np.multiply(0.5 * x, 1 + erf(x * math.sqrt(0.5)), out=out)
 
 
-def relu(x, out=None):
+def erf(x: Array) -> Array:
+    """The error function. NumPy has none; Python's is exact, but slow."""
+    return np.asarray(np.frompyfunc(math.erf, 1, 1)(x), x.dtype)
+
+
+def relu(x: Array, out: Array | None = None) -> Array:
     """max(x, 0)."""
     return np.maximum(x, 0, out=out)
 

@@ -1,17 +1,26 @@
 """Which rows of a block's matrices attend to which.
 
-Everything in a block but attention acts on rows, each by itself, so the rows of many runs can stand in
-one tall matrix and every weight is read once for all of them. Only attention must know which rows
-belong together. It asks a *part*, which cuts queries, keys and values out of the block's arrays:
+Everything in a block except attention acts on each row alone. So the rows of many runs can stand in one tall
+matrix, and every weight is read once for all of them. Only attention must know which rows belong together.
+It works on one *segment* after another, and each segment cuts its queries, keys and values out of the block's arrays:
 
-    queries(x)           the rows of `x` (q or z) that attend, (..., n_query, n_head, d_head), a view
-    keys(k), values(v)   what they may attend to, (..., n_key, n_head, d_head); the last query's own
-                         position is the last key
+    by_head(q, k, v)   the rows that attend, (..., n_head, n_query, d_head), and what they may attend to,
+                       (..., n_head, n_key, d_head); the last query's own position is the last key
+    assign(z, values)  writes what the rows that attend have read, (..., n_head, n_query, d_head), into `z`
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from ..types import Array
+
+#: Queries that attention works on at once where nobody looks at scores and pattern. Fewer would be slower products,
+#: more would compute more masked entries.
+BLOCK = 128
 
 
 class QueryBlock(NamedTuple):
@@ -21,24 +30,15 @@ class QueryBlock(NamedTuple):
     end: int
     n_key: int
 
-    def queries(self, x):
-        return x[..., self.begin : self.end, :, :]
+    def by_head(self, q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
+        return _by_head(q[..., self.begin : self.end, :, :], k[..., : self.n_key, :, :], v[..., : self.n_key, :, :])
 
-    def keys(self, k):
-        return k[..., : self.n_key, :, :]
-
-    values = keys
-
-
-def query_blocks(n_query, n_key, size):
-    """Parts of at most `size` queries. Keys behind a part's last query are masked for all of it: left out."""
-    before = n_key - n_query  # keys that stand before the first query
-    ends = [*range(size, n_query, size), n_query]
-    return [QueryBlock(begin, end, before + end) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
+    def assign(self, z: Array, values: Array) -> None:
+        z[..., self.begin : self.end, :, :] = np.swapaxes(values, -3, -2)
 
 
 class Segment(NamedTuple):
-    """Runs of one length in a matrix of packed rows, each going on from the same known first positions.
+    """Runs of one length in a matrix of packed rows. Each goes on from the same known first positions.
 
     runs: their numbers. rows: where they stand, one after the other, in the matrix of keys and values.
     query_rows: where they stand among the rows that attend. past_k, past_v: keys and values of the
@@ -48,25 +48,46 @@ class Segment(NamedTuple):
     runs: range
     rows: slice
     query_rows: slice
-    past_k: np.ndarray
-    past_v: np.ndarray
+    past_k: Array
+    past_v: Array
 
-    def queries(self, x):
-        return self._apart(x[self.query_rows])
+    def by_head(self, q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
+        return _by_head(self._run_by_run(q[self.query_rows]), self._keys(self.past_k, k), self._keys(self.past_v, v))
 
-    def keys(self, k):
-        return self._after(self.past_k, self._apart(k[self.rows]))
+    def assign(self, z: Array, values: Array) -> None:
+        self._run_by_run(z[self.query_rows])[...] = np.swapaxes(values, -3, -2)
 
-    def values(self, v):
-        return self._after(self.past_v, self._apart(v[self.rows]))
+    def _run_by_run(self, rows: Array) -> Array:
+        return rows.reshape(len(self.runs), -1, *rows.shape[1:])  # a view
 
-    def _apart(self, rows):
-        return rows.reshape(len(self.runs), -1, *rows.shape[1:])
-
-    def _after(self, past, new):
+    def _keys(self, past: Array, k: Array) -> Array:
+        new = self._run_by_run(k[self.rows])
         return np.concatenate([np.broadcast_to(past, (len(self.runs), *past.shape)), new], axis=1) if len(past) else new
 
 
-def causal_mask(n_query, n_key, dtype):
-    """0 where a query may look (its own position and earlier), -inf where not; the last query is the last key."""
+class Rows(NamedTuple):
+    """that_attend: the index of the rows whose output is needed; segments: what attention works on, one by one."""
+
+    that_attend: slice | Sequence[int]
+    segments: Sequence[QueryBlock | Segment]
+
+
+def one_run(n_tokens: int, in_blocks: bool) -> Rows:
+    """Every row attends to itself and to those before it; in one segment, or in blocks, which is faster when long."""
+    ends = [*range(BLOCK, n_tokens, BLOCK), n_tokens] if in_blocks else [n_tokens]
+    return Rows(slice(None), [QueryBlock(begin, end, end) for begin, end in zip([0, *ends], ends, strict=False)])
+
+
+def last_row(n_tokens: int) -> Rows:
+    """Only the output of the last row is needed. It attends to all rows."""
+    return Rows(slice(-1, None), [QueryBlock(0, 1, n_tokens)])
+
+
+def causal_mask(n_query: int, n_key: int, dtype: np.dtype) -> Array:
+    """0 where a query may look (its own position and earlier), -inf elsewhere. The last query is the last key."""
     return np.triu(np.full((n_query, n_key), -np.inf, dtype), k=1 + n_key - n_query)
+
+
+def _by_head(*arrays: Array) -> tuple[Array, ...]:
+    """Head axis first, so that each head's matrices stand together; views, not copies."""
+    return tuple(np.swapaxes(array, -3, -2) for array in arrays)

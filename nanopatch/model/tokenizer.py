@@ -1,93 +1,107 @@
 """GPT-2's byte-pair encoding: text <-> token ids.
 
-The encoding is tiktoken's, built from the published rank file `data/r50k_base.tiktoken` that
-ships with the package, so nothing is fetched and no cache folder is written. (tiktoken's own
-`get_encoding("gpt2")` downloads the same ranks on first use.)
+The encoding is tiktoken's. It is built from the published rank file `data/r50k_base.tiktoken`, which ships with the
+package. So nothing is downloaded and no cache folder is written. (tiktoken's own `get_encoding("gpt2")` downloads the
+same ranks at the first use.)
 """
+
+from __future__ import annotations
 
 import base64
 import functools
-import json
 import numbers
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import NanopatchError
+from ..files import read_json
+from ..types import PathLike
+
+if TYPE_CHECKING:
+    from tiktoken import Encoding
 
 RANK_FILE = Path(__file__).parent.parent / "data" / "r50k_base.tiktoken"
 N_VOCAB = 50257  # 50,256 merged byte strings and <|endoftext|>
 ENDOFTEXT = "<|endoftext|>"
 ENDOFTEXT_ID = 50256
 
-# How GPT-2 cuts text into words before merging: `encoder.py` of the published GPT-2 code. tiktoken
-# spells it with possessive quantifiers, which give the same pieces faster.
+#: The files that can hold a checkpoint's vocabulary, the preferred one first, and the keys that lead to it.
+VOCABULARIES = {"vocab.json": (), "tokenizer.json": ("model", "vocab")}
+
+# How GPT-2 cuts text into words before it merges bytes, from `encoder.py` of the published GPT-2 code. tiktoken
+# writes it with possessive quantifiers, which give the same pieces faster.
 PIECES = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 
 @functools.cache
-def encoding():
+def encoding() -> Encoding:
     """The `tiktoken.Encoding` of GPT-2, built once per process from the shipped rank file."""
     import tiktoken
 
+    special = {ENDOFTEXT: ENDOFTEXT_ID}
     return tiktoken.Encoding(
-        name="gpt2",
-        pat_str=PIECES,
-        mergeable_ranks=_ranks(),
-        special_tokens={ENDOFTEXT: ENDOFTEXT_ID},
-        explicit_n_vocab=N_VOCAB,
+        "gpt2", pat_str=PIECES, mergeable_ranks=_ranks(), special_tokens=special, explicit_n_vocab=N_VOCAB
     )
 
 
-def encode(text, special_tokens=False):
-    """Token ids (a list of int) of `text`.
+def encode(text: str, special_tokens: bool = False) -> list[int]:
+    """Token ids of `text`. `<|endoftext|>` in the text is ordinary text, unless `special_tokens=True`.
 
-    `<|endoftext|>` in the text is ordinary text, seven tokens long, unless `special_tokens=True`.
+    Examples
+    --------
+    >>> encode("Hello, world!")
+    [15496, 11, 995, 0]
+    >>> len(encode("<|endoftext|>")), encode("<|endoftext|>", special_tokens=True)
+    (7, [50256])
     """
     return encoding().encode(text, allowed_special={ENDOFTEXT} if special_tokens else set(), disallowed_special=())
 
 
-def decode(token_ids):
-    """Text of some token ids. Bytes that are only part of a character become U+FFFD.
+def decode(token_ids: Iterable[int]) -> str:
+    """Text of token ids. Bytes that are only part of a character become U+FFFD.
 
-    Raises NanopatchError for what is not the id of a token.
+    Raises NanopatchError if one of them is not a token id.
+
+    Examples
+    --------
+    >>> decode([15496, 11, 995, 0])
+    'Hello, world!'
     """
     token_ids = list(token_ids)
     for token in token_ids:
         if isinstance(token, bool) or not isinstance(token, numbers.Integral) or not 0 <= token < N_VOCAB:
-            raise NanopatchError(f"{token!r:.60} is not a token id: they are the whole numbers from 0 to {N_VOCAB - 1}")
+            raise NanopatchError(f"{token!r:.60} is not a token id: give whole numbers from 0 to {N_VOCAB - 1}")
     return encoding().decode(token_ids)
 
 
-def is_gpt2_vocabulary(folder):
-    """Whether the tokenizer files in a checkpoint's folder hold GPT-2's vocabulary.
+def is_gpt2_vocabulary(folder: PathLike) -> bool | None:
+    """Whether the tokenizer file in a checkpoint's folder holds GPT-2's vocabulary.
 
-    Looks at `vocab.json`, else at the vocabulary inside `tokenizer.json`. None if neither is there.
-    Raises NanopatchError where the one it looks at cannot be read.
+    Reads the first file of `VOCABULARIES` that is there. None if none is there. Raises NanopatchError if it cannot be
+    read.
     """
-    folder = Path(folder)
-    for file_name in ("vocab.json", "tokenizer.json"):
+    for name, keys in VOCABULARIES.items():
         try:
-            content = json.loads((folder / file_name).read_text(encoding="utf-8"))
+            content = read_json(Path(folder) / name)
         except FileNotFoundError:
             continue
-        except (OSError, ValueError, RecursionError) as error:
-            raise NanopatchError(f"cannot read {folder / file_name}: {error}") from None
-        if file_name == "tokenizer.json":
-            model = content.get("model") if isinstance(content, dict) else None
-            content = model.get("vocab") if isinstance(model, dict) else None
-        return content == _published_vocabulary()
+        for key in keys:
+            content = content.get(key) if isinstance(content, dict) else None
+        return bool(content == _published_vocabulary())
     return None
 
 
-def _ranks():
-    """{byte string: token id} of the shipped rank file, whose lines are a base64 string and a number."""
+def _ranks() -> dict[bytes, int]:
+    """{byte string: token id} of the shipped rank file. Each line is a base64 string and a number."""
     lines = RANK_FILE.read_bytes().splitlines()
     return {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
 
 
-def _published_vocabulary():
-    """GPT-2's `vocab.json` as a dict, spelled as `bytes_to_unicode` in its `encoder.py` spells bytes:
+def _published_vocabulary() -> dict[str, int]:
+    """GPT-2's `vocab.json` as a dict, with bytes spelled as `bytes_to_unicode` in its `encoder.py` spells them.
 
-    the printable Latin-1 characters stand for themselves, the other 68 bytes for U+0100 onwards.
+    The printable Latin-1 characters stand for themselves. The other 68 bytes become U+0100 onwards.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]

@@ -1,24 +1,34 @@
 """Pictures of results, with matplotlib."""
 
+from __future__ import annotations
+
 import io
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import NanopatchError
-from ..files import write_whole
-from .sweep import Panels
+from ..types import Array
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from .comparison import Comparison
+    from .sweep import Sweep
+
+#: The picture files that can be written.
 FORMATS = ("png", "svg", "pdf")
 
 
-def heatmap(sweep, ax=None, normalised=True):
-    """Draw a sweep, layers (or layers and heads) as rows, tokens as columns; returns the Axes.
+def heatmap(sweep: Sweep, ax: Axes | None = None, normalised: bool = True) -> Axes:
+    """Draw a sweep, layers (or layers and heads) as rows, tokens as columns.
 
-    Normalised values get a sequential map that starts at 0 (what lies below has the colour of 0, and the
-    colour bar an arrow) and ends at 1, or further up if the data do; the raw metric and relative changes,
-    which have a sign, get a diverging one centred on zero. Columns without a partner stay blank. Where
-    there is no normalised scale the raw metric is drawn.
+    Normalised values get a sequential map that starts at 0 (values below have the colour of 0, and the colour bar an
+    arrow) and ends at 1, or further up if the data do. The raw metric and relative changes have a sign: they get a
+    diverging map centred on zero. Columns without a partner stay blank. Where there is no normalised scale the raw
+    metric is drawn.
     """
     normalised = normalised and not np.isnan(sweep.normalised).all()
     values, rows, rows_title, columns, columns_title = sweep.as_matrix(sweep.normalised if normalised else sweep.grid)
@@ -26,13 +36,13 @@ def heatmap(sweep, ax=None, normalised=True):
     if ax is None:
         ax = new_figure(figsize=(2.4 + 0.52 * n_columns, 3.2 + 0.34 * n_rows)).add_subplot()
     finite = values[np.isfinite(values)]
-    signed = not normalised or sweep.baseline_from is None
+    signed = not normalised or sweep.donor_value is None
     if signed:
-        baselines = [] if normalised else [sweep.baseline_into, sweep.baseline_from or 0]
+        baselines = [] if normalised else [sweep.base_value, sweep.donor_value or 0]
         high = np.abs([*finite, *baselines]).max(initial=0) or 1.0
         low, colours = -high, "RdBu_r"
     else:
-        low, high, colours = 0, max(1, finite.max(initial=1)), "Blues"
+        low, high, colours = 0.0, max(1.0, finite.max(initial=1)), "Blues"
     ax.set_facecolor("0.93")  # what shows where there is nothing
     image = ax.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
     blank = np.isnan(values).all(axis=0).nonzero()[0]
@@ -54,19 +64,16 @@ def heatmap(sweep, ax=None, normalised=True):
     return ax
 
 
-def picture(result):
-    """The whole picture of a sweep, or of panels, with the prompts below it; returns the Figure."""
-    if isinstance(result, Panels):
-        return panels(result)
-    figure = heatmap(result).figure
-    _footer(figure, [result])
+def sweep_picture(sweep: Sweep, normalised: bool = True) -> Figure:
+    """The whole picture of a sweep: the heatmap, with the prompts below it."""
+    figure = figure_of(heatmap(sweep, None, normalised))
+    _footer(figure, [sweep])
     return figure
 
 
-def panels(sweeps, normalised=True):
-    """Draw the sweeps of `Panels` side by side, panels inside panels as columns; returns the Figure."""
-    columns = [item.sweeps() if isinstance(item, Panels) else {"": item} for item in sweeps.values()]
-    shapes = [[sweep.as_matrix(sweep.grid)[0].shape for sweep in column.values()] for column in columns]
+def panels_picture(panels: Mapping[str, Mapping[str, Sweep]], normalised: bool = True) -> Figure:
+    """Columns of sweeps side by side, with the prompts below them."""
+    shapes = [[sweep.as_matrix(sweep.grid)[0].shape for sweep in column.values()] for column in panels.values()]
     widths = [2.4 + 0.52 * max(n_columns for _, n_columns in column) for column in shapes]
     heights = [
         3.0 + 0.34 * max(column[row][0] for column in shapes if row < len(column))
@@ -74,17 +81,17 @@ def panels(sweeps, normalised=True):
     ]
     figure = new_figure(figsize=(sum(widths), sum(heights) + 0.6))
     axes = figure.subplots(len(heights), len(widths), width_ratios=widths, height_ratios=heights, squeeze=False)
-    for place, (name, column) in enumerate(zip(sweeps, columns, strict=True)):
+    for place, (name, column) in enumerate(panels.items()):
         for row, (inner, sweep) in enumerate(column.items()):
             heatmap(sweep, axes[row, place], normalised).set_title(f"{name} {inner}".strip(), fontsize=10)
         for ax in axes[len(column) :, place]:
             ax.remove()
-    _footer(figure, [sweep for column in columns for sweep in column.values()])
+    _footer(figure, [sweep for column in panels.values() for sweep in column.values()])
     return figure
 
 
-def _footer(figure, sweeps):
-    """Below the picture: what ran, what it gave unpatched, and what a reader must know. sweeps: all that it shows."""
+def _footer(figure: Figure, sweeps: Sequence[Sweep]) -> None:
+    """Below the picture: the prompts, the metric of the unpatched runs, and the notes. sweeps: all that it shows."""
     sweep = sweeps[0]
     by_metric = {s.metric: s for s in sweeps}
     lines = []
@@ -92,16 +99,18 @@ def _footer(figure, sweeps):
         values = [(metric, getattr(s, f"baseline_{name}")) for metric, s in by_metric.items()]
         if values[0][1] is not None:
             shown = ", ".join(f"{metric} {value:.2f}" for metric, value in values)
-            lines.append(f"{name}: {_shown(getattr(sweep.experiment, name))}   {shown}")
+            own = name == "clean" or sweep.corruption is None
+            prompt = _shown(getattr(sweep.experiment, name)) if own else f"the clean prompt with {sweep.corruption}"
+            lines.append(f"{name}: {prompt}   {shown}")
     answers = (
         f"answer {sweep.experiment.answer!r}, wrong answer {sweep.experiment.wrong_answer!r}, model {sweep.source.name}"
     )
-    scale = "" if sweep.baseline_from is None else "; normalised: 0 is the run patched into, 1 the run patched from"
+    scale = "" if sweep.donor_value is None else "; normalised: 0 is the run patched into, 1 the run patched from"
     lines += [answers + scale, *dict.fromkeys(note for s in sweeps for note in s.notes)]
     figure.supxlabel("\n".join(lines), fontsize=8, x=0.01, ha="left", parse_math=False, wrap=True)
 
 
-def scatter(comparison, ax=None):
+def scatter(comparison: Comparison, ax: Axes | None = None) -> Axes:
     """Estimated against exact values, with the identity line, the correlation, and the worst cells named."""
     x, y = comparison.values
     if ax is None:
@@ -125,25 +134,32 @@ def scatter(comparison, ax=None):
     return ax
 
 
-def as_bytes(figure, file_format="png"):
+def bars(values: Array, labels: Sequence[str], ax: Axes | None = None) -> Axes:
+    """One horizontal bar for each value, the first on top; red above 0, blue below."""
+    if ax is None:
+        ax = new_figure(figsize=(6, 1 + 0.25 * len(values))).add_subplot()
+    ax.barh(range(len(values)), values, color=["#b2182b" if value > 0 else "#2166ac" for value in values])
+    ax.set_yticks(range(len(values)), labels, parse_math=False)
+    ax.invert_yaxis()
+    ax.axvline(0, color="0.6", linewidth=1)
+    return ax
+
+
+def figure_of(ax: Axes) -> Figure:
+    """The figure that axes are in."""
+    figure = ax.get_figure(root=True) if hasattr(ax.figure, "get_figure") else ax.figure
+    return figure  # type: ignore[return-value]
+
+
+def as_bytes(figure: Figure, file_format: str = "png") -> bytes:
     """A figure as the content of a picture file."""
     file = io.BytesIO()
     figure.savefig(file, format=file_format, dpi=150)
     return file.getvalue()
 
 
-def save_picture(figure, path):
-    """Write a figure to `path`; its ending (.png, .svg, .pdf) is the format."""
-    file_format = Path(path).suffix.lstrip(".").lower()
-    if file_format not in FORMATS:
-        raise NanopatchError(
-            f"cannot tell a picture's format from {path}: use one of {', '.join('.' + f for f in FORMATS)}"
-        )
-    write_whole(path, as_bytes(figure, file_format))
-
-
-def show(figure):
-    """Show a figure in a window; NanopatchError where there is no display."""
+def show(figure: Figure) -> None:
+    """Show a figure in a window. NanopatchError where there is no display."""
     import matplotlib
     from matplotlib import pyplot
 
@@ -155,19 +171,19 @@ def show(figure):
     pyplot.show()
 
 
-def new_figure(figsize):
+def new_figure(figsize: tuple[float, float]) -> Figure:
     """A figure of its own, outside pyplot, which would keep it alive and needs a display on some machines."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=figsize, layout="constrained")
 
 
-def _broken(title):
+def _broken(title: str) -> str:
     """A title in two lines, where it begins with how it was estimated."""
     return title.replace(": ", ":\n", 1)
 
 
-def _write_values(ax, values, high, signed):
+def _write_values(ax: Axes, values: Array, high: float, signed: bool) -> None:
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
             depth = abs(value) / high if signed else value / high  # how dark the cell is
@@ -179,5 +195,5 @@ def _write_values(ax, values, high, signed):
             cell.set_in_layout(False)  # it lies inside the axes anyway, and measuring it would take time
 
 
-def _shown(prompt):
+def _shown(prompt: Any) -> str:
     return prompt if isinstance(prompt, str) else f"token ids {np.asarray(prompt).tolist()}"

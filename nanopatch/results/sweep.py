@@ -1,105 +1,216 @@
-"""What patching returns: a grid of numbers that knows what it is, and shows, saves and loads itself."""
+"""The grid of a sweep or of an estimate: numbers that know what they are."""
 
-import csv
-import io
+from __future__ import annotations
+
 import itertools
-import json
-from dataclasses import dataclass
-from pathlib import Path
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ..model.checkpoint import Source
 from ..errors import NanopatchError
+from ..experiments import corruption as corruptions
+from ..experiments.corruption import ABLATIONS, Corruption, Mean, Noise, Resample, Zero
 from ..experiments.experiment import Experiment
-from ..files import write_whole
+from ..experiments.patch import Pieces
+from ..files import Source
+from ..types import Array
+from . import plot, table
+from .base import Arrays, Header, Result, visible
 
-#: The arrays of a sweep; in a file, all else is in the header.
-ARRAYS = ("grid", "standard_error", "unchanged")
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: The run that is patched into (the base), and the run that is patched from (the donor).
+DIRECTIONS = {"denoise": ("corrupted", "clean"), "noise": ("clean", "corrupted")}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Sweep:
+class Sweep(Result):
     """A grid of patching results, with everything needed to read it.
 
-    grid: the metric after each patch, float64, an axis for each of `axes`; NaN where a position has no
-    partner. pieces: {axis: for each entry, the list of what was patched together there}. columns:
-    (position in the clean prompt, position in the corrupted prompt) of each column of the aligned
-    prompts, which the axis "position" counts; None where a token has no partner. clean_tokens,
-    corrupted_tokens: the text of each token. baseline_clean, baseline_corrupted: the metric of the two
-    unpatched runs (None for an ablation, which has no corrupted run). rounding: baselines closer than
-    this are equal. source: the model's name and, as `source.sha256`, the hash of its file. remarks:
-    sentences that belong to `notes`. unchanged: like grid, True where a patch could change nothing that
-    is measured, by the tokens and the causal mask (before the first differing token, say, or in block 0 the residual
-    stream of a token that does not differ); None where that was not asked. steps: None where every cell was patched
-    and run; of an estimate (see `nanopatch.attribute`) 1 for attribution patching, more for integrated gradients.
-
-    Of a mean over pairs (`nanopatch.pairs`): n_pairs: how many; standard_error: of the mean in each cell
-    of the grid, None for one pair; skipped: ((where, reason), ...) of the pairs left out; tokens and
-    experiment are the first pair's, tokens that others do not share ending in ….
+    Attributes
+    ----------
+    grid : ndarray
+        The metric after each patch, float64, an axis for each of `axes`; NaN where nothing can be patched.
+    site : str
+        The array that was patched; "path" for path patching.
+    axes : tuple of str
+        What the axes of the grid are: "layer", "head", "position", "neuron", "query", "key", "sender", "receiver".
+    pieces : dict
+        {axis: for each entry, the list of what was patched together there}.
+    direction : str
+        "denoise" (clean into corrupted) or "noise" (corrupted into clean); see `base` and `donor`.
+    metric : str
+        Its name.
+    experiment : Experiment
+        Prompts and answers.
+    columns : tuple
+        (position in the clean prompt, position in the corrupted prompt) of each column of the aligned prompts, which
+        the axis "position" counts; None where a token has no partner.
+    clean_tokens, corrupted_tokens : tuple of str
+        The text of each token.
+    baseline_clean, baseline_corrupted : float
+        The metric of the two unpatched runs; None for the corrupted run of an ablation, which has none.
+    rounding : float
+        Baselines closer than this are equal.
+    source : Source
+        The model's name and, as `source.sha256`, the hash of its file.
+    corruption : Zero, Mean, Resample, Noise or None
+        What took the place of the experiment's corrupted prompt; None if nothing did.
+    steps : int or None
+        None where every cell was run. Of an estimate (see `nanopatch.attribute`) 1 for attribution patching, more
+        for integrated gradients.
+    between : str or None
+        For path patching: what happens to the nodes between sender and receiver.
+    chosen : dict
+        {axis: what was patched}, for axes that make no grid and of which not everything was patched.
+    finite_differences, adds_layers : bool
+        Of an estimate: whether the metric's derivative was taken by finite differences, and whether some cell adds up
+        the estimates of several layers.
+    unchanged : ndarray or None
+        Like grid, True where a patch could change nothing that is measured, by the tokens and the causal mask (before
+        the first differing token, say, or in block 0 the residual stream of a token that does not differ).
+    n_pairs : int
+        Over how many experiments the grid and the baselines are means. Tokens and experiment are the first one's,
+        tokens that others do not share ending in ….
+    standard_error : ndarray or None
+        Of the mean in each cell of the grid; None for one experiment.
+    skipped : tuple
+        ((where, reason), ...) of the experiments left out.
+    remarks : tuple of str
+        Sentences of an older file that have no field of their own.
     """
 
-    grid: np.ndarray
+    kind: ClassVar[str] = "sweep"
+
+    grid: Array
     site: str
-    axes: tuple
-    pieces: dict
+    axes: tuple[str, ...]
+    pieces: Pieces | dict[str, list[list[str]]]
     direction: str
     metric: str
     experiment: Experiment
-    columns: tuple
-    clean_tokens: tuple
-    corrupted_tokens: tuple
+    columns: tuple[tuple[int | None, int | None], ...]
+    clean_tokens: tuple[str, ...]
+    corrupted_tokens: tuple[str, ...]
     baseline_clean: float
-    baseline_corrupted: float
+    baseline_corrupted: float | None
     rounding: float
     source: Source
-    remarks: tuple = ()
-    unchanged: np.ndarray = None
+    corruption: Corruption | None = None
+    steps: int | None = None
+    between: str | None = None
+    chosen: dict[str, list[Any]] = field(default_factory=dict)
+    finite_differences: bool = False
+    adds_layers: bool = False
+    unchanged: Array | None = None
     n_pairs: int = 1
-    standard_error: np.ndarray = None
-    skipped: tuple = ()
-    steps: int = None
+    standard_error: Array | None = None
+    skipped: tuple[tuple[str, str], ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    # ---- what it is -----------------------------------------------------------------------------
 
     @property
-    def baseline_into(self):
-        """The metric of the run that is patched into: 0 of the normalised scale."""
-        return self.baseline_corrupted if self.direction == "denoise" else self.baseline_clean
+    def base(self) -> str:
+        """The run that was patched into, "clean" or "corrupted"."""
+        return DIRECTIONS[self.direction][0]
 
     @property
-    def baseline_from(self):
-        """The metric of the run that is patched from: 1 of the normalised scale. None for an ablation."""
-        return self.baseline_clean if self.direction == "denoise" else self.baseline_corrupted
+    def donor(self) -> str:
+        """Where the values came from: "clean" or "corrupted"; for an ablation "zero", "mean" or "resample"."""
+        return self.corruption.name if isinstance(self.corruption, ABLATIONS) else DIRECTIONS[self.direction][1]
 
     @property
-    def scale(self):
+    def method(self) -> str:
+        """How the cells were got: "patching", or estimated by "attribution" or by "integrated gradients"."""
+        return {None: "patching", 1: "attribution"}.get(self.steps, "integrated gradients")
+
+    @property
+    def base_value(self) -> float:
+        """The metric of the run that was patched into: 0 of the normalised scale."""
+        return self.baseline_clean if self.base == "clean" else self.baseline_corrupted  # type: ignore[return-value]
+
+    @property
+    def donor_value(self) -> float | None:
+        """The metric of the run that was patched from: 1 of the normalised scale. None for an ablation."""
+        return self.baseline_corrupted if self.base == "clean" else self.baseline_clean
+
+    @property
+    def scale(self) -> str:
         """What `normalised` is: "normalised", or for an ablation, which has no run to patch from, "relative change"."""
-        return "relative change" if self.baseline_from is None else "normalised"
+        return "relative change" if self.donor_value is None else "normalised"
 
     @property
-    def normalised(self):
+    def normalised(self) -> Array:
         """The grid on the scale on which 0 is the run patched into and 1 the run patched from.
 
-        For an ablation, the change relative to the size of the unpatched metric. NaN throughout where
-        there is no such scale, because the baselines are equal (or the unpatched metric is 0); `notes`
-        then says so.
+        For an ablation, the change relative to the size of the unpatched metric. NaN throughout where there is no
+        such scale, because the baselines are equal (or the unpatched metric is 0); `notes` then says so.
         """
-        span = abs(self.baseline_into) if self.baseline_from is None else self.baseline_from - self.baseline_into
-        return (self.grid - self.baseline_into) / (span if abs(span) > self.rounding else np.nan)
+        span = abs(self.base_value) if self.donor_value is None else self.donor_value - self.base_value
+        return (self.grid - self.base_value) / (span if abs(span) > self.rounding else np.nan)
 
     @property
-    def notes(self):
+    def title(self) -> str:
+        """What was put where, in one line, and whether that was estimated."""
+        how = {None: "", 1: "attribution: "}.get(self.steps, f"integrated gradients, {self.steps} steps: ")
+        what = self.site if self.between is None else f"{self.site} ({self.between} between)"
+        done = f"patched from {self.donor} into {self.base} ({'denoising' if self.base == 'corrupted' else 'noising'})"
+        if isinstance(self.corruption, ABLATIONS):
+            done = f"replaced by {self.corruption} (ablation)"
+        mean = f", mean of {self.n_pairs} pairs" if self.n_pairs > 1 else ""
+        return f"{how}{what} {done}, {self.source.name}{mean}"
+
+    @property
+    def notes(self) -> list[str]:
         """What a reader of the grid must know, as sentences; usually none."""
         notes = list(self.remarks)
+        if self.steps is not None:
+            how = "first-order estimate (attribution patching)" if self.steps == 1 else self.method
+            notes.append(f"Not patched: {how}{'' if self.steps == 1 else f', {self.steps} steps'}.")
+            if self.finite_differences:
+                notes.append(f"The derivative of {self.metric} was taken by finite differences over the logits.")
+            if self.adds_layers:
+                notes.append(
+                    "Cells of several layers add up: a change that one layer hands on to the next is counted again, "
+                    "where a patch would overwrite it."
+                )
+        if isinstance(self.corruption, Noise):
+            notes.append(f"Corrupted by {self.corruption}.")
+            notes.append(
+                "Noise takes a model to activations that no prompt gives it, and the picture depends on its size; "
+                "another prompt is the safer corruption (Zhang & Nanda 2023, arXiv 2309.16042)."
+            )
+        for axis, items in self.chosen.items():
+            notes.append(
+                f"Only {axis} {'+'.join(map(_item, items))} was patched; `{axis}` is not an axis of this grid."
+            )
+        if self.site == "path" and np.isnan(self.grid).any():
+            notes.append("Cells are blank where the receiver does not come after its sender.")
+        strange = np.argwhere(~np.isfinite(self.grid) & ~self._blank())
+        if len(strange):
+            first = ", ".join(
+                f"{axis} {'+'.join(map(_item, self.pieces[axis][i]))}"
+                for axis, i in zip(self.axes, strange[0], strict=True)
+            )
+            notes.append(
+                f"{self.metric} is no finite number after {len(strange)} of the patches, the first at {first}."
+            )
         if self.n_pairs > 1:
             notes.append(f"Mean of {self.n_pairs} pairs; the first is shown, with … after a token that not all have.")
         if self.skipped:
             where, reason = self.skipped[0]
             more = f"; and {len(self.skipped) - 1} more" if len(self.skipped) > 1 else ""
             notes.append(f"Left out: {where}: {reason}{more}.")
-        if self.baseline_from is None:
-            if abs(self.baseline_into) <= self.rounding:
+        if self.donor_value is None:
+            if abs(self.base_value) <= self.rounding:
                 notes.append(f"No relative change: {self.metric} of the unpatched run is 0.")
-        elif abs(self.baseline_from - self.baseline_into) <= self.rounding:
+        elif abs(self.donor_value - self.base_value) <= self.rounding:
             notes.append(
                 f"Not normalised: {self.metric} is {self.baseline_clean:.4g} in both unpatched runs, so there is no "
                 "scale."
@@ -113,8 +224,24 @@ class Sweep:
             )
         return notes
 
+    def _blank(self) -> Array:
+        """Like grid: where nothing can be patched, because no token of the piece has a partner, or no path exists."""
+        if self.site == "path":
+            return np.isnan(self.grid)
+        blank = np.zeros(self.grid.shape, bool)
+        if "position" in self.axes:
+            alone = [all(None in self.columns[column] for column in piece) for piece in self.pieces["position"]]
+            np.moveaxis(blank, self.axes.index("position"), 0)[np.array(alone)] = True
+        return blank
+
+    def __repr__(self) -> str:
+        shape = " x ".join(f"{n} {axis}s" for n, axis in zip(self.grid.shape, self.axes, strict=True))
+        return f"<Sweep: {self.title}; {self.metric}, {shape}>"
+
+    # ---- how it is shown ------------------------------------------------------------------------
+
     @property
-    def column_labels(self):
+    def column_labels(self) -> list[str]:
         """One label a column: the token, or `clean / corrupted` where they differ; ␣ is a space, – no token."""
         labels = []
         for clean, corrupted in self.columns:
@@ -125,72 +252,51 @@ class Sweep:
             labels.append(pair[0] if pair[0] == pair[1] else " / ".join(pair))
         return labels
 
-    def labels(self, axis):
+    def labels(self, axis: str) -> list[str]:
         """The labels along one axis: tokens for positions, numbers for layers and heads; groups joined by +."""
+        names: Sequence[str] | None = None
         if axis == "position":
             names = self.column_labels
-        elif axis in ("destination", "source"):
-            names = [visible(t) for t in (self.corrupted_tokens if self.direction == "denoise" else self.clean_tokens)]
-        else:
-            names = None
+        elif axis in ("query", "key"):
+            names = [visible(t) for t in (self.clean_tokens if self.base == "clean" else self.corrupted_tokens)]
+        return [
+            "+".join(names[i] if names and isinstance(i, int) else _item(i) for i in piece)
+            for piece in self.pieces[axis]
+        ]
 
-        def label(item):
-            return ".".join(map(str, item)) if isinstance(item, (tuple, list)) else names[item] if names else str(item)
-
-        return ["+".join(map(label, piece)) for piece in self.pieces[axis]]
-
-    def as_matrix(self, values):
+    def as_matrix(self, values: Array) -> tuple[Array, list[str], str, list[str], str]:
         """The grid, or values shaped like it, flat: (matrix, row labels, row title, column labels, column title).
 
         Tokens make the columns if there are any, else the last axis does; all other axes make the rows.
         """
-        column = next((axis for axis in ("source", "destination", "position") if axis in self.axes), self.axes[-1])
+        column = next((axis for axis in ("key", "query", "position") if axis in self.axes), self.axes[-1])
         others = [axis for axis in self.axes if axis != column]
         columns = self.labels(column)
         matrix = np.moveaxis(values, self.axes.index(column), -1).reshape(-1, len(columns))
         rows = [".".join(labels) for labels in itertools.product(*map(self.labels, others))]
         return matrix, rows, ".".join(others), columns, column
 
-    @property
-    def title(self):
-        """What was copied where, in one line, and whether that was estimated."""
-        ways = {
-            "denoise": "patched from clean into corrupted (denoising)",
-            "noise": "patched from corrupted into clean (noising)",
-        }
-        how = {None: "", 1: "attribution: "}.get(self.steps, f"integrated gradients, {self.steps} steps: ")
-        mean = f", mean of {self.n_pairs} pairs" if self.n_pairs > 1 else ""
-        return f"{how}{self.site} {ways.get(self.direction, self.direction)}, {self.source.name}{mean}"
+    def __str__(self) -> str:
+        return table.sweep_table(self)
 
-    def __repr__(self):
-        shape = " x ".join(f"{n} {axis}s" for n, axis in zip(self.grid.shape, self.axes, strict=True))
-        return f"<Sweep: {self.title}; {self.metric}, {shape}>"
+    def plot(self, ax: Axes | None = None, normalised: bool = True) -> Figure:
+        """Draw the grid as a heatmap, with the prompts below it; returns the matplotlib Figure.
 
-    def __str__(self):
-        from .table import sweep_table
+        ax: draw the heatmap alone, into these axes. normalised: False draws the raw metric.
+        """
+        if ax is None:
+            return plot.sweep_picture(self, normalised)
+        return plot.figure_of(plot.heatmap(self, ax, normalised))
 
-        return sweep_table(self)
-
-    def plot(self, ax=None, normalised=True):
-        """Draw the grid as a heatmap with matplotlib; returns its Axes. normalised=False draws the raw metric."""
-        from .plot import heatmap
-
-        return heatmap(self, ax, normalised)
-
-    def _repr_png_(self):  # how a notebook shows it
-        from .plot import as_bytes, picture
-
-        return as_bytes(picture(self))
-
-    # ---- files ----------------------------------------------------------------------------------
-
-    def to_rows(self):
+    def to_rows(self) -> list[dict[str, Any]]:
         """One dict a patch: where it was (positions and tokens of both prompts), the metric, and it normalised."""
         normalised = self.normalised
         rows = []
         for index, value in np.ndenumerate(self.grid):
             pieces = {axis: self.pieces[axis][i] for axis, i in zip(self.axes, index, strict=True)}
-            row = {axis: piece[0] if len(piece) == 1 else "+".join(map(str, piece)) for axis, piece in pieces.items()}
+            row: dict[str, Any] = {
+                axis: piece[0] if len(piece) == 1 else "+".join(map(str, piece)) for axis, piece in pieces.items()
+            }
             if "position" in row:
                 del row["position"]
                 pairs = [self.columns[column] for column in pieces["position"] if None not in self.columns[column]]
@@ -208,133 +314,100 @@ class Sweep:
             rows.append(row)
         return rows
 
-    def to_csv(self, path):
-        """Write `to_rows()` as CSV, UTF-8, with a header line."""
-        write_csv(path, self.to_rows())
+    # ---- files ----------------------------------------------------------------------------------
 
-    def header(self):
-        """All but the grid, as what JSON can hold."""
-        return {
-            "format": "nanopatch sweep 1",
-            "model": self.source.name,
-            "model_sha256": self.source.sha256,
+    def _pack(self) -> tuple[Header, Arrays]:
+        header = {f.name: getattr(self, f.name) for f in fields(self)}
+        arrays = {name: value for name in ARRAYS if (value := header.pop(name)) is not None}
+        header |= {
             "experiment": self.experiment.to_dict(),
-            "site": self.site,
-            "axes": self.axes,
-            "pieces": self.pieces,
-            "direction": self.direction,
-            "metric": self.metric,
-            "columns": self.columns,
-            "clean_tokens": self.clean_tokens,
-            "corrupted_tokens": self.corrupted_tokens,
-            "baseline_clean": self.baseline_clean,
-            "baseline_corrupted": self.baseline_corrupted,
-            "rounding": self.rounding,
-            "remarks": self.remarks,
-            "n_pairs": self.n_pairs,
-            "skipped": self.skipped,
-            "steps": self.steps,
+            "corruption": corruptions.to_dict(self.corruption),
+            "source": {"name": self.source.name, "sha256": self.source.sha256},
         }
-
-    def save(self, path):
-        """Write it to `path` as .npz: its arrays, and all else as JSON in the array `header`. Lossless."""
-        file = io.BytesIO()
-        arrays = {name: getattr(self, name) for name in ARRAYS if getattr(self, name) is not None}
-        np.savez(file, **arrays, header=json.dumps(self.header(), ensure_ascii=False))
-        write_whole(path, file.getvalue())
+        return header, arrays
 
     @classmethod
-    def load(cls, path):
-        """Read what `save` wrote. NanopatchError if the file is not such a one."""
-        try:
-            with open(path, "rb") as content, np.load(content, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in ARRAYS if name in file}
-                header = json.loads(str(file["header"]))
-            if header.pop("format") != "nanopatch sweep 1":
-                raise ValueError("another format")
-            return cls(
-                **arrays,
-                skipped=tuple(tuple(pair) for pair in header.pop("skipped", ())),
-                experiment=Experiment(**header.pop("experiment")),
-                columns=tuple(tuple(pair) for pair in header.pop("columns")),
-                pieces={
-                    axis: [[_pair(i) for i in piece] for piece in pieces]
-                    for axis, pieces in header.pop("pieces").items()
-                },
-                source=Source(header.pop("model"), known_sha256=header.pop("model_sha256")),
-                **{name: tuple(value) if isinstance(value, list) else value for name, value in header.items()},
-            )
-        except OSError as error:
-            raise NanopatchError(f"cannot read {path}: {error.strerror or error}") from None
-        except Exception as error:  # zip, JSON, NumPy and missing names each raise their own
-            raise NanopatchError(f"{path} does not hold a saved sweep ({type(error).__name__}: {error})") from None
+    def _unpack(cls, header: Header, arrays: Arrays) -> Sweep:
+        if header.pop("format") == "nanopatch sweep 1":
+            header = _from_format_1(header)
+        header |= {
+            "experiment": Experiment(**header["experiment"]),
+            "corruption": corruptions.from_dict(header["corruption"]),
+            "source": Source(header["source"]["name"], known_sha256=header["source"]["sha256"]),
+            "skipped": tuple(tuple(pair) for pair in header["skipped"]),
+            "columns": tuple(tuple(pair) for pair in header["columns"]),
+            "pieces": {a: [[_pair(i) for i in piece] for piece in p] for a, p in header["pieces"].items()},
+            "chosen": {axis: [_pair(i) for i in items] for axis, items in header["chosen"].items()},
+        }
+        known = {name: array for name, array in arrays.items() if name in ARRAYS}
+        return cls(**known, **{name: tuple(v) if isinstance(v, list) else v for name, v in header.items()})
 
 
-class Panels(dict):
-    """Sweeps by name, drawn side by side."""
-
-    def plot(self, normalised=True):
-        """Draw them side by side; returns the matplotlib Figure."""
-        from .plot import panels
-
-        return panels(self, normalised)
-
-    def __str__(self):
-        return "\n\n".join(map(str, self.values()))
-
-    def _repr_png_(self):
-        from .plot import as_bytes, picture
-
-        return as_bytes(picture(self))
-
-    def sweeps(self):
-        """All sweeps in it, those of panels inside panels too: {name, or "name name": sweep}."""
-        flat = {}
-        for name, item in self.items():
-            inside = item.sweeps() if isinstance(item, Panels) else {"": item}
-            flat |= {f"{name} {inner}".strip(): sweep for inner, sweep in inside.items()}
-        return flat
-
-    def to_rows(self):
-        """One dict a patch. Metrics of the same patches share a row; otherwise the key "panel" tells sweeps apart."""
-        sweeps = self.sweeps()
-        tables = [sweep.to_rows() for sweep in sweeps.values()]
-        if len({(sweep.site, sweep.direction) for sweep in sweeps.values()}) == 1:
-            return [
-                dict(itertools.chain.from_iterable(row.items() for row in rows)) for rows in zip(*tables, strict=True)
-            ]
-        return [{"panel": name, **row} for name, table in zip(sweeps, tables, strict=True) for row in table]
-
-    def to_csv(self, path):
-        """Write `to_rows()` as CSV, UTF-8, with a header line."""
-        write_csv(path, self.to_rows())
-
-    def save(self, path):
-        """Write each sweep as .npz (see `Sweep.save`) under its own name: heads.npz becomes heads-z.npz, ...
-
-        Returns the paths written.
-        """
-        path = Path(path)
-        paths = {name: path.with_name(f"{path.stem}-{name.replace(' ', '-')}{path.suffix}") for name in self.sweeps()}
-        for name, sweep in self.sweeps().items():
-            sweep.save(paths[name])
-        return list(paths.values())
+#: The arrays of a sweep; in a file, all else is in the header.
+ARRAYS = ("grid", "standard_error", "unchanged")
 
 
-def write_csv(path, rows):
-    """Write dicts as CSV, a column for each key that any of them has."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(path, text.getvalue().encode("utf-8"))
+def mean_of(sweeps: Sequence[Sweep], skipped: Sequence[tuple[str, str]] = ()) -> Sweep:
+    """The mean over sweeps that differ in their experiment alone, with its standard error; of one, that one.
+
+    The raw metrics are averaged: `grid` and both baselines are means, and `normalised` is made of those means. So a
+    pair with a large difference weighs more; a mean of normalised grids would be ruled by pairs whose baselines
+    happen to be close.
+    """
+    first = sweeps[0]
+    corrupted = [s.baseline_corrupted for s in sweeps if s.baseline_corrupted is not None]
+    unchanged = [s.unchanged for s in sweeps if s.unchanged is not None]
+    with np.errstate(invalid="ignore"):  # of inf and -inf there is no mean, and of inf no spread: NaN
+        grids = np.array([s.grid for s in sweeps])  # (n_pairs, ...)
+        return replace(
+            first,
+            grid=grids.mean(axis=0),
+            clean_tokens=_common([s.clean_tokens for s in sweeps]),
+            corrupted_tokens=_common([s.corrupted_tokens for s in sweeps]),
+            baseline_clean=float(np.mean([s.baseline_clean for s in sweeps])),
+            baseline_corrupted=float(np.mean(corrupted)) if corrupted else None,
+            rounding=max(s.rounding for s in sweeps),
+            n_pairs=len(sweeps),
+            standard_error=standard_error(grids),
+            unchanged=np.all(unchanged, axis=0) if unchanged else None,
+            skipped=tuple(skipped),
+        )
 
 
-def _pair(item):
+def standard_error(values: Array) -> Array | None:
+    """Of the mean over the first axis; None for a single value."""
+    return np.asarray(values.std(axis=0, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+
+
+def _common(rows: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The tokens of the first row, with … after each that is not the same in all rows."""
+    return tuple(token if len(set(column)) == 1 else f"{token}…" for token, *column in zip(rows[0], *rows, strict=True))
+
+
+def _item(item: Any) -> str:
+    return ".".join(map(str, item)) if isinstance(item, (tuple, list)) else str(item)
+
+
+def _pair(item: Any) -> Any:
     """JSON has lists where Python had pairs."""
     return tuple(item) if isinstance(item, list) else item
 
 
-def visible(token):
-    """A token's text with what would not be seen made visible: a space as ␣, control characters escaped."""
-    return "".join("␣" if c == " " else c if c.isprintable() else c.encode("unicode_escape").decode() for c in token)
+def _from_format_1(old: Header) -> Header:
+    """The header of a file that version 0.1.0 wrote, in today's fields."""
+    new = {name: value for name, value in old.items() if name not in ("model", "model_sha256")}
+    new |= {"source": {"name": old["model"], "sha256": old["model_sha256"]}, "chosen": {}, "corruption": None}
+    new = {"steps": None, "skipped": [], "n_pairs": 1, "remarks": []} | new
+    renamed = {"destination": "query", "source": "key"}
+    new["axes"] = [renamed.get(axis, axis) for axis in old["axes"]]
+    new["pieces"] = {renamed.get(axis, axis): pieces for axis, pieces in old["pieces"].items()}
+    ablation = re.fullmatch(r"replaced by (zero|the mean|another).*\(ablation\)", old["direction"])
+    if ablation:
+        replaced = {"zero": Zero(), "the mean": Mean(()), "another": Resample(())}[ablation[1]]
+        new |= {"direction": "noise", "corruption": corruptions.to_dict(replaced)}
+    path = re.fullmatch(r"(.*) path \((.*) between\)", old["site"])
+    if path:
+        new |= {"site": "path" if path[1] == "exact" else f"{path[1]} path", "between": path[2]}
+    if new["direction"] not in DIRECTIONS:
+        raise NanopatchError(f"unknown direction {new['direction']!r}")
+    return new

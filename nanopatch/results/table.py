@@ -1,17 +1,23 @@
 """Results as text for a terminal."""
 
+from __future__ import annotations
+
 import shutil
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from .sweep import Sweep
 
 SHADES = " ░▒▓█"
 
 
-def sweep_table(sweep, width=None):
-    """A sweep as a table: a line a token, a column a layer, each value shaded by its size.
+def sweep_table(sweep: Sweep, width: int | None = None) -> str:
+    """A sweep as a table: a line for each token, a column for each layer, each value shaded by its size.
 
-    (Turned on its side against the picture, so that tokens can be read.) width: characters a line may
-    have, by default the terminal's; further columns follow in a table below.
+    It is transposed relative to the picture, so that tokens can be read. width: characters a line may have, by
+    default the terminal's; further columns follow in a table below.
     """
     width = width or shutil.get_terminal_size().columns
     normalised = not np.isnan(sweep.normalised).all()
@@ -20,7 +26,7 @@ def sweep_table(sweep, width=None):
         matrix, columns, columns_title, labels, title = matrix.T, labels, title, columns, columns_title
     finite = np.abs(matrix[np.isfinite(matrix)])
     darkest = finite.max(initial=1 if normalised else 0)
-    tokens = title in ("position", "destination", "source")  # which are numbered; others are numbers already
+    tokens = title in ("position", "query", "key")  # which are numbered; others are numbers already
     labels = [
         f"{i:>3} {label}" if tokens else label if title == "sender" else f"{title} {label}"
         for i, label in enumerate(labels)
@@ -32,7 +38,7 @@ def sweep_table(sweep, width=None):
     if normalised:
         unit += (
             ", relative change"
-            if sweep.baseline_from is None
+            if sweep.donor_value is None
             else ", normalised: 0 is the run patched into, 1 the run patched from"
         )
     lines = [sweep.title, unit]
@@ -53,7 +59,7 @@ def sweep_table(sweep, width=None):
     return "\n".join([*lines, *sweep.notes])
 
 
-def _cell(value, darkest):
+def _cell(value: float, darkest: float) -> str:
     """Seven characters: a shade, and the value to two decimals."""
     if not np.isfinite(value):
         return " " * 7 if np.isnan(value) else f"{value:>7}"

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanopatch import NanopatchError
-from nanopatch.model import tokenizer
-from nanopatch.experiments.align import align
 from nanopatch.experiments import ELON
+from nanopatch.experiments.align import align
+from nanopatch.model import tokenizer
 
 SEQUENCES = st.lists(st.integers(0, 3), min_size=1, max_size=12)
 
@@ -18,7 +18,8 @@ def test_equal_lengths_pair_equal_positions():
 
 def test_unequal_lengths_are_an_error_that_shows_both():
     with pytest.raises(
-        NanopatchError, match=r'3 and 2 tokens.*clean \[1, 2, 3\]; corrupted \[1, 3\].*align="diff"'
+        NanopatchError,
+        match=r'3 and 2 tokens \(clean \[1, 2, 3\]; corrupted \[1, 3\]\).*Experiment\(..., align="diff"\) \(--align',
     ) as caught:
         align([1, 2, 3], [1, 3])
     assert "\n" not in str(caught.value)

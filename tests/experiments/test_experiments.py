@@ -1,11 +1,14 @@
 """Experiments: both prompts and both answers in a model's tokens, or an error that says how to mend it."""
 
+import json
+
 import numpy as np
 import pytest
 from conftest import tiny_model
 
 from nanopatch import Experiment, NanopatchError, load
-from nanopatch.experiments import NAMED, answer_token
+from nanopatch.experiments import ELON, MICHELLE, NAMED
+from nanopatch.experiments.experiment import answer_token
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +23,51 @@ def test_named_experiments_can_be_used(nano, name):
     assert nano.detokenize(tokens.corrupted) == NAMED[name].corrupted
     assert nano.detokenize([tokens.answer, tokens.wrong_answer]) == NAMED[name].answer + NAMED[name].wrong_answer
     assert (len(tokens.clean) == len(tokens.corrupted)) == (name != "elon")
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_columns_pair_every_position_of_a_named_experiment(nano, name):
+    tokens, columns = NAMED[name].tokens(nano), NAMED[name].columns(nano)
+    assert [i for i, _ in columns if i is not None] == list(range(len(tokens.clean)))
+    assert [j for _, j in columns if j is not None] == list(range(len(tokens.corrupted)))
+
+
+def test_columns_with_and_without_alignment(nano):
+    assert MICHELLE.columns(nano) == [(position, position) for position in range(11)]
+    assert ELON.align == "diff" and ELON.columns(nano) == [(0, None), (1, 0), *((j + 1, j) for j in range(1, 15))]
+    model, tokens = tiny_model(), ([1, 2, 3, 4], [1, 9, 4], 5, 6)
+    assert Experiment(*tokens, align="diff").columns(model) == [(0, 0), (1, None), (2, 1), (3, 2)]
+    assert Experiment(*tokens, True, "diff").prepend_bos
+    with pytest.raises(
+        NanopatchError, match=r"4 and 3 tokens \(clean \['#1', '#2', .*Experiment\(..., align=\"diff\"\)"
+    ):
+        Experiment(*tokens).columns(model)
+
+
+def test_columns_count_the_bos(nano):
+    assert len(Experiment("a b", "a c", " b", " c", prepend_bos=True).columns(nano)) == 3
+
+
+@pytest.mark.parametrize("align", ["left", "", True, 0])
+def test_an_unknown_alignment(align):
+    with pytest.raises(NanopatchError, match=f'^unknown alignment {align!r}: give align="diff"'):
+        Experiment("a b", "a c", " b", " c", align=align)
+
+
+def test_to_dict_and_back():
+    experiment = Experiment(np.array([1, 2]), [1, 2, 3], np.int64(3), " b", align="diff")
+    fields = json.loads(json.dumps(experiment.to_dict()))
+    assert fields == dict(
+        clean=[1, 2], corrupted=[1, 2, 3], answer=3, wrong_answer=" b", prepend_bos=False, align="diff"
+    )
+    assert Experiment(**fields).to_dict() == fields
+    assert MICHELLE.to_dict()["align"] is None and Experiment(**MICHELLE.to_dict()) == MICHELLE
+
+
+def test_what_was_saved_before_there_was_align_can_be_read():
+    fields = MICHELLE.to_dict()
+    del fields["align"]
+    assert Experiment(**fields) == MICHELLE
 
 
 def test_prepend_bos(nano):

@@ -5,7 +5,8 @@ import pytest
 from conftest import tiny_model
 
 from nanopatch import Experiment, NanopatchError, attribute, sweep
-from nanopatch.experiments.metrics import METRICS, Metric, top_tokens
+from nanopatch.experiments.metrics import METRICS, Metric, as_metric, top_tokens
+from nanopatch.experiments.patch import Patch
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def test_baselines(sweeps):
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
 def test_patching_everything_is_1_for_every_metric(direction):
     model, experiment = tiny_model(seed=7), Experiment([1, 2, 3, 4, 5], [1, 9, 3, 4, 5], 3, 7)
-    result = sweep(model, experiment, axes="layer", direction=direction, metric=[*METRICS])
+    result = sweep(model, experiment, Patch(axes="layer"), direction=direction, metric=[*METRICS])
     for name, of_metric in result.items():
         if of_metric.baseline_clean != of_metric.baseline_corrupted:  # rank may be equal
             assert of_metric.normalised == pytest.approx(np.ones(3), rel=1e-8), name
@@ -77,6 +78,12 @@ def test_an_unknown_metric():
         sweep(tiny_model(), Experiment([1], [2], 3, 7), metric=["rank", "los"])
 
 
+@pytest.mark.parametrize("metric", [3, None, ["rank"]])
+def test_what_is_no_metric(metric):
+    with pytest.raises(NanopatchError, match=r"^unknown metric .*; known are logit_diff, .*give a function of the"):
+        as_metric(metric)
+
+
 def test_a_metric_that_gives_no_finite_number_is_told_and_the_rest_kept():
     model, experiment = tiny_model(seed=7), Experiment([1, 2, 3, 4], [1, 9, 3, 4], 3, 7)
     grid = sweep(model, experiment).grid
@@ -101,7 +108,7 @@ def test_a_metric_must_return_one_number():
     with pytest.raises(NanopatchError, match="cross_entropy needs a prompt of two tokens or more"):
         sweep(tiny_model(), Experiment([1], [2], 3, 7), metric="cross_entropy")
     with pytest.raises(NanopatchError, match="all positions needs prompts of one length: these have 2 and 3 tokens"):
-        sweep(tiny_model(), Experiment([1, 2], [1, 2, 3], 3, 7), metric="cross_entropy", align="diff")
+        sweep(tiny_model(), Experiment([1, 2], [1, 2, 3], 3, 7, align="diff"), metric="cross_entropy")
     with pytest.raises(NanopatchError, match="the metric argmax must return one number, not array"):
         sweep(tiny_model(), Experiment([1, 2], [1, 3], 3, 7), metric=lambda_named_argmax)
 
@@ -116,7 +123,7 @@ def test_what_a_metric_is_given_cannot_be_written_into():
 
 
 def test_a_metric_of_unknown_needs_or_with_a_gradient_of_another_shape():
-    with pytest.raises(NanopatchError, match="the metric a needs 'lastt': one of answers, last, all"):
+    with pytest.raises(NanopatchError, match="the metric a needs 'lastt': give one of answers, last, all"):
         Metric("a", "lastt", None)
     wide = Metric("wide", "all", lambda logits, target: 1.0, gradient=lambda logits, target: logits[0])
     with pytest.raises(NanopatchError, match=r"the gradient of wide has shape \(29,\); its logits have \(2, 29\)"):

@@ -5,15 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from conftest import tiny_model
 
 import nanopatch
-from nanopatch import NanopatchError, tasks
+from nanopatch import NanopatchError, sweep, tasks
 from nanopatch.model import tokenizer
 from nanopatch.model.hub import find
-from nanopatch.experiments.pairs import sweep_pairs
 
 IOI = [
     dict(order=order, corruption=corruption, template=template)
@@ -122,7 +121,7 @@ def test_greater_than_has_years_of_two_tokens(year):
 def test_the_examples_of_the_docstring():
     (pair,) = tasks.greater_than(1, year=32)
     assert (pair.answer, pair.wrong_answer) == ("66", "16")
-    assert tasks.is_two_tokens(17, 32) and not tasks.is_two_tokens(11, 25)
+    assert tasks._is_two_tokens(17, 32) and not tasks._is_two_tokens(11, 25)
 
 
 def test_years_above_is_the_probability_above_minus_that_below(model):
@@ -133,7 +132,7 @@ def test_years_above_is_the_probability_above_minus_that_below(model):
     logits[-1, 1000] = np.log(100)  # half of it all elsewhere
     assert tasks.years_above(32)(logits) == pytest.approx(0.17)
     assert tasks.years_above(99)(logits) == pytest.approx(-0.5)
-    result = sweep_pairs(model, tasks.greater_than(3, year=32), metric=tasks.years_above(32))
+    result = sweep(model, tasks.greater_than(3, year=32), metric=tasks.years_above(32))
     assert result.metric == "years_above_minus_below" and result.n_pairs == 3 and not result.skipped
 
 
@@ -148,7 +147,7 @@ def test_ioi8_is_the_published_data_set(model):
     assert clean.shape == (8, 15) and (clean[:, 0] == tokenizer.ENDOFTEXT_ID).all()
     assert np.array_equal(corrupted, clean[[1, 0, 3, 2, 5, 4, 7, 6]])
     assert all(differing(t.clean, t.corrupted) == [10] for t in tokens)  # the second mention of the giver
-    result = sweep_pairs(model, pairs)
+    result = sweep(model, pairs)
     # Swapped within pairs, so the corrupted mean is the clean one with its sign turned.
     assert result.baseline_corrupted == pytest.approx(-result.baseline_clean, rel=1e-9)
 
@@ -160,13 +159,13 @@ BAD = [
     (tasks.indirect_object, dict(template="{first} {second} {giver} {x}"), "the template has other slots than {place}"),
     (tasks.indirect_object, dict(template="{first} {second} {giver} {"), "the template has other slots than {place}"),
     (tasks.indirect_object, dict(template="{first} {second} {giver} {}"), "the template has other slots than {place}"),
-    (tasks.indirect_object, dict(n=0), "n is 0: at least 1"),
-    (tasks.capitals, dict(n=10_000), "n is 10000: from 1 to 1190"),
+    (tasks.indirect_object, dict(n=0), "n is 0: give at least 1"),
+    (tasks.capitals, dict(n=10_000), "n is 10000: give from 1 to 1190"),
     (tasks.capitals, dict(template="The capital is"), "the template has no {country}: 'The capital is'"),
-    (tasks.induction, dict(length=1), "length is 1: from 2 to 8999"),
-    (tasks.induction, dict(length=3, vocabulary=[1, 2, 3, 3]), "length is 3: from 2 to 2"),
-    (tasks.greater_than, dict(year=1), "year is 1: the two last digits, from 2 to 98"),
-    (tasks.greater_than, dict(n=-1), "n is -1: at least 1"),
+    (tasks.induction, dict(length=1), "length is 1: give 2 to 8999"),
+    (tasks.induction, dict(length=3, vocabulary=[1, 2, 3, 3]), "length is 3: give 2 to 2"),
+    (tasks.greater_than, dict(year=1), "year is 1: give the last two digits, from 2 to 98"),
+    (tasks.greater_than, dict(n=-1), "n is -1: give at least 1"),
 ]
 
 

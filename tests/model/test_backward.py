@@ -442,13 +442,13 @@ def test_a_record_that_is_not_whole_or_not_of_this_model():
         backward(tiny_model(seed=1), run, d_logits)
     gradients = backward(model, run, d_logits)
     assert gradients.is_gradient and repr(gradients).startswith("Run of derivatives(resid_pre (3, 5, 12), ")
-    with pytest.raises(NanopatchError, match="the run holds derivatives, not arrays of a run"):
+    with pytest.raises(NanopatchError, match="the run must hold arrays of a run, not derivatives"):
         backward(model, gradients, d_logits)
-    with pytest.raises(NanopatchError, match="the run holds derivatives, not arrays of a run"):
+    with pytest.raises(NanopatchError, match="the run must hold arrays of a run, not derivatives"):
         weight_gradients(model, gradients, run)
-    with pytest.raises(NanopatchError, match="the record of gradients holds arrays of a run, not derivatives"):
+    with pytest.raises(NanopatchError, match="the record of gradients must hold derivatives, not arrays of a run"):
         weight_gradients(model, run, run)
-    with pytest.raises(NanopatchError, match="the gradients are of a run on other tokens"):
+    with pytest.raises(NanopatchError, match="the gradients belong to a run on other tokens"):
         weight_gradients(model, model.run(tokens[::-1]), gradients)
     same_again = backward(tiny_model(), run, d_logits)
     assert np.array_equal(same_again.z, backward(model, run, d_logits).z)
@@ -477,12 +477,12 @@ def test_weight_gradients_of_what_does_not_belong_together():
     model = tiny_model()
     tokens, run, d_logits, _ = drawn(model, 0)
     gradients = backward(model, run, d_logits)
-    with pytest.raises(NanopatchError, match=r"whose logits have shape \(5, 29\), not \(2, 29\)"):
+    with pytest.raises(NanopatchError, match="the gradients belong to a run on other tokens"):
         weight_gradients(model, model.run([1, 2]), gradients)
     with pytest.raises(NanopatchError, match="the record of gradients lacks resid_pre, "):
         weight_gradients(model, run, backward(model, run, d_logits, sites="logits"))
     by_hand = record(model.steps(tokens))
-    with pytest.raises(NanopatchError, match="does not know its tokens, .* set run.tokens to their ids"):
+    with pytest.raises(NanopatchError, match=r"lacks its \(5,\) token ids, .* set run.tokens to them"):
         weight_gradients(model, by_hand, gradients)
     by_hand.tokens = tokens
     again = weight_gradients(model, by_hand, gradients)

@@ -165,7 +165,7 @@ def test_shards(tmp_path):
 
     (tmp_path / names[1]).unlink()
     assert error_of(tmp_path) == (
-        f"{tmp_path} lacks {names[1]}, which model.safetensors.index.json names: fetch the whole checkpoint"
+        f"{tmp_path} lacks {names[1]}, which model.safetensors.index.json lists: fetch all files"
     )
     for broken in ("", "{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 3, "b": "c"}}'):
         index.write_text(broken)
@@ -309,31 +309,34 @@ BAD_CONFIGS = {
     "no switch": (dict(add_cross_attention="no"), "add_cross_attention must be true or false, not 'no'"),
     "another activation": (
         dict(activation_function="silu"),
-        "activation_function is 'silu'; known are gelu_new, gelu, relu",
+        "activation_function is 'silu'; it must be one of gelu_new, gelu, relu",
     ),
     "no activation": (dict(activation_function=["gelu"]), "activation_function is ['gelu']"),
     "negative epsilon": (
         dict(layer_norm_epsilon=-1e-5),
-        "layer_norm_epsilon must be a finite number from 0 up, not -1e-05",
+        "layer_norm_epsilon must be a finite number of at least 0, not -1e-05",
     ),
     "infinite epsilon": (dict(layer_norm_epsilon=float("inf")), "layer_norm_epsilon must be a finite number"),
     "epsilon not a number": (dict(layer_norm_epsilon=float("nan")), "layer_norm_epsilon must be a finite number"),
     "epsilon too large": (dict(layer_norm_epsilon=10**400), "layer_norm_epsilon must be a finite number"),
     "epsilon as text": (
         dict(layer_norm_epsilon="1e-5"),
-        "layer_norm_epsilon must be a finite number from 0 up, not '1e-5'",
+        "layer_norm_epsilon must be a finite number of at least 0, not '1e-5'",
     ),
     "epsilon as bool": (
         dict(layer_norm_epsilon=True),
-        "layer_norm_epsilon must be a finite number from 0 up, not True",
+        "layer_norm_epsilon must be a finite number of at least 0, not True",
     ),
-    "epsilon null": (dict(layer_norm_epsilon=None), "layer_norm_epsilon must be a finite number from 0 up, not None"),
+    "epsilon null": (
+        dict(layer_norm_epsilon=None),
+        "layer_norm_epsilon must be a finite number of at least 0, not None",
+    ),
     "scale as number": (dict(scale_attn_weights=1), "scale_attn_weights must be true or false, not 1"),
     "layer scale null": (
         dict(scale_attn_by_inverse_layer_idx=None),
         "scale_attn_by_inverse_layer_idx must be true or false, not None",
     ),
-    "heads do not fit": (dict(n_head=3), "n_embd 8 is not a multiple of n_head 3"),
+    "heads do not fit": (dict(n_head=3), "n_embd 8 must be a multiple of n_head 3"),
     "n_inner zero": (dict(n_inner=0), "n_inner must be a positive whole number, not 0"),
 }
 for key in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size"):
@@ -378,7 +381,8 @@ def test_a_config_that_is_missing_or_a_folder(tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.int32, "banana", ">f4", "complex64", None, 7, object, [("a", "f4")]])
 def test_only_float32_and_float64_models(tmp_path, dtype):
-    assert error_of(save(tmp_path, random_tensors()), dtype=dtype).startswith("dtype is np.float32 or np.float64, not ")
+    error = error_of(save(tmp_path, random_tensors()), dtype=dtype)
+    assert error.startswith("dtype must be np.float32 or np.float64, not ")
 
 
 # ---- broken weights -------------------------------------------------------------------------------
@@ -390,8 +394,8 @@ def test_a_folder_without_weights(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")
     (tmp_path / "model.pt").write_bytes(b"\x80\x02}q\x00.")
     assert error_of(tmp_path) == (
-        f"{tmp_path} has only model.pt, pytorch_model.bin: a pickle can run any code when opened, so it is not read; "
-        "save the model as model.safetensors"
+        f"{tmp_path} has only model.pt, pytorch_model.bin: a pickle can run any code when opened, so it is not read: "
+        "convert it to model.safetensors and give its folder"
     )
 
 
@@ -451,15 +455,15 @@ BAD_TENSORS = {
     ),
     "one too many": (
         random_tensors() | {"h.2.ln_1.bias": ONES[0]},
-        "has 'h.2.ln_1.bias', which a GPT-2 of 2 layers has no",
+        "has 'h.2.ln_1.bias', unknown in a GPT-2 of 2 layers: check config.json",
     ),
     "a name over two lines": (
         random_tensors() | {"a\nb": ONES},
-        r"has 'a\nb', which a GPT-2 of 2 layers has no use for",
+        r"has 'a\nb', unknown in a GPT-2 of 2 layers: check config.json",
     ),
     "cross-attention": (
         random_tensors() | {"h.0.crossattention.c_attn.weight": ONES, "h.0.ln_cross_attn.bias": ONES[0]},
-        "has cross-attention ('h.0.crossattention.c_attn.weight', 'h.0.ln_cross_attn.bias'), which is not part of",
+        "has cross-attention ('h.0.crossattention.c_attn.weight', 'h.0.ln_cross_attn.bias'); nanopatch has none",
     ),
     "transposed": (
         random_tensors() | {"h.0.attn.c_attn.weight": np.ones((24, 8), np.float32)},
@@ -473,7 +477,7 @@ BAD_TENSORS = {
     "no numbers": (random_tensors() | {"ln_f.bias": np.ones(0, np.float32)}, "ln_f.bias has shape (0,)"),
     "whole numbers": (
         random_tensors() | {"ln_f.bias": np.ones(8, np.int64)},
-        "ln_f.bias is in a number format other than F64, F32, F16, BF16",
+        "ln_f.bias must be in one of the number formats F64, F32, F16, BF16",
     ),
     "NaN": (filled("wte.weight", np.nan), "wte.weight holds NaN or infinity"),
     "NaN in float16": (filled("wte.weight", np.nan, np.float16), "wte.weight holds NaN or infinity"),

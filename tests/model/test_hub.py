@@ -449,15 +449,15 @@ def test_offline_mode(server, monkeypatch):
             monkeypatch.setattr(module, "HF_HUB_OFFLINE", True)
     forget_connections()
     assert error_of("gpt2") == (
-        f"gpt2 is not in the Hugging Face cache, and HF_HUB_OFFLINE forbids a download: unset it, or {GIVE_A_FOLDER}"
+        f"gpt2 is not cached, and HF_HUB_OFFLINE forbids a download: unset HF_HUB_OFFLINE, or {GIVE_A_FOLDER}"
     )
     assert server.requests == []
 
 
 def test_no_such_repository(server):
     assert error_of("org/nothing") == (
-        f"no model 'org/nothing': there is no such folder here and no such repository at {server.url}; if it is a "
-        "private one, set HF_TOKEN to your token"
+        f"no model 'org/nothing': neither a folder here nor a repository at {server.url}; if it is private, set "
+        "HF_TOKEN"
     )
 
 
@@ -472,7 +472,7 @@ def test_a_gated_repository(server):
 def test_a_revision_that_is_gone(server):
     server.repos["openai-community/gpt2"] = checkpoint()
     assert error_of("gpt2") == (
-        f"openai-community/gpt2 at {server.url} no longer has the revision that is asked for: {GIVE_A_FOLDER}"
+        f"openai-community/gpt2 at {server.url} does not have the revision that nanopatch needs: {GIVE_A_FOLDER}"
     )
 
 
@@ -487,8 +487,8 @@ def test_a_repository_without_a_config(server):
 def test_a_repository_with_only_a_pickle_is_refused(server, cache, other):
     server.repos["org/pickle"] = {"config.json": checkpoint()["config.json"], other: b"pickle"}
     assert error_of("org/pickle") == (
-        "org/pickle has no model.safetensors. Weights in another format (pytorch_model.bin is a pickle, which can run "
-        "any code when opened) are not read: save the model as model.safetensors and give its folder"
+        "org/pickle has no model.safetensors. If it has pytorch_model.bin: a pickle can run any code when opened, so "
+        "it is not read: convert it to model.safetensors and give its folder"
     )
     assert [request for request in server.requests if other in request] == []
 
@@ -498,7 +498,8 @@ def test_a_repository_that_lacks_a_shard(server):
     del files["model-00002-of-00002.safetensors"]
     server.repos["org/sharded"] = files
     assert error_of("org/sharded") == (
-        "org/sharded lacks model-00002-of-00002.safetensors, which its model.safetensors.index.json names"
+        "org/sharded lacks model-00002-of-00002.safetensors, which its model.safetensors.index.json lists: it is "
+        "incomplete"
     )
 
 
@@ -526,7 +527,7 @@ def test_a_disk_that_is_full_or_read_only(server, cache, monkeypatch, number):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
     assert error_of("org/tiny") == (
         f"cannot write org/tiny into {cache} ({os.strerror(number)}): make room there, or set HF_HUB_CACHE to a "
-        "folder that has room and may be written to"
+        "writable folder that has room"
     )
 
 
@@ -541,8 +542,7 @@ def test_without_huggingface_hub(name, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.setattr(hub, "weights_folder", lambda: tmp_path)
     assert error_of(name) == (
-        f'{name} is not here. To download it: pip install "nanopatch[hub]". Or put its config.json and '
-        f"model.safetensors into a folder, and give that folder instead of '{name}'"
+        f'{name} is not here: to download it, run pip install "nanopatch[hub]" first; or {GIVE_A_FOLDER}'
     )
 
 
@@ -576,7 +576,7 @@ def test_a_pickle_is_refused(tmp_path, file):
     path = tmp_path / file
     path.write_bytes(b"")
     assert error_of(str(path)) == (
-        f"{path} is a pickle, which can run any code when opened, so it is not read: save the model as "
+        f"{path} is a pickle: a pickle can run any code when opened, so it is not read: convert it to "
         "model.safetensors and give its folder"
     )
 
@@ -598,7 +598,7 @@ def test_a_terminal_sees_a_progress_bar_on_stderr(server, tmp_path):
     environment.pop("HF_HUB_DISABLE_PROGRESS_BARS", None)
     terminal, its_end = pty.openpty()
     fcntl.ioctl(its_end, termios.TIOCSWINSZ, struct.pack("4H", 24, 200, 0, 0))
-    script = "from nanopatch import hub; print(hub.find('org/tiny').name)"
+    script = "from nanopatch.model import hub; print(hub.find('org/tiny').name)"
     with subprocess.Popen(
         [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, stderr=its_end, text=True
     ) as process:

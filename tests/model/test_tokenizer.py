@@ -105,7 +105,7 @@ def test_endoftext_is_ordinary_text_unless_asked_for():
 
 @pytest.mark.parametrize("token", [50257, -1, 2**70, 1.0, True, "a", None, [1]])
 def test_decoding_what_is_no_token_id_is_an_error(token):
-    with pytest.raises(NanopatchError, match="is not a token id: they are the whole numbers from 0 to 50256"):
+    with pytest.raises(NanopatchError, match="is not a token id: give whole numbers from 0 to 50256"):
         tokenizer.decode([0, token])
 
 

@@ -1,16 +1,17 @@
-"""Files of pairs, and results averaged over pairs, compared with the obvious loop."""
+"""Results averaged over pairs, compared with the obvious loop."""
 
 import json
 
 import numpy as np
 import pytest
+from conftest import TOLERANCE, models, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from conftest import TOLERANCE, models, tiny_model
+from nanopatch.patching.ablation import ablate
 
 from nanopatch import Experiment, NanopatchError, Sweep, sweep
-from nanopatch.patching.ablation import ablate
-from nanopatch.experiments.pairs import KEYS, PairFile, average, read_pairs, sweep_pairs
+from nanopatch.experiments.pairs import PairFile
+from nanopatch.patching.average import average, sweep_pairs
 from nanopatch.results.plot import as_bytes, picture
 from nanopatch.results.sweep import Panels
 
@@ -239,129 +240,10 @@ def test_wrong_arguments_are_errors_not_reasons_to_leave_pairs_out(arguments, me
         sweep_pairs(tiny_model(), make_pairs(2), **arguments)
 
 
-# ---- files ---------------------------------------------------------------------------------------
-
-TEXT = Experiment("When Mary — 'so\u2028'", 'When John, "so"', " Mary", " John")  # U+2028 ends lines elsewhere
-IDS = Experiment([1, 2, 3], [1, 4, 3], 5, 6, prepend_bos=True)
-
-
-def write(path, lines):
-    path.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8", errors="surrogateescape"))
-    return path
-
-
-def test_json_lines(tmp_path):
-    lines = [json.dumps(vars(TEXT)), "", json.dumps({name: vars(TEXT)[name] for name in KEYS[:4]}, ensure_ascii=False)]
-    lines += ["  ", json.dumps(vars(IDS)), json.dumps(vars(IDS) | {"answer": [5]}) + "\r"]
-    file = read_pairs(write(tmp_path / "pairs.jsonl", lines))
-    assert file == PairFile([TEXT, TEXT, IDS, IDS], [1, 3, 5, 6], [])
-
-
-def test_csv(tmp_path):
-    lines = [
-        "answer,wrong_answer,clean,corrupted,prepend_bos",
-        ' Mary, John,"When Mary — \'so\u2028\'","When John, ""so""",',
-        "",
-        ' Mary, John,"When Mary\nand","When John\r\nand",false',
-        '[5],[6],"[1, 2, 3]","[1,4,3]",True',
-        " a, b,[sic] it is,[1.5],no",
-        " a, b,[sic] it is,[1.5],0",
-    ]
-    file = read_pairs(write(tmp_path / "pairs.CSV", ["\ufeff" + lines[0], *lines[1:]]))
-    assert file.pairs == [
-        TEXT,
-        Experiment("When Mary\nand", "When John\r\nand", " Mary", " John"),
-        IDS,
-        Experiment("[sic] it is", "[1.5]", " a", " b"),
-    ]
-    assert file.lines == [2, 4, 7, 9]
-    assert file.problems == [(8, 'prepend_bos is "no", and must be true or false')]
-
-
-BAD_JSON = {
-    "hello": "not JSON (Expecting value",
-    "[" * 100_000: "not JSON (",
-    "[1, 2]": "a pair is an object with clean, corrupted, answer, wrong_answer, not [1, 2]",
-    '{"clean": "a"}': "corrupted, answer, wrong_answer are missing",
-    '{"clean": "a", "corrupted": "b", "answer": " c"}': "wrong_answer is missing",
-    '{"clean": "a", "corrupted": "b", "answer": " c", "wrong": " d"}': "'wrong' is not known; a pair has clean, ",
-    '{"clean": 3, "corrupted": "b", "answer": " c", "wrong_answer": " d"}': "clean is 3, and must be text or a list",
-    '{"clean": [true], "corrupted": "b", "answer": " c", "wrong_answer": " d"}': "clean is [true], and must be",
-    '{"clean": "a", "corrupted": null, "answer": " c", "wrong_answer": " d"}': "corrupted is null, and must be",
-    '{"clean": "a", "corrupted": "b", "answer": [1, 2], "wrong_answer": " d"}': "answer is [1, 2], and must be text or",
-    '{"clean": "a", "corrupted": "b", "answer": 1.0, "wrong_answer": " d"}': "answer is 1.0, and must be text or one",
-    '{"clean": "a", "corrupted": "b", "answer": "c", "wrong_answer": "d", "prepend_bos": 1}': "prepend_bos is 1, and",
-    '{"clean": "\udcff", "corrupted": "b", "answer": " c", "wrong_answer": " d"}': "not UTF-8",
-}
-
-
-def test_every_bad_line_is_told_and_the_others_are_read(tmp_path):
-    good = json.dumps(vars(IDS))
-    lines = [good, *BAD_JSON, good]
-    file = read_pairs(write(tmp_path / "pairs.jsonl", lines))
-    assert file.pairs == [IDS, IDS] and file.lines == [1, len(lines)]
-    assert [line for line, _ in file.problems] == list(range(2, len(lines)))
-    for (_, reason), expected in zip(file.problems, BAD_JSON.values(), strict=True):
-        assert reason.startswith(expected) and "\n" not in reason and len(reason) < 200
-
-    result = sweep_pairs(tiny_model(vocab_size=50257), file)
-    assert result.n_pairs == 2 and result.skipped[0][0] == "line 2" and len(result.skipped) == len(BAD_JSON)
-
-
-def test_bad_rows_of_csv_are_told(tmp_path):
-    rows = ["a,b, c", "a,b, c, d,e", "a,\udcff, c, d", "a,b, c, d", 'a,"b, c, d']
-    file = read_pairs(write(tmp_path / "pairs.csv", ["clean,corrupted,answer,wrong_answer", *rows]))
-    assert file.pairs == [Experiment("a", "b", " c", " d")] and file.lines == [5]
-    assert file.problems == [
-        (2, "3 cells, and the header has 4"),
-        (3, "5 cells, and the header has 4"),
-        (4, "not UTF-8"),
-        (6, "2 cells, and the header has 4"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("header", "reason"),
-    [
-        ("clean,corrupted,answer", "header: wrong_answer is missing"),
-        ("clean,corrupted,answer,wrong_answer,note", "header: 'note' is not known"),
-        ("clean,corrupted,answer,wrong_answer,clean", "header: a name is there twice"),
-        ("clean,\udcff,answer,wrong_answer", "not UTF-8"),
-    ],
-)
-def test_a_header_that_cannot_be_understood(tmp_path, header, reason):
-    file = read_pairs(write(tmp_path / "pairs.csv", [header, "a,b, c, d"]))
-    assert file.pairs == [] and len(file.problems) == 1
-    assert file.problems[0][0] == 1 and file.problems[0][1].startswith(reason)
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [("a.jsonl", ""), ("a.jsonl", "\n \n"), ("a.csv", ""), ("a.csv", "clean,corrupted,answer,wrong_answer\n")],
-)
-def test_a_file_without_pairs(tmp_path, name, content):
-    (tmp_path / name).write_text(content)
-    file = read_pairs(tmp_path / name)
-    assert file.pairs == [] and file.problems[0][1].startswith("the file has no pairs: give ")
-    with pytest.raises(NanopatchError, match="^no pair can be used; line 1: the file has no pairs"):
-        sweep_pairs(tiny_model(), file)
-
-
-def test_a_file_that_cannot_be_read(tmp_path):
-    for path in (tmp_path / "nowhere.jsonl", tmp_path, "a\0b"):
-        with pytest.raises(NanopatchError, match="^cannot read "):
-            read_pairs(path)
-
-
-@given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", errors="surrogatepass")))
-@settings(deadline=None, max_examples=100)
-def test_any_bytes_are_read_or_told(tmp_path_factory, content):
-    folder = tmp_path_factory.mktemp("pairs")
-    for name in ("a.jsonl", "a.csv"):
-        (folder / name).write_bytes(content)
-        file = read_pairs(folder / name)
-        assert not file.pairs and file.problems
-        assert all(isinstance(line, int) and line >= 1 and "\n" not in reason for line, reason in file.problems)
+def test_lines_of_a_file_that_are_not_pairs_are_left_out_too():
+    pairs, file_problems = make_pairs(2), [(2, "not JSON"), (3, "wrong_answer is missing")]
+    result = sweep_pairs(tiny_model(), PairFile(pairs, [1, 4], file_problems))
+    assert result.n_pairs == 2 and result.skipped == (("line 2", "not JSON"), ("line 3", "wrong_answer is missing"))
 
 
 def test_a_cell_is_unchanged_only_if_it_is_in_every_pair():

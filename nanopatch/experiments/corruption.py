@@ -1,0 +1,129 @@
+"""What takes the place of a second prompt: zero, a mean, a resample, or noise.
+
+An ablation replaces activations of the clean run by values that carry no information about its prompt, and asks what
+is needed. Causal tracing (Meng et al. 2022, arXiv 2202.05262) corrupts the token embeddings with noise, and asks what
+is enough to restore the run. Each is a value, which `nanopatch.sweep` and `nanopatch.attribute` take as `corruption`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, ClassVar, Union
+
+import numpy as np
+
+from ..errors import NanopatchError
+
+
+@dataclass(frozen=True)
+class Zero:
+    """Zero in place of the clean run's own activations (an ablation)."""
+
+    name: ClassVar[str] = "zero"
+
+    def __str__(self) -> str:
+        return "zero"
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean over `prompts` in place of the clean run's own activations (an ablation).
+
+    prompts: texts or token ids; they need the clean prompt's number of tokens where positions matter. per_position:
+    the mean at each position; False: over all positions too.
+    """
+
+    prompts: Sequence[Any]
+    per_position: bool = True
+    name: ClassVar[str] = "mean"
+
+    def __post_init__(self) -> None:
+        _check_prompts(self)
+
+    def __str__(self) -> str:
+        return f"the mean over {len(self.prompts)} prompts" if self.prompts else "the mean over prompts"
+
+
+@dataclass(frozen=True)
+class Resample:
+    """The activations of another prompt, drawn anew for each cell from `prompts` by `seed` (an ablation).
+
+    prompts: texts or token ids, of the clean prompt's number of tokens.
+    """
+
+    prompts: Sequence[Any]
+    seed: int = 0
+    name: ClassVar[str] = "resample"
+
+    def __post_init__(self) -> None:
+        _check_prompts(self)
+
+    def __str__(self) -> str:
+        return "those of another prompt"
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A corrupted run that is the clean one with Gaussian noise on some token embeddings (causal tracing).
+
+    positions: whose embeddings get noise. sigma: its standard deviation, in standard deviations of the entries of
+    wte. seeds: one noise each; the result is the mean over them.
+    """
+
+    positions: Sequence[int]
+    sigma: float = 3.0
+    seeds: Sequence[int] = tuple(range(10))
+    name: ClassVar[str] = "noise"
+
+    def __post_init__(self) -> None:
+        for numbers in (self.positions, self.seeds):
+            if not np.iterable(numbers) or not all(isinstance(number, Integral) for number in numbers):
+                raise NanopatchError(
+                    f"positions={self.positions!r} and seeds={self.seeds!r}: lists of whole numbers are expected"
+                )
+        if not 0 < self.sigma < np.inf:
+            raise NanopatchError(f"sigma={self.sigma}: a number above 0 is expected")
+        object.__setattr__(self, "positions", tuple(sorted({int(position) for position in self.positions})))
+        object.__setattr__(self, "seeds", tuple(int(seed) for seed in self.seeds))
+        if not self.positions or not self.seeds:
+            raise NanopatchError("noise needs at least one position and at least one seed")
+
+    def __str__(self) -> str:
+        return (
+            f"Gaussian noise of {self.sigma:g} standard deviations on the embeddings of positions "
+            f"{', '.join(map(str, self.positions))}, averaged over {len(self.seeds)} seeds"
+        )
+
+
+#: None stands for the experiment's own corrupted prompt.
+Corruption = Union[Zero, Mean, Resample, Noise]
+#: Those that put values into the clean run. There is no corrupted run to patch into.
+ABLATIONS = (Zero, Mean, Resample)
+
+
+def to_dict(corruption: Corruption | None) -> dict[str, Any] | None:
+    """Its kind and fields as JSON can hold them."""
+    if corruption is None:
+        return None
+    fields = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(corruption).items()}
+    return {"kind": corruption.name, **fields}
+
+
+def from_dict(fields: dict[str, Any] | None) -> Corruption | None:
+    """What `to_dict` was made of."""
+    if fields is None:
+        return None
+    kinds: dict[str, Any] = {kind.name: kind for kind in (*ABLATIONS, Noise)}
+    rest = dict(fields)
+    return kinds[rest.pop("kind")](**rest)  # type: ignore[no-any-return]
+
+
+def _check_prompts(corruption: Mean | Resample) -> None:
+    """Prompts as a tuple; NanopatchError unless they are a list. (An old file of results does not say which.)"""
+    prompts = corruption.prompts
+    if isinstance(prompts, str) or not np.iterable(prompts):
+        raise NanopatchError(f"prompts={prompts!r:.60}: a list of prompts is expected, with at least one")
+    as_lists = (prompt if isinstance(prompt, str) else np.asarray(prompt).tolist() for prompt in prompts)
+    object.__setattr__(corruption, "prompts", tuple(as_lists))

@@ -1,0 +1,207 @@
+"""What is patched: a site, in pieces along its axes.
+
+The grid of a result has an axis for each name in `axes`, and along it an entry for each *piece*: the list of layers,
+positions, heads or neurons that are patched together there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import numbers
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Union
+
+import numpy as np
+
+from ..errors import NanopatchError
+from ..model.graph import Node, find_nodes, listing
+from ..model.sites import ATTENTION_SITES, HEAD_SITES
+
+if TYPE_CHECKING:
+    from ..model.gpt2 import Model
+
+#: Along which axes a site can be patched piece by piece; the first two make the grid unless others are named.
+SITE_AXES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"), ("layer", "position")),
+    **dict.fromkeys(("q_input", "k_input", "v_input", "mlp_in"), ("layer", "position")),
+    **dict.fromkeys(("mlp_pre", "mlp_post"), ("layer", "position", "neuron")),
+    **dict.fromkeys(HEAD_SITES, ("layer", "head", "position")),
+    **dict.fromkeys(ATTENTION_SITES, ("layer", "head", "query", "key")),
+}
+
+#: The field of `Patch` that chooses entries of an axis. `positions` of scores and pattern are those of the queries.
+CHOICES = {"layer": "layers", "position": "positions", "query": "positions", "head": "heads", "neuron": "neurons"}
+
+#: One number, or a (layer, head) or (layer, neuron) pair.
+Item = Union[int, tuple[int, int]]
+#: {axis: for each entry, what is patched together there}.
+Pieces = dict[str, list[list[Item]]]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """What is patched in each cell of a grid: a site, cut into pieces along its axes.
+
+    Attributes
+    ----------
+    site : str
+        The named array.
+    axes : str or sequence of str, optional
+        What makes the grid: "layer" for all sites; "query" and "key" for scores and pattern, "position" for the
+        others; "head" for z, q, k, v, scores and pattern; "neuron" for mlp_pre and mlp_post. The site's first two
+        by default. Along an axis that is not named, everything is patched at once.
+    layers, positions, heads, neurons : list, optional
+        Which of them, all by default. An entry is a number, or a list of numbers to be patched together. Positions
+        count columns of the aligned prompts; for scores and pattern they are those of the queries. Heads and neurons
+        may be (layer, head) pairs where "layer" is no axis. neurons may be a number n: the n neurons whose
+        activations differ most between the runs, as (layer, neuron) pairs.
+    window : int or {axis: int}
+        How many neighbouring entries of an axis ("layer", for a number) are patched together. Entry i is the middle
+        of its window (of an even one, the entry before the middle). Windows are cut off at both ends.
+
+    Raises
+    ------
+    NanopatchError
+        If the site or an axis is unknown.
+
+    Examples
+    --------
+    >>> import nanopatch
+    >>> model, michelle = nanopatch.load("nano"), nanopatch.experiments.MICHELLE
+    >>> nanopatch.sweep(model, michelle, nanopatch.Patch("z", axes=("layer", "head", "position"))).grid.shape
+    (4, 4, 11)
+    >>> nanopatch.sweep(model, michelle, nanopatch.Patch("resid_pre", layers=[1, [2, 3]])).grid.shape
+    (2, 11)
+    """
+
+    site: str = "resid_pre"
+    axes: str | Sequence[str] | None = None
+    layers: Sequence[Any] | None = None
+    positions: Sequence[Any] | None = None
+    heads: Sequence[Any] | None = None
+    neurons: Sequence[Any] | int | None = None
+    window: int | Mapping[str, int] = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.site, str) or self.site not in SITE_AXES:
+            raise NanopatchError(f"cannot patch {self.site!r}; sites are {', '.join(SITE_AXES)}")
+        known = SITE_AXES[self.site]
+        axes = known[:2] if self.axes is None else (self.axes,) if isinstance(self.axes, str) else tuple(self.axes)
+        if not axes or len(set(axes)) < len(axes) or not set(axes) <= set(known):
+            asked = ", ".join(map(repr, axes)) or "none"
+            raise NanopatchError(f"{self.site} has the axes {', '.join(known)}, each at most once; not {asked}")
+        object.__setattr__(self, "axes", axes)
+
+    def pieces(self, model: Model, n_columns: int) -> Pieces:
+        """What is patched together at each entry of each axis of the site.
+
+        Heads or neurons that make no axis and among which none are chosen are left out: all of them are patched.
+        Raises NanopatchError for what does not exist, or would have no effect.
+        """
+        axes, known = tuple(self.axes or ()), SITE_AXES[self.site]
+        sizes = axis_sizes(model, n_columns)
+        pieces: Pieces = {axis: [[number] for number in range(sizes[axis])] for axis in known}
+        for axis, choice in CHOICES.items():
+            chosen = getattr(self, choice)
+            if axis in known and chosen is not None:
+                pieces[axis] = [_piece(item, axis, choice, sizes) for item in _entries(chosen, choice)]
+            elif chosen is not None and not any(CHOICES.get(other) == choice for other in known):
+                raise NanopatchError(f"{self.site} has no {choice} to choose among; its axes are {', '.join(known)}")
+        for axis in {"head", "neuron"} & set(known):
+            pairs = any(isinstance(number, tuple) for piece in pieces[axis] for number in piece)
+            if pairs and ("layer" in axes or self.layers is not None):
+                raise NanopatchError(
+                    f"(layer, {axis}) pairs name their layers: give neither the axis layer nor layers="
+                )
+
+        windows = self.window if isinstance(self.window, Mapping) else {"layer": self.window}
+        for axis, width in windows.items():
+            if width == 1 and not isinstance(self.window, Mapping):
+                continue
+            if axis not in axes:
+                raise NanopatchError(f"window names {axis!r}; the axes of this grid are {', '.join(axes)}")
+            n_entries = len(pieces[axis])
+            if not isinstance(width, numbers.Integral) or not 1 <= width <= n_entries:
+                raise NanopatchError(f"window of {width!r} {axis}s: from 1 to {n_entries} stand side by side here")
+            before = (width - 1) // 2  # entry i is the middle one; of an even number, the one before the middle
+            pieces[axis] = [sum(pieces[axis][max(0, i - before) : i - before + width], []) for i in range(n_entries)]
+        whole = {axis for axis in ("head", "neuron") if axis not in axes and getattr(self, CHOICES[axis]) is None}
+        return {axis: entries for axis, entries in pieces.items() if axis not in whole}
+
+
+#: What is held at the values of the base run while a sender's change travels to a receiver.
+BETWEEN: dict[str, frozenset[str]] = {
+    "frozen": frozenset({"z", "mlp_out"}),
+    "free mlps": frozenset({"z"}),
+    "free": frozenset(),
+}
+
+
+@dataclass(frozen=True)
+class Paths:
+    """What is patched in path patching: in each cell, the paths from a sender to a receiver. See `nanopatch.path_patch`.
+
+    senders, receivers: a name ("head 2.1", "logits"; see `nanopatch.model.graph`), the beginning of names, which means
+    each of them ("head", "head 2", "q 3"), or a list of such. A list in the list is a group: its members are
+    replaced together, and it is one row or column. between: one of `BETWEEN`.
+    """
+
+    senders: Any = ("embed", "head", "mlp")
+    receivers: Any = "logits"
+    between: str = "frozen"
+    site: ClassVar[str] = "path"
+    axes: ClassVar[tuple[str, ...]] = ("sender", "receiver")
+
+    def __post_init__(self) -> None:
+        if self.between not in BETWEEN:
+            raise NanopatchError(f"unknown between {self.between!r}: one of {', '.join(map(repr, BETWEEN))}")
+
+    def groups(self, what: str, known: Iterable[Node]) -> list[tuple[list[str], list[Node]]]:
+        """The senders, or the receivers, entry by entry: [(what was asked, nodes)]. known: all there are."""
+        asked = getattr(self, f"{what}s")
+        entries: list[tuple[list[str], list[Node]]] = []
+        for item in asked if isinstance(asked, (list, tuple)) and not isinstance(asked, Node) else [asked]:
+            if isinstance(item, (list, tuple)) and not isinstance(item, Node):
+                entries.append((list(map(str, item)), [n for part in item for n in find_nodes(part, known, what)]))
+            else:
+                entries += [([str(n)], [n]) for n in find_nodes(item, known, what)]
+        if not entries or not all(nodes for _, nodes in entries):
+            raise NanopatchError(f"no {what} was given; {what}s are {listing(known)}")
+        return entries
+
+
+def axis_sizes(model: Model, n_columns: int) -> dict[str, int]:
+    """How many entries each axis has where none are chosen."""
+    sizes = dict(layer=model.n_layer, head=model.n_head, neuron=model.d_mlp)
+    return sizes | dict.fromkeys(("position", "query", "key"), n_columns)
+
+
+def cells(pieces: Pieces, axes: Sequence[str]) -> Iterator[dict[str, list[Item]]]:
+    """Each cell's piece of every axis, in the order of the grid. Axes that make no grid are taken whole."""
+    whole = {axis: sum(entries, []) for axis, entries in pieces.items()}
+    for entries in itertools.product(*(pieces[axis] for axis in axes)):
+        yield whole | dict(zip(axes, entries, strict=True))
+
+
+def _entries(chosen: Any, choice: str) -> list[Any]:
+    """The entries of a choice, as a list with at least one."""
+    if isinstance(chosen, (str, dict, numbers.Number)) or not np.iterable(chosen) or not len(list(chosen)):
+        raise NanopatchError(f"{choice}={chosen!r}: a list is expected, such as [0, 2] or, patched together, [[0, 2]]")
+    return list(chosen)
+
+
+def _piece(entry: Any, axis: str, choice: str, sizes: dict[str, int]) -> list[Item]:
+    """One entry of an axis as a list of int, or of (layer, head) or (layer, neuron) pairs of int."""
+    items = [entry] if isinstance(entry, (numbers.Integral, tuple)) else _entries(entry, choice)
+    for item in items:
+        pair = isinstance(item, tuple) and axis in ("head", "neuron")
+        if not all(isinstance(n, numbers.Integral) for n in (item if pair else [item])) or (pair and len(item) != 2):
+            raise NanopatchError(
+                f"{choice} are whole numbers, or for heads and neurons (layer, number) pairs; not {item!r}"
+            )
+        layer, number = item if pair else (0, item)
+        if not 0 <= number < sizes[axis] or not 0 <= layer < sizes["layer"]:
+            layers = f" of the layers 0 to {sizes['layer'] - 1}" if pair else ""
+            raise NanopatchError(f"{axis} {item} does not exist: there are 0 to {sizes[axis] - 1}{layers}")
+    return [tuple(map(int, item)) if isinstance(item, tuple) else int(item) for item in items]  # type: ignore[misc]

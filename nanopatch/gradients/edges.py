@@ -1,0 +1,283 @@
+"""Edge attribution and circuits: which connections between components carry the difference between two prompts?
+
+A GPT-2 is a graph here. Its nodes are the embedding, every head, every MLP and the logits. A head has three inputs,
+its q, k and v; an MLP and the logits have one each. Every node reads the sum of what all earlier ones have written to
+the residual stream, so an edge goes from every node to every later input: a block's heads feed its MLP, but not each
+other. `nanopatch.model.graph` names them: an edge goes from a sender ("embed", "head 0.1", "mlp 0") to a receiver
+("q 2.1", "k 2.1", "v 2.1", "mlp 2", "logits").
+
+Edge attribution patching (EAP; Syed, Rager & Conmy 2023, arXiv 2310.10348) scores all edges with two runs and one
+backward pass. The edges of largest |score| make a circuit, and its faithfulness says whether it is one: the metric
+of the model when every other edge carries what it carries in the corrupted run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import NanopatchError
+from ..experiments.experiment import Experiment
+from ..experiments.metrics import as_metric, check_slope, metric_gradient
+from ..files import Source
+from ..model.backward import backward, layer_norm_backward
+from ..model.gpt2 import Model
+from ..model.graph import (
+    Node,
+    Place,
+    comes_after,
+    head_input,
+    head_output,
+    listing,
+    node,
+    receivers_of,
+    senders_of,
+    written,
+)
+from ..model.layers import affine, layer_norm
+from ..model.sites import Run, record
+from ..patching.average import Experiments, over
+from ..patching.case import Case, make_case, run_both
+from ..results.edges import Edge, EdgeScores, Faithfulness, mean_of_faithfulness, mean_of_scores
+from ..results.sweep import DIRECTIONS
+from ..types import Array
+from .attribution import check_steps
+
+
+def graph(model: Model) -> tuple[dict[Node, Place], dict[Node, Place]]:
+    """The senders and the receivers of a model's graph, in the order of the run."""
+    senders = {n: place for n, place in senders_of(model).items() if n.kind != "attn"}
+    receivers = {n: place for n, place in receivers_of(model).items() if n.kind != "resid"}
+    return senders, receivers
+
+
+# ---- scores ---------------------------------------------------------------------------------------
+
+
+def edge_attribution(
+    model: Model,
+    experiments: Experiments,
+    *,
+    direction: str = "denoise",
+    metric: Any = "logit_diff",
+    steps: int = 1,
+) -> EdgeScores:
+    """Score every edge of the graph.
+
+    An edge's score estimates, to first order, how the metric changes when this edge alone carries what it carries
+    in the other run: the sum over positions of (the sender's output in the donor run - its output in the base run) .
+    (the metric's derivative with respect to the receiver's input).
+
+    Parameters
+    ----------
+    model, experiments, direction, metric
+        As for `nanopatch.sweep`, one direction and metric; the metric needs a derivative.
+    steps : int
+        1 takes the derivative on the base run (EAP). More take its mean over runs whose token embeddings
+        (`resid_pre` of block 0) lie on the straight line from the base run's to the donor's, at the middles of so
+        many equal steps (EAP-IG; Hanna, Pezzelle & Belinkov 2024, arXiv 2403.17806): a run and a backward pass each.
+
+    Raises
+    ------
+    NanopatchError
+        If prompts have different lengths, an argument is unknown, or the metric has no derivative.
+
+    Examples
+    --------
+    >>> import nanopatch
+    >>> model, michelle = nanopatch.load("nano"), nanopatch.experiments.MICHELLE
+    >>> scores = nanopatch.edge_attribution(model, michelle)
+    >>> len(scores.edges), str(scores.top(1)[0].receiver)
+    (479, 'logits')
+    """
+    if not isinstance(direction, str) or direction not in DIRECTIONS:
+        raise NanopatchError(f'unknown direction {direction!r}: "denoise" (clean into corrupted) or "noise"')
+    check_steps(steps)
+
+    def one(experiment: Experiment, number: int) -> dict[str, EdgeScores]:
+        case = equal_length_case(model, experiment, direction, metric, "edge attribution")
+        return {"": score_edges(model, experiment, case, steps)}
+
+    return over(experiments, one, mean_of_scores, lambda experiment: checked_columns(model, experiment))[""]
+
+
+def equal_length_case(model: Model, experiment: Experiment, direction: str, metric: Any, what: str) -> Case:
+    """One direction of an experiment, both runs recorded in full. NanopatchError unless the prompts have one length."""
+    (runs,) = run_both(model, experiment, 0, None, {"clean": None, "corrupted": None})
+    if any(i != j for i, j in runs.columns):
+        n_clean, n_corrupted = len(runs.tokens.clean), len(runs.tokens.corrupted)
+        raise NanopatchError(f"{what} needs prompts of one length; these have {n_clean} and {n_corrupted} tokens")
+    return make_case(model, runs, direction, [as_metric(metric)], None, lambda site: [])
+
+
+def checked_columns(model: Model, experiment: Experiment) -> list[Any]:
+    """Nothing that experiments must have in common: every sum is over positions. NanopatchError if one is not usable."""
+    experiment.columns(model)
+    return []
+
+
+def score_edges(model: Model, experiment: Experiment, case: Case, steps: int) -> EdgeScores:
+    """The scores of one experiment."""
+    base, metric = case.base, case.metrics[0]
+    senders, receivers = graph(model)
+    differences = np.array(
+        [
+            (written(model, s, case.donors(s.site)[0]) - written(model, s, getattr(base, s.site))).ravel()
+            for s in senders.values()
+        ],
+        np.float64,
+    )  # (n_senders, n_tokens * d_model)
+    scores = np.zeros((len(senders), len(receivers)))
+    for step in range(steps):
+        fraction = (step + 0.5) / steps
+        embedding = base.resid_pre[0] + fraction * (case.donors("resid_pre")[0][0] - base.resid_pre[0])
+        run = base if steps == 1 else record(model.steps_from(0, embedding))
+        d_logits = metric_gradient(metric, run.logits, case.target)
+        if steps == 1:
+            check_slope(metric, case.baseline[0], d_logits)
+        gradients = backward(model, run, d_logits)
+        for j, (receiver, place) in enumerate(receivers.items()):
+            scores[:, j] += differences @ input_gradient(model, run, gradients, receiver, place).ravel() / steps
+    for i, sender in enumerate(senders.values()):
+        scores[i, [not comes_after(receiver, [sender]) for receiver in receivers.values()]] = np.nan
+    return EdgeScores(
+        scores=scores,
+        senders=tuple(senders),
+        receivers=tuple(receivers),
+        direction=case.direction,
+        metric=metric.name,
+        steps=steps,
+        baseline_clean=case.values["clean"][0],
+        baseline_corrupted=case.values["corrupted"][0],
+        experiment=experiment,
+        source=model.source or Source("unnamed"),
+    )
+
+
+def input_gradient(model: Model, run: Run, gradients: Run, receiver: Node, place: Place) -> Array:
+    """Derivative with respect to the residual stream as one receiver alone reads it: (n_tokens, d_model)."""
+    layer = place.layer
+    if receiver.kind == "logits":
+        return np.asarray(gradients.resid_post[-1])
+    if place.head is None:
+        return np.asarray(gradients.mlp_in[layer])
+    # `gradients.q_input` is the sum over heads. This head's part of it goes through this head's q alone.
+    weight, _ = head_input(model, place.site, layer, place.head)  # (d_model, d_head)
+    d_normed = affine(getattr(gradients, place.site)[layer][:, place.head], weight.T)  # (n_tokens, d_model)
+    x, eps = getattr(run, f"{place.site}_input")[layer], model.config.layer_norm_epsilon
+    return layer_norm_backward(d_normed, x, model.h[layer].ln_1.weight, eps)
+
+
+# ---- circuits -------------------------------------------------------------------------------------
+
+
+def circuit(scores: EdgeScores, n: int, prune: bool = True) -> list[Edge]:
+    """The n edges of largest |score|, largest first. See `EdgeScores.top` for ties.
+
+    prune: leave out, as the literature does, edges that are on no path from the embedding to the logits. They carry
+    nothing, so the circuit's faithfulness is the same without them. There may be none left.
+
+    Examples
+    --------
+    >>> import nanopatch
+    >>> model, michelle = nanopatch.load("nano"), nanopatch.experiments.MICHELLE
+    >>> edges = nanopatch.circuit(nanopatch.edge_attribution(model, michelle, steps=5), 40)
+    >>> nanopatch.faithfulness(model, michelle, edges).normalised > 0.5
+    True
+    """
+    return scores.circuit(n, prune)
+
+
+def faithfulness(
+    model: Model, experiments: Experiments, edges: Iterable[Any], *, metric: Any = "logit_diff"
+) -> Faithfulness:
+    """Run the clean prompt with all edges but `edges` patched to the corrupted run, and measure.
+
+    Nothing is estimated. All three runs are measured as runs of the clean prompt, which only a metric that looks at
+    the prompt's own tokens (cross_entropy) can tell.
+
+    Parameters
+    ----------
+    model, experiments, metric
+        As for `nanopatch.sweep`, one metric. Of several experiments the result is the mean.
+    edges : list
+        Of `circuit`, or (sender, receiver) pairs of names or nodes. [] gives the corrupted run, every edge the
+        clean one.
+
+    Raises
+    ------
+    NanopatchError
+        If prompts have different lengths, or the model has no such edge.
+    """
+    pairs = edge_pairs(edges)
+
+    def one(experiment: Experiment, number: int) -> dict[str, Faithfulness]:
+        case = equal_length_case(model, experiment, "noise", metric, "faithfulness")  # the clean run is the base
+        runs = case.runs
+        assert runs.corrupted is not None
+        logits = circuit_logits(model, runs.clean.resid_pre[0], runs.corrupted, pairs)
+        measured = logits[:, case.answers][-1:] if case.answers else logits
+        value = Faithfulness(
+            metric=case.metrics[0].name,
+            value=case.measure(measured)[0],
+            baseline_clean=case.values["clean"][0],
+            baseline_corrupted=case.values["corrupted"][0],
+            rounding=case.rounding,
+            n_edges=len(pairs),
+        )
+        return {"": value}
+
+    return over(experiments, one, mean_of_faithfulness, lambda experiment: checked_columns(model, experiment))[""]
+
+
+def edge_pairs(edges: Any) -> list[tuple[Node, Node]]:
+    """Edges as (sender, receiver) pairs of nodes, each once. NanopatchError for other things."""
+    edges = list(edges) if np.iterable(edges) else [edges]
+    for edge in edges:
+        if not isinstance(edge, (tuple, list)) or isinstance(edge, Node) or len(edge) < 2:
+            raise NanopatchError(f"edges are (sender, receiver) pairs, as `circuit` gives them, not {edge!r:.60}")
+    return list(dict.fromkeys((node(edge[0]), node(edge[1])) for edge in edges))
+
+
+def circuit_logits(model: Model, embedding: Array, corrupted: Run, edges: Sequence[tuple[Node, Node]]) -> Array:
+    """Logits (n_tokens, n_vocab) of a run in which each receiver has an input of its own.
+
+    That input is the residual stream of the corrupted run, plus the change of what each sender writes that has an
+    edge to it: what it writes in this run, less what it writes in the corrupted run. embedding: the token embeddings
+    of this run, (n_tokens, d_model). corrupted: a full record.
+    """
+    senders, receivers = graph(model)
+    feeding: dict[Node, list[Node]] = {receiver: [] for receiver in receivers}
+    for sender, receiver in edges:
+        known = sender in senders and receiver in receivers
+        if not known or not comes_after(receivers[receiver], [senders[sender]]):
+            raise NanopatchError(
+                f"no edge goes from {str(sender)!r} to {str(receiver)!r}; senders are {listing(senders)}; receivers "
+                f"are {listing(receivers)}; and a receiver comes after its sender"
+            )
+        feeding[receiver].append(sender)
+    changes = {Node("embed"): embedding - corrupted.resid_pre[0]}  # {sender: (n_tokens, d_model)}
+
+    def input_of(receiver: Node, stream: Array) -> Array:
+        return np.asarray(stream + sum(changes[sender] for sender in feeding[receiver]))
+
+    heads, eps = range(model.n_head), model.config.layer_norm_epsilon
+    for layer, block in enumerate(model.h):
+        # Every reading is assigned to, so nothing reads the residual stream that goes into the block.
+        stream = corrupted.resid_pre[layer]  # (n_tokens, d_model)
+        for site in model.block_steps(layer, stream, sites=("q", "k", "v", "z", "mlp_in", "mlp_out")):
+            if site.name in ("q", "k", "v"):
+                for head in heads:
+                    normed = layer_norm(input_of(Node(site.name, layer, head), stream), *block.ln_1, eps)
+                    site.array[:, head] = affine(normed, *head_input(model, site.name, layer, head))
+            elif site.name == "z":
+                for head in heads:
+                    change = site.array[:, head] - corrupted.z[layer][:, head]  # (n_tokens, d_head)
+                    changes[Node("head", layer, head)] = head_output(model, change, layer, head)
+            elif site.name == "mlp_in":
+                site.array = input_of(Node("mlp", layer), corrupted.resid_mid[layer])
+            elif site.name == "mlp_out":
+                changes[Node("mlp", layer)] = site.array - corrupted.mlp_out[layer]
+    return model.unembed(input_of(Node("logits"), corrupted.resid_post[-1]))

@@ -1,0 +1,58 @@
+"""Which tokens of a prompt a metric depends on: derivatives with respect to their embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..errors import NanopatchError
+from ..experiments.experiment import Experiment
+from ..experiments.metrics import Target, as_metric, check_slope, measure, metric_gradient, top_tokens
+from ..model.backward import backward
+from ..model.gpt2 import Model
+from ..results.saliency import Saliency
+from ..types import Prompt
+
+
+def saliency(model: Model, prompt: Prompt | Experiment, *, metric: Any = "logit_diff") -> Saliency:
+    """The metric's derivative with respect to the embedding of each token of a prompt.
+
+    Any other array's gradient x activation comes from the same record: `run.z * model.backward(run, d_logits).z`.
+
+    Parameters
+    ----------
+    model : Model
+    prompt : Experiment, str, or token ids
+        Of an experiment, the clean prompt runs. Of a prompt, the likeliest next token is the answer and the second
+        likeliest the wrong answer.
+    metric : str, Metric or callable
+        As for `nanopatch.sweep`; it needs a derivative.
+
+    Examples
+    --------
+    >>> import nanopatch
+    >>> result = nanopatch.saliency(nanopatch.load("nano"), nanopatch.experiments.MICHELLE)
+    >>> result.tokens[result.norm.argmax()]
+    ' Jones'
+    """
+    if isinstance(prompt, Experiment):
+        given = prompt.tokens(model)
+        tokens, answers = given.clean, (given.answer, given.wrong_answer)
+    else:
+        tokens, answers = model.tokenize(prompt), None
+    if tokens.ndim != 1:
+        raise NanopatchError(f"saliency is of one prompt, not of a batch of {len(tokens)}")
+    measured, run = as_metric(metric), model.run(tokens)
+    if answers is None:
+        (answer, _), (wrong_answer, _) = top_tokens(run.logits[-1], 2)
+        answers = answer, wrong_answer
+    target = Target(*answers, tokens, run.logits[-1])
+    (value,) = measure([measured], run.logits, target)
+    d_logits = metric_gradient(measured, run.logits, target)
+    check_slope(measured, value, d_logits)
+    gradient = backward(model, run, d_logits, "resid_pre").resid_pre[0].astype(float)
+    product = (gradient * model.wte[tokens]).sum(axis=-1)  # (n_tokens,)
+    return Saliency(
+        tuple(model.token_strings(tokens)), measured.name, value, np.linalg.norm(gradient, axis=-1), product
+    )

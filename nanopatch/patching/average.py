@@ -1,0 +1,87 @@
+"""One experiment or many: over many, the mean and its standard error.
+
+One pair of prompts shows what happens in one prompt. The mean over pairs that differ in names and places shows what
+belongs to the task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, Union
+
+from ..errors import NanopatchError
+from ..experiments.align import Columns
+from ..experiments.experiment import Experiment
+from ..experiments.pairs import PairFile
+from .progress import progress
+
+#: One experiment, a list of them, or what `nanopatch.read_pairs` returns.
+Experiments = Union[Experiment, Sequence[Experiment], PairFile]
+T = TypeVar("T")
+Skipped = list[tuple[str, str]]
+
+
+def over(
+    experiments: Experiments,
+    one: Callable[[Experiment, int], dict[Any, T]],
+    mean: Callable[[Sequence[T], Skipped], T],
+    structure: Callable[[Experiment], Columns],
+) -> dict[Any, T]:
+    """The results of one experiment, or the means of those of many.
+
+    one: (experiment, its number) -> results by any key. mean: (results, skipped) -> a result. structure: the columns
+    that experiments must have in common to be averaged.
+    """
+    if isinstance(experiments, Experiment):
+        return one(experiments, 0)
+    used, skipped = usable(experiments, structure)
+    results = [one(experiment, number) for number, experiment in enumerate(progress(used, "pairs"))]
+    return {key: mean([result[key] for result in results], skipped) for key in results[0]}
+
+
+def usable(experiments: Experiments, structure: Callable[[Experiment], Columns]) -> tuple[list[Experiment], Skipped]:
+    """Which experiments can be averaged, and (where, reason) of the others.
+
+    An experiment is left out if it cannot be used, or if its columns differ from the first usable one's. Raises
+    NanopatchError if none is left.
+    """
+    if isinstance(experiments, PairFile):
+        numbered = list(experiments.numbered)
+    else:
+        given = [experiments] if isinstance(experiments, Experiment) else list(experiments)
+        numbered = [(f"pair {number}", experiment, None) for number, experiment in enumerate(given)]
+    used: list[Experiment] = []
+    skipped: Skipped = []
+    standard: tuple[str, Columns] = ("", [])  # of the first that can be used: where that is, and its columns
+    for where, experiment, reason in numbered:
+        try:
+            if experiment is None:
+                raise NanopatchError(reason)
+            if not isinstance(experiment, Experiment):
+                raise NanopatchError(f"not an Experiment: {experiment!r:.60}")
+            columns = structure(experiment)
+            if used and columns != standard[1]:
+                raise NanopatchError(_difference(columns, *standard))
+        except NanopatchError as error:
+            skipped.append((where, str(error)))
+            continue
+        if not used:
+            standard = where, columns
+        used.append(experiment)
+    if not used:
+        if not skipped:
+            raise NanopatchError("there are no pairs: give at least one Experiment")
+        more = f" (and {len(skipped) - 1} more)" if len(skipped) > 1 else ""
+        raise NanopatchError(f"no pair can be used; {skipped[0][0]}{more}: {skipped[0][1]}")
+    return used, skipped
+
+
+def _difference(columns: Columns, where: str, standard: Columns) -> str:
+    """Why a pair with these columns cannot be averaged with the pair at `where`."""
+    ours, theirs = ([sum(pair[side] is not None for pair in pairs) for side in (0, 1)] for pairs in (columns, standard))
+    if ours == theirs:
+        return f"its tokens are aligned in another way than those of {where}, so they cannot be averaged"
+    return (
+        f"its prompts have {ours[0]} and {ours[1]} tokens, those of {where} have {theirs[0]} and {theirs[1]}, so they "
+        "cannot be averaged"
+    )

@@ -1,0 +1,234 @@
+"""The two sides of a patch: the base run, which is patched into, and the donors, what is put in.
+
+Base and donor are the two prompts of an experiment, in either direction. Or a corruption takes the place of the
+second prompt: noise makes a corrupted run of the clean one; zero, a mean or a resample are donors without a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import NanopatchError
+from ..experiments.align import Columns
+from ..experiments.corruption import ABLATIONS, Corruption, Mean, Noise, Resample
+from ..experiments.experiment import Experiment, ExperimentTokens
+from ..experiments.metrics import Metric, Target, measure
+from ..model.generation import random_generator
+from ..model.gpt2 import Model
+from ..model.sites import ATTENTION_SITES, Run, record
+from ..results.sweep import DIRECTIONS
+from ..types import Array, Sites
+
+
+class Runs(NamedTuple):
+    """The unpatched runs of one experiment. corrupted: None where values are put in that no run has."""
+
+    tokens: ExperimentTokens
+    columns: Columns
+    clean: Run
+    corrupted: Run | None
+
+
+class Case(NamedTuple):
+    """One direction of one experiment: everything that is known before the first patch.
+
+    base: the record of the run patched into, and its logits (those that some metric needs). partners: for each
+    column, the position in the base run and in the donor. donors: site -> the arrays that may be put in, each shaped
+    as the base's own, (n_layer, ...). values: of every metric, of the unpatched runs, by "clean" and "corrupted".
+    """
+
+    runs: Runs
+    direction: str
+    base: Run
+    base_logits: Array
+    partners: Columns
+    donors: Callable[[str], list[Array]]
+    rows: list[int | None]  # the base run's position at each column, None where both sides hold the same
+    own_rows: list[int | None]  # the same for what depends on its own token alone
+    metrics: list[Metric]
+    target: Target
+    values: dict[str, list[float]]
+    rounding: float
+
+    @property
+    def baseline(self) -> list[float]:
+        return self.values[DIRECTIONS[self.direction][0]]
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.base.resid_pre.shape[1])
+
+    @property
+    def answers(self) -> list[int] | None:
+        """The token ids whose logits are enough for all metrics; None for the whole vocabulary."""
+        return answers_of(self.metrics, self.runs.tokens)
+
+    @property
+    def last_only(self) -> bool:
+        """Whether the logits of the last position are enough for all metrics."""
+        return all(metric.needs != "all" for metric in self.metrics)
+
+    def measure(self, logits: Array) -> list[float]:
+        return measure(self.metrics, logits, self.target, answers_only=self.answers is not None)
+
+
+def run_both(
+    model: Model, experiment: Experiment, number: int, corruption: Corruption | None, sites: dict[str, Sites]
+) -> Iterator[Runs]:
+    """The unpatched runs of an experiment; with noise, one after the other for each seed.
+
+    number: of the experiment among many, so that each draws noise of its own. sites: what the clean and the
+    corrupted run record.
+    """
+    tokens = experiment.tokens(model)
+    clean = model.run(tokens.clean, sites=sites["clean"])
+    if corruption is None:
+        yield Runs(tokens, experiment.columns(model), clean, model.run(tokens.corrupted, sites=sites["corrupted"]))
+        return
+    columns = [(position, position) for position in range(len(tokens.clean))]
+    if not isinstance(corruption, Noise):
+        yield Runs(tokens, columns, clean, None)
+        return
+    positions = list(corruption.positions)
+    if not 0 <= positions[0] <= positions[-1] < len(columns):
+        raise NanopatchError(f"noise at positions {positions}: give positions of the prompt, 0 to {len(columns) - 1}")
+    for seed in corruption.seeds:
+        random = generator(seed, number)
+        resid = model.embed(tokens.clean)
+        noise = random.normal(0, corruption.sigma * float(model.wte.std()), (len(positions), model.d_model))
+        resid[positions] += noise.astype(model.dtype)
+        noisy = record(model.steps_from(0, resid, sites=sites["corrupted"]), sites=sites["corrupted"])
+        noisy.tokens, noisy.model = clean.tokens, model
+        yield Runs(tokens, columns, clean, noisy)
+
+
+def generator(seed: int, number: int) -> np.random.Generator:
+    """The random generator of one experiment among many; of the first it is the seed's own."""
+    random_generator(seed)  # its checks
+    return np.random.default_rng([seed, number])
+
+
+def make_case(
+    model: Model,
+    runs: Runs,
+    direction: str,
+    metrics: list[Metric],
+    corruption: Corruption | None,
+    replacements: Callable[[str], list[Array]],
+) -> Case:
+    """One direction of an experiment that has been run. replacements: of an ablation, see `replacement_of`."""
+    by_name = {"clean": runs.clean} | ({"corrupted": runs.corrupted} if runs.corrupted else {})
+    base_name, donor_name = DIRECTIONS[direction]
+    base = by_name[base_name]
+    answers, every = answers_of(metrics, runs.tokens), any(metric.needs == "all" for metric in metrics)
+    if every and len(runs.tokens.clean) != len(runs.tokens.corrupted) and corruption is None:
+        raise NanopatchError(
+            "a metric of all positions needs prompts of one length: these have "
+            f"{len(runs.tokens.clean)} and {len(runs.tokens.corrupted)} tokens"
+        )
+    # Of the unpatched runs, as of the patched ones, no more logits are computed than some metric needs.
+    logits = {n: model.unembed(run.resid_post[-1][0 if every else -1 :], answers) for n, run in by_name.items()}
+    # Every run is measured as the base run is: a metric that looks at the prompt looks at the base run's tokens.
+    assert base.tokens is not None
+    target = Target(runs.tokens.answer, runs.tokens.wrong_answer, base.tokens, None if answers else logits["clean"][-1])
+    partners = [pair[::-1] if direction == "denoise" else pair for pair in runs.columns]
+
+    if isinstance(corruption, ABLATIONS):
+        rows: list[int | None] = list(range(len(base.tokens)))
+        own_rows, donors = rows, replacements
+    else:
+        donor = by_name[donor_name]
+        rows, own_rows = differing_rows(base, donor, partners)
+
+        def donors(site: str) -> list[Array]:
+            return [transplant(getattr(base, site), getattr(donor, site), partners, site)]
+
+    return Case(
+        runs=runs,
+        direction=direction,
+        base=base,
+        base_logits=logits[base_name],
+        partners=partners,
+        donors=donors,
+        rows=rows,
+        own_rows=own_rows,
+        metrics=metrics,
+        target=target,
+        values={name: measure(metrics, of_run, target, answers is not None) for name, of_run in logits.items()},
+        rounding=rounding(model, *logits.values()),
+    )
+
+
+def answers_of(metrics: Sequence[Metric], tokens: ExperimentTokens) -> list[int] | None:
+    return [tokens.answer, tokens.wrong_answer] if all(m.needs == "answers" for m in metrics) else None
+
+
+def rounding(model: Model, *logits: Array) -> float:
+    """How far apart metrics of such logits may be by rounding alone: baselines closer than this are equal."""
+    return float(np.finfo(model.dtype).eps * 100 * max(np.abs(array[-1]).max() for array in logits))
+
+
+# ---- what is put in -------------------------------------------------------------------------------
+
+
+def transplant(base: Array, donor: Array, partners: Columns, site: str) -> Array:
+    """What a patch copies, shaped as `base`: at each position that has a partner, what `donor` holds there.
+
+    base, donor: one site's arrays of both runs, layer axis first.
+    """
+    if all(i == j for i, j in partners):
+        return donor
+    if site in ATTENTION_SITES:
+        raise NanopatchError(f"{site} of prompts whose tokens are shifted has no common positions: patch z instead")
+    moved = base.copy()
+    for i, j in partners:
+        if i is not None and j is not None:
+            moved[:, i] = donor[:, j]
+    return moved
+
+
+def replacement_of(
+    model: Model, site: str, clean: Run, corruption: Corruption | None, prepend_bos: bool
+) -> list[Array]:
+    """What an ablation puts in place of the clean run's own arrays: arrays like them, of which each cell draws one."""
+    own = getattr(clean, site)  # (n_layer, ...)
+    if not isinstance(corruption, (Mean, Resample)):
+        return [np.where(np.isneginf(own), own, np.zeros_like(own))]  # what is masked in scores stays masked
+    if not corruption.prompts:
+        raise NanopatchError("prompts=(): give at least one prompt to take activations from")
+    arrays = [getattr(model.run(p, prepend_bos=prepend_bos, sites=site), site) for p in corruption.prompts]
+    if isinstance(corruption, Mean) and not corruption.per_position:
+        if site in ATTENTION_SITES:
+            raise NanopatchError(f"{site} has no mean over positions: use per_position=True")
+        mean = np.mean([array.mean(axis=1) for array in arrays], axis=0, dtype=np.float64)  # without positions
+        return [np.broadcast_to(mean[:, None], own.shape).astype(model.dtype)]
+    for number, array in enumerate(arrays):
+        if array.shape != own.shape:
+            n_tokens, wanted = (a.shape[3 if site in ATTENTION_SITES else 1] for a in (array, own))
+            hint = ", or per_position=False" if isinstance(corruption, Mean) else ""
+            raise NanopatchError(
+                f"prompt {number} has {n_tokens} tokens, the clean prompt {wanted}: use prompts of its length{hint}"
+            )
+    if isinstance(corruption, Resample):
+        return arrays
+    return [np.mean(arrays, axis=0, dtype=np.float64).astype(model.dtype)]
+
+
+# ---- where the two sides differ -------------------------------------------------------------------
+
+
+def differing_rows(base: Run, donor: Run, partners: Columns) -> tuple[list[int | None], list[int | None]]:
+    """The base run's position at each column, or None where both sides hold the same: (anywhere, before attention).
+
+    Attention looks backwards only, so before the first difference nothing differs. And before the attention of
+    block 0 a position depends on its own token alone, so there nothing differs but where that does.
+    """
+    embeddings, donated = base.resid_pre[0], donor.resid_pre[0]  # (n_tokens, d_model) each
+    differs = [i is None or j is None or bool((embeddings[i] != donated[j]).any()) for i, j in partners]
+    first = differs.index(True) if True in differs else len(partners)
+    first_position = sum(i is not None for i, _ in partners[:first])
+    rows = [i if i is not None and j is not None and i >= first_position else None for i, j in partners]
+    return rows, [i if differ else None for i, differ in zip(rows, differs, strict=True)]

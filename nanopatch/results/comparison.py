@@ -1,0 +1,102 @@
+"""An estimate beside exact patching, cell by cell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from ..errors import NanopatchError
+from ..types import Array
+from . import plot
+from .base import Arrays, Header, Result
+from .sweep import Sweep
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+class Comparison(Result):
+    """An estimate beside exact patching of the same question.
+
+    Attributes
+    ----------
+    exact, estimate : Sweep
+        The two; NanopatchError unless they are of the same prompts, site, axes, direction and metric.
+    correlation : float
+        Pearson's, over the cells that both have; NaN if one of them is constant.
+    slope : float
+        Of the least-squares line of the estimate over the exact values: 1 where the estimate has the right size.
+    """
+
+    kind: ClassVar[str] = "comparison"
+
+    def __init__(self, exact: Sweep, estimate: Sweep) -> None:
+        asked = []
+        for s in (exact, estimate):
+            if not isinstance(s, Sweep):
+                raise NanopatchError(f"a comparison takes two sweeps, of one site, direction and metric; not {s!r:.60}")
+            what = (s.experiment.to_dict(), s.site, s.axes, s.pieces, s.direction, s.metric, s.corruption, s.n_pairs)
+            asked.append(what)
+        if asked[0] != asked[1]:
+            raise NanopatchError("an estimate is compared with a sweep of the same prompts, site, axes and metric")
+        self.exact, self.estimate = exact, estimate
+        self.cells = np.argwhere(np.isfinite(exact.grid) & np.isfinite(estimate.grid))
+        if not len(self.cells):
+            raise NanopatchError("the sweep and its estimate have no cell in which both are numbers")
+        x, y = (values - values.mean() for values in self.values)
+        size, other_size = np.linalg.norm(x), np.linalg.norm(y)
+        self.correlation = float(x @ y / (size * other_size)) if size and other_size else np.nan
+        self.slope = float(x @ y / size**2) if size else np.nan
+
+    @property
+    def values(self) -> tuple[Array, Array]:
+        """Both grids' values, flat, in the order of `cells`."""
+        where = tuple(self.cells.T)
+        return self.exact.grid[where], self.estimate.grid[where]
+
+    def worst(self, n: int = 3) -> list[tuple[str, float, float]]:
+        """The n cells in which they differ most: [(label, exact, estimate)], in units of the metric."""
+        x, y = self.values
+        order = np.argsort(-np.abs(x - y), kind="stable")[:n]
+        return [(self._label(self.cells[i]), float(x[i]), float(y[i])) for i in order]
+
+    def _label(self, cell: Array) -> str:
+        return ", ".join(f"{axis} {self.exact.labels(axis)[i]}" for axis, i in zip(self.exact.axes, cell, strict=True))
+
+    def __repr__(self) -> str:
+        return f"<Comparison: {self.estimate.title}; correlation {self.correlation:.3f}, slope {self.slope:.2f}>"
+
+    def __str__(self) -> str:
+        lines = [
+            self.estimate.title,
+            f"correlation with exact patching {self.correlation:.3f}, slope {self.slope:.2f}",
+            *(f"  {label}: exact {x:.2f}, estimated {y:.2f}" for label, x, y in self.worst()),
+        ]
+        return "\n".join(lines)
+
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """A scatter of estimate against exact, with the identity line and the worst cells named."""
+        return plot.figure_of(plot.scatter(self, ax))
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """One dict a patch: the exact sweep's row, and under "estimate" the estimated metric."""
+        metric = self.exact.metric
+        both = zip(self.exact.to_rows(), self.estimate.to_rows(), strict=True)
+        return [{**exact, "estimate": estimate[metric]} for exact, estimate in both]
+
+    def _pack(self) -> tuple[Header, Arrays]:
+        header, arrays = {}, {}
+        for name in ("exact", "estimate"):
+            header[name], own = getattr(self, name)._pack()
+            arrays |= {f"{name}/{key}": array for key, array in own.items()}
+        return header, arrays
+
+    @classmethod
+    def _unpack(cls, header: Header, arrays: Arrays) -> Comparison:
+        sweeps = []
+        for name in ("exact", "estimate"):
+            own = {key.removeprefix(f"{name}/"): a for key, a in arrays.items() if key.startswith(f"{name}/")}
+            sweeps.append(Sweep._unpack(header[name] | {"format": header["format"]}, own))
+        return cls(*sweeps)

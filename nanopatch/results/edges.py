@@ -1,0 +1,227 @@
+"""Scores of the edges between the nodes of a model, and the circuits made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from ..errors import NanopatchError
+from ..experiments.experiment import Experiment
+from ..files import Source, write_whole
+from ..model.graph import Node, node
+from ..types import Array, PathLike
+from . import graph_plot, plot
+from .base import Arrays, Header, Result
+from .sweep import DIRECTIONS, standard_error
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+class Edge(NamedTuple):
+    """From what one node writes to one input of another, and its score."""
+
+    sender: Node
+    receiver: Node
+    score: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class EdgeScores(Result):
+    """The score of every edge, and what it is a score of.
+
+    Attributes
+    ----------
+    scores : ndarray
+        (n_senders, n_receivers), float64; NaN where there is no edge, the receiver not coming after the sender.
+    senders, receivers : tuple of Node
+        In the order of the run.
+    direction, metric, experiment, source, n_pairs, skipped
+        As of a `Sweep`.
+    steps : int
+        1 for EAP, more for EAP-IG.
+    baseline_clean, baseline_corrupted : float
+        The metric of the two unpatched runs.
+    standard_error : ndarray or None
+        Of the mean over experiments, like `scores`; None for one experiment.
+    """
+
+    kind: ClassVar[str] = "edges"
+
+    scores: Array
+    senders: tuple[Node, ...]
+    receivers: tuple[Node, ...]
+    direction: str
+    metric: str
+    steps: int
+    baseline_clean: float
+    baseline_corrupted: float
+    experiment: Experiment
+    source: Source
+    n_pairs: int = 1
+    standard_error: Array | None = None
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def edges(self) -> list[Edge]:
+        """Every edge with its score, by sender, then by receiver."""
+        places = np.argwhere(np.isfinite(self.scores))
+        return [Edge(self.senders[i], self.receivers[j], float(self.scores[i, j])) for i, j in places]
+
+    def top(self, n: int) -> list[Edge]:
+        """The n edges of largest |score|, largest first; of equal ones, the first of `edges` first."""
+        edges = self.edges
+        if not isinstance(n, Integral) or not 1 <= n <= len(edges):
+            raise NanopatchError(f"n={n!r}: from 1 to {len(edges)} edges can be chosen")
+        return sorted(edges, key=lambda edge: -abs(edge.score))[:n]
+
+    def circuit(self, n: int, prune: bool = True) -> list[Edge]:
+        """The n edges of largest |score|, largest first; see `nanopatch.circuit`."""
+        edges = self.top(n)
+        while prune:
+            fed = {Node("embed")} | {edge.receiver.component for edge in edges}
+            read = {Node("logits")} | {edge.sender for edge in edges}
+            kept = [edge for edge in edges if edge.sender in fed and edge.receiver.component in read]
+            if len(kept) == len(edges):
+                break
+            edges = kept
+        return edges
+
+    @property
+    def title(self) -> str:
+        """What was scored, in one line."""
+        how = "EAP" if self.steps == 1 else f"EAP-IG, {self.steps} steps"
+        base, donor = DIRECTIONS[self.direction]
+        mean = f", mean of {self.n_pairs} pairs" if self.n_pairs > 1 else ""
+        return f"{how}: {self.metric}, {donor} patched into {base}, {self.source.name}{mean}"
+
+    def __repr__(self) -> str:
+        return f"<EdgeScores: {self.title}; {len(self.edges)} edges>"
+
+    def __str__(self) -> str:
+        lines = [f"{e.score:10.4f}  {e.sender} -> {e.receiver}" for e in self.top(min(20, len(self.edges)))]
+        return "\n".join([f"{self.title}; the largest of {len(self.edges)} edges", *lines])
+
+    # ---- pictures and files ---------------------------------------------------------------------
+
+    def plot(self, n: int = 30, ax: Axes | None = None) -> Figure:
+        """Draw the circuit of the best n edges (see `nanopatch.circuit`); returns the matplotlib Figure."""
+        edges = self.circuit(min(n, len(self.edges)))
+        drawn = ", ".join([f"{len(edges)} of {len(self.edges)} edges", *(f"widest {e.score:.3g}" for e in edges[:1])])
+        ax = graph_plot.draw_circuit(edges, ax)
+        ax.set_title(f"{self.title}\n{drawn}; red raises the metric, blue lowers it", fontsize=9)
+        return plot.figure_of(ax)
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """One dict an edge: sender, receiver, score."""
+        return [{"sender": str(e.sender), "receiver": str(e.receiver), "score": e.score} for e in self.edges]
+
+    def to_dot(self, n: int = 30) -> str:
+        """The circuit of the best n edges in the language of Graphviz, edges into heads labelled q, k or v."""
+        edges = self.circuit(min(n, len(self.edges)))
+        lines = ["digraph circuit {", "  rankdir=BT; node [shape=box];"]
+        for sender, receiver, score in edges:
+            width = graph_plot.width(score, edges)
+            look = f'color="{graph_plot.colour(score)}", penwidth={width:.3g}, tooltip="{score!r}"'
+            label = f', label="{receiver.kind}"' if receiver.component != receiver else ""
+            lines.append(f'  "{sender}" -> "{receiver.component}" [{look}{label}];')
+        return "\n".join([*lines, "}\n"])
+
+    def save(self, path: PathLike) -> None:
+        """As `Result.save`; .dot holds `to_dot()`."""
+        if str(path).lower().endswith(".dot"):
+            write_whole(path, self.to_dot().encode("utf-8"))
+        else:
+            super().save(path)
+
+    def _pack(self) -> tuple[Header, Arrays]:
+        header = {f.name: getattr(self, f.name) for f in fields(self)}
+        arrays = {name: a for name in ("scores", "standard_error") if (a := header.pop(name)) is not None}
+        for name in ("senders", "receivers"):
+            header[name] = [str(n) for n in header[name]]
+        header["experiment"] = self.experiment.to_dict()
+        header["source"] = {"name": self.source.name, "sha256": self.source.sha256}
+        return header, arrays
+
+    @classmethod
+    def _unpack(cls, header: Header, arrays: Arrays) -> EdgeScores:
+        del header["format"]
+        header |= {
+            "senders": tuple(map(node, header["senders"])),
+            "receivers": tuple(map(node, header["receivers"])),
+            "experiment": Experiment(**header["experiment"]),
+            "source": Source(header["source"]["name"], known_sha256=header["source"]["sha256"]),
+            "skipped": tuple(tuple(pair) for pair in header["skipped"]),
+        }
+        return cls(**header, **arrays)
+
+
+def mean_of_scores(results: Sequence[EdgeScores], skipped: Sequence[tuple[str, str]] = ()) -> EdgeScores:
+    """The mean over scores that differ in their experiment alone, with its standard error."""
+    scores = np.array([r.scores for r in results])  # (n_pairs, n_senders, n_receivers)
+    return replace(
+        results[0],
+        scores=scores.mean(axis=0),
+        standard_error=standard_error(scores),
+        baseline_clean=float(np.mean([r.baseline_clean for r in results])),
+        baseline_corrupted=float(np.mean([r.baseline_corrupted for r in results])),
+        n_pairs=len(results),
+        skipped=tuple(skipped),
+    )
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """The metric of a run in which only a circuit's edges carry the clean run, and of both whole runs.
+
+    Of several experiments the three are means; standard_error is then that of `value`.
+    """
+
+    metric: str
+    value: float
+    baseline_clean: float
+    baseline_corrupted: float
+    rounding: float
+    n_edges: int
+    n_pairs: int = 1
+    standard_error: float | None = None
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def normalised(self) -> float:
+        """0: as the corrupted run; 1: as the clean one; NaN where these two are equal."""
+        span = self.baseline_clean - self.baseline_corrupted
+        return (self.value - self.baseline_corrupted) / (span if abs(span) > self.rounding else math.nan)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"normalised": self.normalised}
+
+    def __str__(self) -> str:
+        mean = f", mean of {self.n_pairs} pairs" if self.n_pairs > 1 else ""
+        return (
+            f"{self.n_edges} edges: {self.metric} {self.value:.3f}, faithfulness {self.normalised:.3f} "
+            f"(clean {self.baseline_clean:.3f} is 1, corrupted {self.baseline_corrupted:.3f} is 0{mean})"
+        )
+
+
+def mean_of_faithfulness(results: Sequence[Faithfulness], skipped: Sequence[tuple[str, str]] = ()) -> Faithfulness:
+    """The mean over experiments, with the standard error of the value."""
+    values = np.array([[r.value, r.baseline_clean, r.baseline_corrupted] for r in results])  # (n_pairs, 3)
+    value, clean, corrupted = values.mean(axis=0).tolist()
+    error = standard_error(values[:, 0])
+    return replace(
+        results[0],
+        value=value,
+        baseline_clean=clean,
+        baseline_corrupted=corrupted,
+        rounding=max(r.rounding for r in results),
+        n_pairs=len(results),
+        standard_error=None if error is None else float(error),
+        skipped=tuple(skipped),
+    )

@@ -1,0 +1,62 @@
+"""Several sweeps of one question, side by side."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any, ClassVar, Union
+
+from . import plot
+from .base import Arrays, Header, Result
+from .sweep import Sweep
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Panels(dict[str, Union[Sweep, "Panels"]], Result):
+    """Sweeps by name: of several sites, directions or metrics. A panel may itself be `Panels`."""
+
+    kind: ClassVar[str] = "panels"
+
+    def plot(self, normalised: bool = True) -> Figure:
+        """Draw them side by side, panels inside panels as columns; returns the matplotlib Figure."""
+        return plot.panels_picture(self.columns(), normalised)
+
+    def __repr__(self) -> str:
+        return f"<Panels: {', '.join(self)}>"
+
+    def __str__(self) -> str:
+        return "\n\n".join(map(str, self.values()))
+
+    def columns(self) -> dict[str, dict[str, Sweep]]:
+        """The sweeps of each panel by name; of a panel that is one sweep, the name is empty."""
+        return {name: item.sweeps() if isinstance(item, Panels) else {"": item} for name, item in self.items()}
+
+    def sweeps(self) -> dict[str, Sweep]:
+        """All sweeps in it: {name, or "name name" for those of panels inside panels: sweep}."""
+        return {f"{n} {inner}".strip(): s for n, column in self.columns().items() for inner, s in column.items()}
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """One dict a patch. Metrics of the same patches share a row; otherwise the key "panel" tells sweeps apart."""
+        sweeps = self.sweeps()
+        tables = [sweep.to_rows() for sweep in sweeps.values()]
+        if len({(sweep.site, sweep.direction, sweep.axes) for sweep in sweeps.values()}) == 1:
+            return [dict(itertools.chain(*(row.items() for row in rows))) for rows in zip(*tables, strict=True)]
+        return [{"panel": name, **row} for name, table in zip(sweeps, tables, strict=True) for row in table]
+
+    def _pack(self) -> tuple[Header, Arrays]:
+        headers, arrays = {}, {}
+        for name, item in self.items():
+            header, own = item._pack()
+            headers[name] = {"kind": item.kind, **header}
+            arrays |= {f"{name}/{key}": array for key, array in own.items()}
+        return {"panels": headers}, arrays
+
+    @classmethod
+    def _unpack(cls, header: Header, arrays: Arrays) -> Panels:
+        panels = cls()
+        for name, own in header["panels"].items():
+            kind = Panels if own.pop("kind") == cls.kind else Sweep
+            inside = {key.removeprefix(f"{name}/"): a for key, a in arrays.items() if key.startswith(f"{name}/")}
+            panels[name] = kind._unpack(own | {"format": header["format"]}, inside)
+        return panels

@@ -1,0 +1,71 @@
+"""How a metric depends on each token of a prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..types import Array
+from . import plot
+from .base import Arrays, Header, Result, visible
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Saliency(Result):
+    """How a metric depends on each token's embedding; arrays are float64 (n_tokens,).
+
+    Attributes
+    ----------
+    tokens : tuple of str
+    metric : str
+    value : float
+        The metric of the run.
+    norm : ndarray
+        Length of the metric's derivative with respect to `resid_pre` of block 0 at each position (Simonyan et al.
+        2013, arXiv 1312.6034).
+    product : ndarray
+        That derivative times the token's embedding, summed ("gradient x input"; Shrikumar et al. 2016, arXiv
+        1605.01713).
+    """
+
+    kind: ClassVar[str] = "saliency"
+
+    tokens: tuple[str, ...]
+    metric: str
+    value: float
+    norm: Array
+    product: Array
+
+    def __repr__(self) -> str:
+        return f"<Saliency: {self.metric} {self.value:.3f}, {len(self.tokens)} tokens>"
+
+    def __str__(self) -> str:
+        margin = max(len(visible(token)) for token in self.tokens) + 5
+        lines = [f"{self.metric} {self.value:.3f}", f"{'':{margin}}      norm  gradient x embedding"]
+        for i, token in enumerate(self.tokens):
+            lines.append(f"{i:>3} {visible(token):{margin - 4}}{self.norm[i]:10.3f}{self.product[i]:22.3f}")
+        return "\n".join(lines)
+
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """Bars of gradient x embedding, one for each token; returns the matplotlib Figure."""
+        labels = [f"{i} {visible(token)}" for i, token in enumerate(self.tokens)]
+        ax = plot.bars(self.product, labels, ax)
+        ax.set_title(f"{self.metric} {self.value:.3f}: gradient x embedding of each token", fontsize=10)
+        return plot.figure_of(ax)
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """One dict a token: position, token, norm, product."""
+        both = zip(self.tokens, self.norm, self.product, strict=True)
+        return [dict(position=i, token=t, norm=float(n), product=float(p)) for i, (t, n, p) in enumerate(both)]
+
+    def _pack(self) -> tuple[Header, Arrays]:
+        header = {"tokens": self.tokens, "metric": self.metric, "value": self.value}
+        return header, {"norm": self.norm, "product": self.product}
+
+    @classmethod
+    def _unpack(cls, header: Header, arrays: Arrays) -> Saliency:
+        return cls(tuple(header["tokens"]), header["metric"], header["value"], arrays["norm"], arrays["product"])
