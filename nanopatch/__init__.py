@@ -25,44 +25,14 @@ from .results.sweep import Sweep
 
 __version__ = "0.1.0"
 
+# fmt: off
 __all__ = [
-    "Comparison",
-    "Config",
-    "EdgeScores",
-    "Experiment",
-    "Mean",
-    "Metric",
-    "Model",
-    "NanopatchError",
-    "Noise",
-    "Panels",
-    "Patch",
-    "Paths",
-    "Resample",
-    "Run",
-    "Saliency",
-    "Site",
-    "Sweep",
-    "Zero",
-    "ablate",
-    "attribute",
-    "circuit",
-    "compare",
-    "edge_attribution",
-    "experiments",
-    "faithfulness",
-    "generate",
-    "load",
-    "metrics",
-    "path_patch",
-    "read_pairs",
-    "record",
-    "saliency",
-    "sweep",
-    "tasks",
-    "trace",
-    "weight_gradients",
+    "Comparison", "Config", "EdgeScores", "Experiment", "Mean", "Metric", "Model", "NanopatchError", "Noise",
+    "Panels", "Patch", "Paths", "Resample", "Run", "Saliency", "Site", "Sweep", "Zero", "ablate", "attribute",
+    "circuit", "compare", "edge_attribution", "experiments", "faithfulness", "generate", "load", "metrics",
+    "path_patch", "read_pairs", "record", "saliency", "sweep", "tasks", "trace", "weight_gradients",
 ]
+# fmt: on
 
 
 def __dir__() -> list[str]:

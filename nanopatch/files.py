@@ -19,6 +19,9 @@ class Source:
     files: tuple[Path, ...] = ()
     known_sha256: str | None = field(default=None, repr=False)
 
+    def to_dict(self) -> dict[str, str | None]:
+        return {"name": self.name, "sha256": self.sha256}
+
     @functools.cached_property
     def sha256(self) -> str | None:
         """SHA-256 of the weight files, one after the other. Computed at the first use. None without files."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, ClassVar, Union
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -98,12 +98,12 @@ class Noise:
 
 
 #: None stands for the experiment's own corrupted prompt.
-Corruption = Union[Zero, Mean, Resample, Noise]
+Corruption = Zero | Mean | Resample | Noise
 #: Those that put values into the clean run. There is no corrupted run to patch into.
 ABLATIONS = (Zero, Mean, Resample)
 
 
-def to_dict(corruption: Corruption | None) -> dict[str, Any] | None:
+def to_dict(corruption: Any) -> dict[str, Any] | None:
     """Its kind and fields as JSON can hold them."""
     if corruption is None:
         return None
@@ -117,7 +117,7 @@ def from_dict(fields: dict[str, Any] | None) -> Corruption | None:
         return None
     kinds: dict[str, Any] = {kind.name: kind for kind in (*ABLATIONS, Noise)}
     rest = dict(fields)
-    return kinds[rest.pop("kind")](**rest)  # type: ignore[no-any-return]
+    return kinds[rest.pop("kind")](**rest)
 
 
 def _check_prompts(corruption: Mean | Resample) -> None:

@@ -10,7 +10,7 @@ import itertools
 import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Union
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -33,8 +33,8 @@ SITE_AXES: dict[str, tuple[str, ...]] = {
 #: The field of `Patch` that chooses entries of an axis. `positions` of scores and pattern are those of the queries.
 CHOICES = {"layer": "layers", "position": "positions", "query": "positions", "head": "heads", "neuron": "neurons"}
 
-#: One number, or a (layer, head) or (layer, neuron) pair.
-Item = Union[int, tuple[int, int]]
+#: A number; or a (layer, head) or (layer, neuron) pair of numbers.
+Item = Any
 #: {axis: for each entry, what is patched together there}.
 Pieces = dict[str, list[list[Item]]]
 
@@ -111,9 +111,7 @@ class Patch:
         for axis in {"head", "neuron"} & set(known):
             pairs = any(isinstance(number, tuple) for piece in pieces[axis] for number in piece)
             if pairs and ("layer" in axes or self.layers is not None):
-                raise NanopatchError(
-                    f"(layer, {axis}) pairs name their layers: give neither the axis layer nor layers="
-                )
+                raise NanopatchError(f"(layer, {axis}) pairs name their layers: leave out the axis layer, and layers=")
 
         windows = self.window if isinstance(self.window, Mapping) else {"layer": self.window}
         for axis, width in windows.items():
@@ -140,7 +138,7 @@ BETWEEN: dict[str, frozenset[str]] = {
 
 @dataclass(frozen=True)
 class Paths:
-    """What is patched in path patching: in each cell, the paths from a sender to a receiver. See `nanopatch.path_patch`.
+    """What path patching patches: in each cell, the paths from a sender to a receiver (see `nanopatch.path_patch`).
 
     senders, receivers: a name ("head 2.1", "logits"; see `nanopatch.model.graph`), the beginning of names, which means
     each of them ("head", "head 2", "q 3"), or a list of such. A list in the list is a group: its members are
@@ -157,15 +155,15 @@ class Paths:
         if self.between not in BETWEEN:
             raise NanopatchError(f"unknown between {self.between!r}: one of {', '.join(map(repr, BETWEEN))}")
 
-    def groups(self, what: str, known: Iterable[Node]) -> list[tuple[list[str], list[Node]]]:
+    def groups(self, what: str, known: Iterable[Node]) -> list[tuple[tuple[str, ...], list[Node]]]:
         """The senders, or the receivers, entry by entry: [(what was asked, nodes)]. known: all there are."""
         asked = getattr(self, f"{what}s")
-        entries: list[tuple[list[str], list[Node]]] = []
+        entries: list[tuple[tuple[str, ...], list[Node]]] = []
         for item in asked if isinstance(asked, (list, tuple)) and not isinstance(asked, Node) else [asked]:
             if isinstance(item, (list, tuple)) and not isinstance(item, Node):
-                entries.append((list(map(str, item)), [n for part in item for n in find_nodes(part, known, what)]))
+                entries.append((tuple(map(str, item)), [n for part in item for n in find_nodes(part, known, what)]))
             else:
-                entries += [([str(n)], [n]) for n in find_nodes(item, known, what)]
+                entries += [((str(n),), [n]) for n in find_nodes(item, known, what)]
         if not entries or not all(nodes for _, nodes in entries):
             raise NanopatchError(f"no {what} was given; {what}s are {listing(known)}")
         return entries
@@ -193,7 +191,7 @@ def _entries(chosen: Any, choice: str) -> list[Any]:
 
 def _piece(entry: Any, axis: str, choice: str, sizes: dict[str, int]) -> list[Item]:
     """One entry of an axis as a list of int, or of (layer, head) or (layer, neuron) pairs of int."""
-    items = [entry] if isinstance(entry, (numbers.Integral, tuple)) else _entries(entry, choice)
+    items: list[Any] = [entry] if isinstance(entry, (numbers.Integral, tuple)) else _entries(entry, choice)
     for item in items:
         pair = isinstance(item, tuple) and axis in ("head", "neuron")
         if not all(isinstance(n, numbers.Integral) for n in (item if pair else [item])) or (pair and len(item) != 2):
@@ -204,4 +202,4 @@ def _piece(entry: Any, axis: str, choice: str, sizes: dict[str, int]) -> list[It
         if not 0 <= number < sizes[axis] or not 0 <= layer < sizes["layer"]:
             layers = f" of the layers 0 to {sizes['layer'] - 1}" if pair else ""
             raise NanopatchError(f"{axis} {item} does not exist: there are 0 to {sizes[axis] - 1}{layers}")
-    return [tuple(map(int, item)) if isinstance(item, tuple) else int(item) for item in items]  # type: ignore[misc]
+    return [tuple(map(int, item)) if isinstance(item, tuple) else int(item) for item in items]

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from ..model.layers import softmax
 from ..types import Array
 from .experiment import Experiment
 from .metrics import LogitsFunction
+
+if TYPE_CHECKING:
+    from random import Random
 
 # fmt: off
 NAMES = [
@@ -123,7 +126,7 @@ def indirect_object(
         raise NanopatchError(
             f'unknown corruption {corruption!r}: give "swap" (of the giver) or "ABC" (three other names)'
         )
-    rng = random.Random(seed)
+    rng = _random(seed)
     roles, pairs = ("first", "second", "giver"), []
     for _ in range(_check_n(n)):
         receiver, giver, *others = rng.sample(NAMES, 5)
@@ -188,7 +191,7 @@ def induction(
     vocabulary = sorted({int(token) for token in vocabulary})
     if not 2 <= length < len(vocabulary):
         raise NanopatchError(f"length is {length}: give 2 to {len(vocabulary) - 1}, or a vocabulary of more tokens")
-    rng = random.Random(seed)
+    rng = _random(seed)
     after = length // 2  # the position of B; A stands before it
     pairs = []
     for _ in range(_check_n(n)):
@@ -234,7 +237,7 @@ def capitals(
     """
     couples = list(itertools.permutations(CAPITALS, 2))
     pairs = []
-    for couple in random.Random(seed).sample(couples, _check_n(n, len(couples))):
+    for couple in _random(seed).sample(couples, _check_n(n, len(couples))):
         clean, corrupted = (_fill(template, {"country": country}, ("country",)) for country in couple)
         answer, wrong_answer = (f" {CAPITALS[country]}" for country in couple)
         pairs.append(Experiment(clean, corrupted, answer, wrong_answer, prepend_bos))
@@ -285,7 +288,7 @@ def greater_than(n: int = 20, year: int | None = None, *, seed: int = 0, prepend
     """
     if year is not None and not 2 <= year <= 98:
         raise NanopatchError(f"year is {year}: give the last two digits, from 2 to 98")
-    rng = random.Random(seed)
+    rng = _random(seed)
     years = range(2, 99) if year is None else [year]
     starts = [(century, y) for century in range(11, 18) for y in years if _is_two_tokens(century, y)]
     pairs = []
@@ -390,3 +393,10 @@ def _is_two_tokens(century: int, year: int) -> bool:
     """Whether GPT-2 reads the year after a space as two tokens of two digits. It does not read 1125 so."""
     halves = tokenizer.encode(f" {century}") + tokenizer.encode(f"{year:02}")
     return tokenizer.encode(f" {century}{year:02}") == halves
+
+
+def _random(seed: int) -> Random:
+    """Python's random generator of a seed."""
+    import random  # loads OpenSSL, which is larger than this library
+
+    return random.Random(seed)

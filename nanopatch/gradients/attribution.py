@@ -103,7 +103,7 @@ class Estimating(NamedTuple):
         sites = {site for grid in cells for site in grid.sites}
         means: dict[tuple[str, int, int], list[Array]] = {}  # {(site, layer, draw): each metric's mean derivative}
         of_metric = []  # [[(n_patches,) of each grid] of each metric]
-        for i, metric in enumerate(case.metrics):
+        for i in range(len(case.metrics)):
             gradient = base_gradient(model, case, i, sites) if self.steps == 1 else None
             estimates = []
             for grid in cells:
@@ -118,7 +118,7 @@ class Estimating(NamedTuple):
                             if key not in means:
                                 means[key] = mean_gradients(model, case, edit, self.steps)
                             slope = means[key][i]
-                        at = edit.index()
+                        at = edit.where()
                         estimate += (change(case.base, edit, at).astype(np.float64) * slope[at]).sum()
                     numbers.append(estimate)
                 estimates.append(np.array(numbers, np.float64))
@@ -151,7 +151,7 @@ def change(base: Run, edit: Edit, at: Any = ...) -> Array:
 
 
 def mean_gradients(model: Model, case: Case, edit: Edit, steps: int) -> list[Array]:
-    """Each metric's mean derivative at an edit's site and layer, on the line from the base run's array to the donor's."""
+    """Each metric's mean derivative with respect to an edit's array, on the line from the base run's to the donor's."""
     difference = change(case.base, edit)
     totals = [np.zeros(difference.shape) for _ in case.metrics]
     for step in range(steps):

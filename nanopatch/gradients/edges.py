@@ -113,7 +113,7 @@ def equal_length_case(model: Model, experiment: Experiment, direction: str, metr
 
 
 def checked_columns(model: Model, experiment: Experiment) -> list[Any]:
-    """Nothing that experiments must have in common: every sum is over positions. NanopatchError if one is not usable."""
+    """Experiments need nothing in common, for sums are over positions. NanopatchError if one cannot be used."""
     experiment.columns(model)
     return []
 

@@ -209,12 +209,12 @@ def weight_gradients(model: Model, run: Run, gradients: Run) -> dict[str, Array]
 
     >>> import nanopatch
     >>> import numpy as np
-    >>> from nanopatch.model.backward import named_weights, weight_gradients
+    >>> from nanopatch.model.backward import named_weights
     >>> model = nanopatch.load("nano")
     >>> run = model.run("Michelle Jones was a top-notch student. Michelle")
     >>> d_logits = np.zeros_like(run.logits)
     >>> d_logits[-1, model.tokenize(" Smith")] = 1
-    >>> gradients = weight_gradients(model, run, model.backward(run, d_logits))
+    >>> gradients = nanopatch.weight_gradients(model, run, model.backward(run, d_logits))
     >>> gradients["h.0.mlp.c_fc.weight"].shape
     (128, 512)
     >>> for name, weight in named_weights(model).items():

@@ -219,7 +219,7 @@ class Model:
         for segment in rows.segments:
             q_by_head, k_by_head, v_by_head = segment.by_head(q, k, v)  # (n_head, n_query or n_key, d_head) each
             scores = q_by_head * self._attention_scale(layer) @ np.swapaxes(k_by_head, -2, -1)
-            scores += causal_mask(*scores.shape[-2:], self.dtype)  # (n_head, n_query, n_key)
+            scores += causal_mask(scores.shape[-2], scores.shape[-1], self.dtype)  # (n_head, n_query, n_key)
             yield from hand_over("scores", scores, segment)
 
             pattern = softmax(scores)  # (n_head, n_query, n_key)

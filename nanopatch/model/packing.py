@@ -88,6 +88,6 @@ def causal_mask(n_query: int, n_key: int, dtype: np.dtype) -> Array:
     return np.triu(np.full((n_query, n_key), -np.inf, dtype), k=1 + n_key - n_query)
 
 
-def _by_head(*arrays: Array) -> tuple[Array, ...]:
+def _by_head(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
     """Head axis first, so that each head's matrices stand together; views, not copies."""
-    return tuple(np.swapaxes(array, -3, -2) for array in arrays)
+    return np.swapaxes(q, -3, -2), np.swapaxes(k, -3, -2), np.swapaxes(v, -3, -2)

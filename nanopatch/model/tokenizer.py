@@ -5,8 +5,6 @@ package. So nothing is downloaded and no cache folder is written. (tiktoken's ow
 same ranks at the first use.)
 """
 
-from __future__ import annotations
-
 import base64
 import functools
 import numbers
@@ -35,7 +33,7 @@ PIECES = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|
 
 
 @functools.cache
-def encoding() -> Encoding:
+def encoding() -> "Encoding":
     """The `tiktoken.Encoding` of GPT-2, built once per process from the shipped rank file."""
     import tiktoken
 

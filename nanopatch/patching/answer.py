@@ -11,7 +11,7 @@ import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from numbers import Integral
-from typing import Any, NamedTuple, Protocol, Union
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from .cells import Cells, cells_of_patch
 from .paths import PATH_SITES, cells_of_paths, no_path
 from .stack import Edit
 
-What = Union[str, Patch, Paths]
+What = str | Patch | Paths
 #: (values of each metric after each patch, (n_patches, n_metrics); whether a patch can change nothing, (n_patches,))
 Values = tuple[Array, Array]
 
@@ -40,7 +40,9 @@ Values = tuple[Array, Array]
 class Method(Protocol):
     """How the cells are got."""
 
-    steps: int | None  # as of a `Sweep`
+    @property
+    def steps(self) -> int | None:
+        """As of a `Sweep`."""
 
     def needs(self, sites: Iterable[str]) -> Sites:
         """What the base run must record, to be patched at `sites`."""
@@ -86,11 +88,11 @@ def answer(
     lists = [isinstance(given, (list, tuple)) for given in (site, direction, metric)]
     names = [list(question.whats), list(question.directions), [m.name for m in question.metrics]]
 
-    def arrange(key: tuple[str, ...]) -> Sweep | Panels:
+    def arrange(key: tuple[Any, ...]) -> Sweep | Panels:
         """The panels of everything whose key begins so."""
         axis = len(key)
         if axis == len(names):
-            return sweeps[key]  # type: ignore[index]
+            return sweeps[key]
         inside = {name: arrange((*key, name)) for name in names[axis]}
         return Panels(inside) if lists[axis] else inside[names[axis][0]]
 
@@ -102,19 +104,14 @@ def ask(
 ) -> Question:
     """The question that the arguments of `sweep` ask. NanopatchError for what is unknown, or said twice."""
     if corruption is not None and not isinstance(corruption, (*ABLATIONS, Noise)):
-        raise NanopatchError(
-            f"corruption={corruption!r:.60}: Zero(), Mean(...), Resample(...) or Noise(...) is expected"
-        )
+        raise NanopatchError(f"corruption={corruption!r:.60}: Zero(), Mean(), Resample() or Noise() is expected")
     ablation = isinstance(corruption, ABLATIONS)
-    directions = (
-        direction if isinstance(direction, (list, tuple)) else [direction or ("noise" if ablation else "denoise")]
-    )
-    sites = site if isinstance(site, (list, tuple)) else [site]
-    for argument in (sites, directions):
-        if not argument:
-            raise NanopatchError("a list of sites or directions needs at least one")
+    sites = as_list(site)
+    directions = as_list(("noise" if ablation else "denoise") if direction is None else direction)
+    if not sites or not directions:
+        raise NanopatchError("a list of sites or directions needs at least one")
     for name in directions:
-        if not isinstance(name, str) or name not in DIRECTIONS or list(directions).count(name) > 1:
+        if not isinstance(name, str) or name not in DIRECTIONS or directions.count(name) > 1:
             raise NanopatchError(
                 f'unknown direction {name!r}: "denoise" (clean into corrupted) or "noise", each at most once'
             )
@@ -134,6 +131,11 @@ def ask(
             raise NanopatchError(f"{name!r} is listed twice: each site, with its axes, at most once")
         whats[name] = described
     return Question(whats, tuple(directions), as_metrics(metric), corruption)
+
+
+def as_list(given: Any) -> list[Any]:
+    """What was given as a list, or one thing alone, as a list."""
+    return list(given) if isinstance(given, (list, tuple)) else [given]
 
 
 def answer_one(
@@ -157,7 +159,9 @@ def answer_one(
             case = make_case(model, runs, direction, question.metrics, corruption, replacements)
             resample = corruption if isinstance(corruption, Resample) else None
             cells = [
-                (cells_of_paths if isinstance(what, Paths) else cells_of_patch)(model, what, case, resample, number)  # type: ignore[operator]
+                cells_of_paths(model, what, case, resample, number)
+                if isinstance(what, Paths)
+                else cells_of_patch(model, what, case, resample, number)
                 for what in question.whats.values()
             ]
             values = method.values(model, case, cells)

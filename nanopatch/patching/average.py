@@ -7,7 +7,7 @@ belongs to the task.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, Union
+from typing import Any, TypeVar
 
 from ..errors import NanopatchError
 from ..experiments.align import Columns
@@ -16,7 +16,7 @@ from ..experiments.pairs import PairFile
 from .progress import progress
 
 #: One experiment, a list of them, or what `nanopatch.read_pairs` returns.
-Experiments = Union[Experiment, Sequence[Experiment], PairFile]
+Experiments = Experiment | Sequence[Experiment] | PairFile
 T = TypeVar("T")
 Skipped = list[tuple[str, str]]
 

@@ -88,7 +88,7 @@ def run_both(
     if corruption is None:
         yield Runs(tokens, experiment.columns(model), clean, model.run(tokens.corrupted, sites=sites["corrupted"]))
         return
-    columns = [(position, position) for position in range(len(tokens.clean))]
+    columns: Columns = [(position, position) for position in range(len(tokens.clean))]
     if not isinstance(corruption, Noise):
         yield Runs(tokens, columns, clean, None)
         return
@@ -203,7 +203,7 @@ def replacement_of(
     if isinstance(corruption, Mean) and not corruption.per_position:
         if site in ATTENTION_SITES:
             raise NanopatchError(f"{site} has no mean over positions: use per_position=True")
-        mean = np.mean([array.mean(axis=1) for array in arrays], axis=0, dtype=np.float64)  # without positions
+        mean = np.array([array.mean(axis=1) for array in arrays]).mean(axis=0, dtype=np.float64)  # without positions
         return [np.broadcast_to(mean[:, None], own.shape).astype(model.dtype)]
     for number, array in enumerate(arrays):
         if array.shape != own.shape:

@@ -14,7 +14,8 @@ The second run is a patch like any other; this module makes its assignments.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,8 @@ from .stack import Edit
 PATH_SITES = ("resid_pre", "q", "k", "v", "z", "attn_out", "resid_mid", "mlp_pre", "mlp_out", "resid_post")
 
 
-class PathCells(NamedTuple):
+@dataclass(frozen=True)
+class PathCells:
     """The cells of a matrix of senders and receivers, made one row after another: a row keeps all of step 1."""
 
     model: Model
@@ -43,7 +45,7 @@ class PathCells(NamedTuple):
     columns: list[list[Place]]
     draws: list[int]
 
-    def __iter__(self) -> Iterator[list[list[Edit]]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[list[list[Edit]]]:
         positions = [row for row in self.case.rows if row is not None]
         for number, senders in enumerate(progress(self.rows, "senders")):
             readings = replace_senders(self.model, self.case, senders, self.draws[number], self.between)
@@ -75,19 +77,15 @@ def cells_of_paths(model: Model, paths: Paths, case: Case, resample: Resample | 
     random = generator(resample.seed, number) if resample else None
     draws = [int(random.integers(len(case.donors("z")))) if random else 0 for _ in rows]
     places = PathCells(model, case, paths.between, [g for _, g in rows], [g for _, g in columns], draws)
-    pieces = {"sender": [asked for asked, _ in rows], "receiver": [asked for asked, _ in columns]}
+    pieces = {"sender": tuple(asked for asked, _ in rows), "receiver": tuple(asked for asked, _ in columns)}
     return Cells(pieces, {}, places, PATH_SITES)
 
 
 def no_path(cells: Cells) -> Array:
     """(n_senders, n_receivers): True where no receiver comes after its sender."""
     assert isinstance(cells.batches, PathCells)
-    return np.array(
-        [
-            [not any(comes_after(r, row) for r in column) for column in cells.batches.columns]
-            for row in cells.batches.rows
-        ]
-    )
+    rows, columns = cells.batches.rows, cells.batches.columns
+    return np.array([[not any(comes_after(r, row) for r in column) for column in columns] for row in rows])
 
 
 def replace_senders(

@@ -45,18 +45,18 @@ class Edit(NamedTuple):
     keys: Sequence[int] | None = None
     draw: int = 0
 
-    def index(self, offset: int = 0) -> tuple[Array, ...]:
+    def where(self, offset: int = 0) -> tuple[Array, ...]:
         """Where it writes, as an index into one run's array whose positions begin at `offset`."""
         rows = np.array(self.positions, int) - offset
         if self.site in ATTENTION_SITES:
             n_head, _, n_key = self.donor.shape
-            heads = range(n_head) if self.within is None else self.within
-            return np.ix_(heads, rows, range(n_key) if self.keys is None else self.keys)
-        return (rows,) if self.within is None else np.ix_(rows, self.within)
+            heads = np.arange(n_head) if self.within is None else np.array(self.within, int)
+            return np.ix_(heads, rows, np.arange(n_key) if self.keys is None else np.array(self.keys, int))
+        return (rows,) if self.within is None else np.ix_(rows, np.array(self.within, int))
 
     def assign(self, array: Array, offset: int) -> None:
         """The patch itself: assign into one run's array whose positions begin at `offset`."""
-        array[self.index(offset)] = self.donor[self.index()]
+        array[self.where(offset)] = self.donor[self.where()]
 
 
 def reach(model: Model, edits: Sequence[Edit], n_tokens: int, last_only: bool) -> tuple[list[Edit], int]:

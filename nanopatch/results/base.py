@@ -6,13 +6,17 @@ import csv
 import io
 import json
 import math
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
 from ..errors import NanopatchError
-from ..files import write_whole
+from ..experiments import corruption
+from ..experiments.experiment import Experiment
+from ..files import Source, write_whole
+from ..model.graph import Node, node
 from ..types import Array, PathLike
 from . import plot
 
@@ -24,16 +28,14 @@ Header = dict[str, Any]
 Arrays = dict[str, Array]
 
 FORMAT = "nanopatch result 2"
+#: The fields that are arrays.
+ARRAYS = ("grid", "unchanged", "standard_error", "scores", "norm", "product")
 #: How a file's ending says what `Result.save` writes.
 ENDINGS = (".npz", ".json", ".csv", *(f".{name}" for name in plot.FORMATS))
 
 
 class Result:
-    """The manners of all results.
-
-    A class of results says how it is packed: `_pack` gives a header, which JSON can hold, and arrays by name;
-    `_unpack` makes a result of the two.
-    """
+    """The manners of all results. Most are frozen dataclasses, whose fields are what a file holds."""
 
     kind: ClassVar[str]
 
@@ -43,13 +45,6 @@ class Result:
 
     def to_rows(self) -> list[dict[str, Any]]:
         """Its numbers as one dict a row."""
-        raise NotImplementedError
-
-    def _pack(self) -> tuple[Header, Arrays]:
-        raise NotImplementedError
-
-    @classmethod
-    def _unpack(cls: type[R], header: Header, arrays: Arrays) -> R:
         raise NotImplementedError
 
     def _repr_png_(self) -> bytes:  # how a notebook shows it
@@ -66,9 +61,9 @@ class Result:
         return _written(text.getvalue(), path)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as what JSON can hold: NaN as None, infinity as "inf" or "-inf"."""
-        header, arrays = self._pack()
-        return _jsonable({"format": FORMAT, "kind": self.kind, **header, "arrays": arrays})
+        """All of it as what JSON can hold: arrays as lists, NaN as None, infinity as "inf" or "-inf"."""
+        contents = {name: jsonable(value) for name, value in self._contents().items()}
+        return {"format": FORMAT, "kind": self.kind, **contents}
 
     def to_json(self, path: PathLike | None = None) -> str:
         """`to_dict()` as JSON; with a path, also written there (UTF-8). `load` reads it."""
@@ -82,10 +77,9 @@ class Result:
         """
         ending = Path(path).suffix.lower()
         if ending == ".npz":
-            header, arrays = self._pack()
-            file = io.BytesIO()
-            top = {"format": FORMAT, "kind": self.kind, **header}
-            np.savez(file, **arrays, header=json.dumps(_jsonable(top), ensure_ascii=False))  # type: ignore[arg-type]
+            (header, arrays), file = self._pack(), io.BytesIO()
+            text = np.array(json.dumps({"format": FORMAT, **header}, ensure_ascii=False))
+            np.savez(file, **arrays, header=text)  # type: ignore[arg-type]
             write_whole(path, file.getvalue())
         elif ending == ".json":
             self.to_json(path)
@@ -101,23 +95,55 @@ class Result:
         """Read what `save` wrote as .npz or .json. NanopatchError if the file does not hold such a result."""
         try:
             if Path(path).suffix.lower() == ".json":
-                header = json.loads(Path(path).read_text(encoding="utf-8"))
-                arrays = {name: _as_array(name, values) for name, values in header.pop("arrays").items()}
+                header, arrays = _split(json.loads(Path(path).read_text(encoding="utf-8")))
             else:
                 with open(path, "rb") as content, np.load(content, allow_pickle=False) as file:
                     arrays = {name: file[name] for name in file.files}
                 header = json.loads(str(arrays.pop("header")))
-            written = header.pop("format")
-            kind = header.pop("kind", "sweep") if written == FORMAT else {"nanopatch sweep 1": "sweep 1"}[written]
-            if kind.removesuffix(" 1") != cls.kind:
-                raise ValueError(f"it holds {kind}, not {cls.kind}")
-            return cls._unpack(header | {"format": written}, arrays)
+            return cls._unpack(cls._known_format(header), arrays)
         except OSError as error:
             raise NanopatchError(f"cannot read {path}: {error.strerror or error}") from None
         except Exception as error:  # zip, JSON, NumPy and missing names each raise their own
             raise NanopatchError(
                 f"{path} does not hold a saved {cls.__name__} ({type(error).__name__}: {error})"
             ) from None
+
+    @classmethod
+    def _known_format(cls, header: Header) -> Header:
+        """A file's header without its format; ValueError for another format."""
+        if header.pop("format") != FORMAT:
+            raise ValueError("another format")
+        return header
+
+    def _pack(self) -> tuple[Header, Arrays]:
+        """Its kind and fields as JSON can hold them, and its arrays by name; those of a result in it as "name/name"."""
+        header: Header = {"kind": self.kind}
+        arrays: Arrays = {}
+        for name, value in self._contents().items():
+            if isinstance(value, Result):
+                header[name], inside = value._pack()
+                arrays |= {f"{name}/{key}": array for key, array in inside.items()}
+            elif isinstance(value, np.ndarray):
+                arrays[name] = value
+            else:
+                header[name] = jsonable(value)
+        return header, arrays
+
+    @classmethod
+    def _unpack(cls: type[R], header: Header, arrays: Arrays) -> R:
+        """A result of what `_pack` gave."""
+        if header["kind"] != cls.kind:
+            raise ValueError(f"it holds {header['kind']}, not {cls.kind}")
+        names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        return cls(**{name: _field(name, value) for name, value in header.items() if name in names}, **arrays)
+
+    def _contents(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+
+
+def inside(name: str, arrays: Arrays) -> Arrays:
+    """The arrays of the result that is packed under `name`."""
+    return {key.removeprefix(f"{name}/"): array for key, array in arrays.items() if key.startswith(f"{name}/")}
 
 
 def _written(text: str, path: PathLike | None) -> str:
@@ -126,20 +152,58 @@ def _written(text: str, path: PathLike | None) -> str:
     return text
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
+    """A value as JSON can hold it."""
+    if isinstance(value, (Experiment, Source, Result)):
+        return value.to_dict()
+    if isinstance(value, Node):
+        return str(value)
+    if is_dataclass(value):
+        return corruption.to_dict(value)
     if isinstance(value, dict):
-        return {name: _jsonable(item) for name, item in value.items()}
+        return {name: jsonable(item) for name, item in value.items()}
     if isinstance(value, np.ndarray):
-        return _jsonable(value.tolist())
+        return jsonable(value.tolist())
     if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
+        return [jsonable(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value
 
 
-def _as_array(name: str, values: list[Any]) -> Array:
-    return np.array(values, bool if name.rpartition("/")[2] == "unchanged" else np.float64)
+def _field(name: str, value: Any) -> Any:
+    """A field's value, of what JSON held."""
+    if name == "experiment":
+        return Experiment(**value)
+    if name == "source":
+        return Source(value["name"], known_sha256=value["sha256"])
+    if name == "corruption":
+        return corruption.from_dict(value)
+    if name in ("senders", "receivers"):
+        return tuple(map(node, value))
+    return _tuples(value)
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists where results have tuples."""
+    if isinstance(value, dict):
+        return {name: _tuples(item) for name, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _split(contents: dict[str, Any]) -> tuple[Header, Arrays]:
+    """What `to_dict` gave, as `_pack` has it: arrays apart."""
+    header: Header = {}
+    arrays: Arrays = {}
+    for name, value in contents.items():
+        if isinstance(value, dict) and "kind" in value and "format" in value:
+            header[name], within = _split(value)
+            arrays |= {f"{name}/{key}": array for key, array in within.items()}
+        elif name in ARRAYS and value is not None:
+            arrays[name] = np.array(value, bool if name == "unchanged" else np.float64)
+        else:
+            header[name] = value
+    return header, arrays
 
 
 def visible(token: str) -> str:

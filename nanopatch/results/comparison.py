@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import NanopatchError
 from ..types import Array
 from . import plot
-from .base import Arrays, Header, Result
+from .base import Arrays, Header, Result, inside
 from .sweep import Sweep
 
 if TYPE_CHECKING:
@@ -86,17 +86,9 @@ class Comparison(Result):
         both = zip(self.exact.to_rows(), self.estimate.to_rows(), strict=True)
         return [{**exact, "estimate": estimate[metric]} for exact, estimate in both]
 
-    def _pack(self) -> tuple[Header, Arrays]:
-        header, arrays = {}, {}
-        for name in ("exact", "estimate"):
-            header[name], own = getattr(self, name)._pack()
-            arrays |= {f"{name}/{key}": array for key, array in own.items()}
-        return header, arrays
-
     @classmethod
     def _unpack(cls, header: Header, arrays: Arrays) -> Comparison:
-        sweeps = []
-        for name in ("exact", "estimate"):
-            own = {key.removeprefix(f"{name}/"): a for key, a in arrays.items() if key.startswith(f"{name}/")}
-            sweeps.append(Sweep._unpack(header[name] | {"format": header["format"]}, own))
-        return cls(*sweeps)
+        return cls(*(Sweep._unpack(header[name], inside(name, arrays)) for name in ("exact", "estimate")))
+
+    def _contents(self) -> dict[str, Any]:
+        return {"exact": self.exact, "estimate": self.estimate}

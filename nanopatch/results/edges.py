@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -13,10 +13,10 @@ import numpy as np
 from ..errors import NanopatchError
 from ..experiments.experiment import Experiment
 from ..files import Source, write_whole
-from ..model.graph import Node, node
+from ..model.graph import Node
 from ..types import Array, PathLike
 from . import graph_plot, plot
-from .base import Arrays, Header, Result
+from .base import Result
 from .sweep import DIRECTIONS, standard_error
 
 if TYPE_CHECKING:
@@ -133,33 +133,15 @@ class EdgeScores(Result):
             lines.append(f'  "{sender}" -> "{receiver.component}" [{look}{label}];')
         return "\n".join([*lines, "}\n"])
 
-    def save(self, path: PathLike) -> None:
-        """As `Result.save`; .dot holds `to_dot()`."""
-        if str(path).lower().endswith(".dot"):
-            write_whole(path, self.to_dot().encode("utf-8"))
+    def save(self, path: PathLike, n: int = 30) -> None:
+        """As `Result.save`; .dot holds `to_dot(n)`, and pictures are `plot(n)`."""
+        ending = str(path).lower().rpartition(".")[2]
+        if ending == "dot":
+            write_whole(path, self.to_dot(n).encode("utf-8"))
+        elif ending in plot.FORMATS:
+            write_whole(path, plot.as_bytes(self.plot(n), ending))
         else:
             super().save(path)
-
-    def _pack(self) -> tuple[Header, Arrays]:
-        header = {f.name: getattr(self, f.name) for f in fields(self)}
-        arrays = {name: a for name in ("scores", "standard_error") if (a := header.pop(name)) is not None}
-        for name in ("senders", "receivers"):
-            header[name] = [str(n) for n in header[name]]
-        header["experiment"] = self.experiment.to_dict()
-        header["source"] = {"name": self.source.name, "sha256": self.source.sha256}
-        return header, arrays
-
-    @classmethod
-    def _unpack(cls, header: Header, arrays: Arrays) -> EdgeScores:
-        del header["format"]
-        header |= {
-            "senders": tuple(map(node, header["senders"])),
-            "receivers": tuple(map(node, header["receivers"])),
-            "experiment": Experiment(**header["experiment"]),
-            "source": Source(header["source"]["name"], known_sha256=header["source"]["sha256"]),
-            "skipped": tuple(tuple(pair) for pair in header["skipped"]),
-        }
-        return cls(**header, **arrays)
 
 
 def mean_of_scores(results: Sequence[EdgeScores], skipped: Sequence[tuple[str, str]] = ()) -> EdgeScores:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .edges import Edge
 
 #: What stands in a layer of the picture: a node, or (edge number, layer) where an edge passes.
-Place = Union[Node, tuple[int, int]]
+Place = Node | tuple[int, int]
 
 
 def draw_circuit(edges: Sequence[Edge], ax: Axes | None = None) -> Axes:
@@ -81,14 +81,14 @@ def layout(edges: Sequence[Edge]) -> tuple[list[Array], dict[Node, tuple[float, 
     x: dict[Place, float] = {place: i - (len(row) - 1) / 2 for row in rows for i, place in enumerate(row)}
     for sweep in range(24):
         for row in rows if sweep % 2 else reversed(rows):
-            wanted = {place: np.mean([x[other] for other in neighbours[place]] or [0]) for place in row}
+            wanted = {place: float(np.mean([x[other] for other in neighbours[place]] or [0])) for place in row}
             x |= _keep_apart(wanted)
     y = {place: float(number) for number, row in enumerate(rows) for place in row}
     paths = []
     for edge, (sender, *passes, node) in zip(edges, chains, strict=True):
         points = [(x[sender], y[sender] + BOX_HEIGHT / 2)]
-        for place in passes:
-            points += [(x[place], y[place] - BOX_HEIGHT / 2), (x[place], y[place] + BOX_HEIGHT / 2)]
+        for passed in passes:
+            points += [(x[passed], y[passed] - BOX_HEIGHT / 2), (x[passed], y[passed] + BOX_HEIGHT / 2)]
         port = PORTS.get(edge.receiver.kind, 0)
         paths.append(np.array([*points, (x[node] + port, y[node] - BOX_HEIGHT / 2)]))
     return paths, {node: (x[node], y[node]) for node in nodes}

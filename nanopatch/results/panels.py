@@ -6,7 +6,7 @@ import itertools
 from typing import TYPE_CHECKING, Any, ClassVar, Union
 
 from . import plot
-from .base import Arrays, Header, Result
+from .base import Arrays, Header, Result, inside
 from .sweep import Sweep
 
 if TYPE_CHECKING:
@@ -44,19 +44,14 @@ class Panels(dict[str, Union[Sweep, "Panels"]], Result):
             return [dict(itertools.chain(*(row.items() for row in rows))) for rows in zip(*tables, strict=True)]
         return [{"panel": name, **row} for name, table in zip(sweeps, tables, strict=True) for row in table]
 
-    def _pack(self) -> tuple[Header, Arrays]:
-        headers, arrays = {}, {}
-        for name, item in self.items():
-            header, own = item._pack()
-            headers[name] = {"kind": item.kind, **header}
-            arrays |= {f"{name}/{key}": array for key, array in own.items()}
-        return {"panels": headers}, arrays
+    def _contents(self) -> dict[str, Any]:
+        return dict(self)
 
     @classmethod
     def _unpack(cls, header: Header, arrays: Arrays) -> Panels:
         panels = cls()
-        for name, own in header["panels"].items():
-            kind = Panels if own.pop("kind") == cls.kind else Sweep
-            inside = {key.removeprefix(f"{name}/"): a for key, a in arrays.items() if key.startswith(f"{name}/")}
-            panels[name] = kind._unpack(own | {"format": header["format"]}, inside)
+        kinds: dict[str, type[Any]] = {Sweep.kind: Sweep, cls.kind: cls}
+        for name, own in header.items():
+            if isinstance(own, dict):
+                panels[name] = kinds[own["kind"]]._unpack(own, inside(name, arrays))
         return panels

@@ -122,7 +122,9 @@ def scatter(comparison: Comparison, ax: Axes | None = None) -> Axes:
     for number, (_, exact, estimate) in worst:
         ax.annotate(str(number), (exact, estimate), (4, -4), textcoords="offset points", fontsize=8, va="top")
     names = "\n".join(f"{number}  {label}" for number, (label, *_) in worst)
-    legend = dict(transform=ax.transAxes, ha="right", va="bottom", multialignment="left", fontsize=7, parse_math=False)
+    legend: dict[str, Any] = dict(
+        transform=ax.transAxes, ha="right", va="bottom", multialignment="left", fontsize=7, parse_math=False
+    )
     ax.text(0.98, 0.02, f"worst cells\n{names}", **legend)
     metric = comparison.exact.metric.replace("_", " ")
     ax.set_xlabel(f"{metric}, exact patching")

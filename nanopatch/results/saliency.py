@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..types import Array
 from . import plot
-from .base import Arrays, Header, Result, visible
+from .base import Result, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,11 +61,3 @@ class Saliency(Result):
         """One dict a token: position, token, norm, product."""
         both = zip(self.tokens, self.norm, self.product, strict=True)
         return [dict(position=i, token=t, norm=float(n), product=float(p)) for i, (t, n, p) in enumerate(both)]
-
-    def _pack(self) -> tuple[Header, Arrays]:
-        header = {"tokens": self.tokens, "metric": self.metric, "value": self.value}
-        return header, {"norm": self.norm, "product": self.product}
-
-    @classmethod
-    def _unpack(cls, header: Header, arrays: Arrays) -> Saliency:
-        return cls(tuple(header["tokens"]), header["metric"], header["value"], arrays["norm"], arrays["product"])

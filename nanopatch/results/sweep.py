@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,11 +14,10 @@ from ..errors import NanopatchError
 from ..experiments import corruption as corruptions
 from ..experiments.corruption import ABLATIONS, Corruption, Mean, Noise, Resample, Zero
 from ..experiments.experiment import Experiment
-from ..experiments.patch import Pieces
 from ..files import Source
 from ..types import Array
 from . import plot, table
-from .base import Arrays, Header, Result, visible
+from .base import Header, Result, jsonable, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +40,7 @@ class Sweep(Result):
     axes : tuple of str
         What the axes of the grid are: "layer", "head", "position", "neuron", "query", "key", "sender", "receiver".
     pieces : dict
-        {axis: for each entry, the list of what was patched together there}.
+        {axis: for each entry, a tuple of what was patched together there}.
     direction : str
         "denoise" (clean into corrupted) or "noise" (corrupted into clean); see `base` and `donor`.
     metric : str
@@ -90,7 +89,7 @@ class Sweep(Result):
     grid: Array
     site: str
     axes: tuple[str, ...]
-    pieces: Pieces | dict[str, list[list[str]]]
+    pieces: Mapping[str, Sequence[Sequence[Any]]]
     direction: str
     metric: str
     experiment: Experiment
@@ -104,7 +103,7 @@ class Sweep(Result):
     corruption: Corruption | None = None
     steps: int | None = None
     between: str | None = None
-    chosen: dict[str, list[Any]] = field(default_factory=dict)
+    chosen: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     finite_differences: bool = False
     adds_layers: bool = False
     unchanged: Array | None = None
@@ -235,7 +234,9 @@ class Sweep(Result):
         return blank
 
     def __repr__(self) -> str:
-        shape = " x ".join(f"{n} {axis}s" for n, axis in zip(self.grid.shape, self.axes, strict=True))
+        shape = " x ".join(f"{n} {axis}s" for n, axis in zip(self.grid.shape, self.axes, strict=True)).replace(
+            "querys", "queries"
+        )
         return f"<Sweep: {self.title}; {self.metric}, {shape}>"
 
     # ---- how it is shown ------------------------------------------------------------------------
@@ -304,7 +305,7 @@ class Sweep(Result):
                     continue
                 for name, side, tokens in (("clean", 0, self.clean_tokens), ("corrupted", 1, self.corrupted_tokens)):
                     row[f"{name}_position"] = "+".join(str(pair[side]) for pair in pairs)
-                    row[f"{name}_token"] = "+".join(tokens[pair[side]] for pair in pairs)
+                    row[f"{name}_token"] = "+".join(tokens[pair[side]] for pair in pairs)  # type: ignore[index]
             if self.unchanged is not None:
                 row["unchanged"] = bool(self.unchanged[index])
             row[self.metric] = float(value)
@@ -314,37 +315,15 @@ class Sweep(Result):
             rows.append(row)
         return rows
 
-    # ---- files ----------------------------------------------------------------------------------
-
-    def _pack(self) -> tuple[Header, Arrays]:
-        header = {f.name: getattr(self, f.name) for f in fields(self)}
-        arrays = {name: value for name in ARRAYS if (value := header.pop(name)) is not None}
-        header |= {
-            "experiment": self.experiment.to_dict(),
-            "corruption": corruptions.to_dict(self.corruption),
-            "source": {"name": self.source.name, "sha256": self.source.sha256},
-        }
-        return header, arrays
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as what JSON can hold, with `normalised` and `notes`."""
+        return super().to_dict() | {"normalised": jsonable(self.normalised), "notes": self.notes}
 
     @classmethod
-    def _unpack(cls, header: Header, arrays: Arrays) -> Sweep:
-        if header.pop("format") == "nanopatch sweep 1":
-            header = _from_format_1(header)
-        header |= {
-            "experiment": Experiment(**header["experiment"]),
-            "corruption": corruptions.from_dict(header["corruption"]),
-            "source": Source(header["source"]["name"], known_sha256=header["source"]["sha256"]),
-            "skipped": tuple(tuple(pair) for pair in header["skipped"]),
-            "columns": tuple(tuple(pair) for pair in header["columns"]),
-            "pieces": {a: [[_pair(i) for i in piece] for piece in p] for a, p in header["pieces"].items()},
-            "chosen": {axis: [_pair(i) for i in items] for axis, items in header["chosen"].items()},
-        }
-        known = {name: array for name, array in arrays.items() if name in ARRAYS}
-        return cls(**known, **{name: tuple(v) if isinstance(v, list) else v for name, v in header.items()})
-
-
-#: The arrays of a sweep; in a file, all else is in the header.
-ARRAYS = ("grid", "standard_error", "unchanged")
+    def _known_format(cls, header: Header) -> Header:
+        if header["format"] == "nanopatch sweep 1":
+            return _from_format_1(header)
+        return super()._known_format(header)
 
 
 def mean_of(sweeps: Sequence[Sweep], skipped: Sequence[tuple[str, str]] = ()) -> Sweep:
@@ -385,25 +364,19 @@ def _common(rows: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
 
 
 def _item(item: Any) -> str:
-    return ".".join(map(str, item)) if isinstance(item, (tuple, list)) else str(item)
-
-
-def _pair(item: Any) -> Any:
-    """JSON has lists where Python had pairs."""
-    return tuple(item) if isinstance(item, list) else item
+    return ".".join(map(str, item)) if isinstance(item, tuple) else str(item)
 
 
 def _from_format_1(old: Header) -> Header:
     """The header of a file that version 0.1.0 wrote, in today's fields."""
-    new = {name: value for name, value in old.items() if name not in ("model", "model_sha256")}
-    new |= {"source": {"name": old["model"], "sha256": old["model_sha256"]}, "chosen": {}, "corruption": None}
-    new = {"steps": None, "skipped": [], "n_pairs": 1, "remarks": []} | new
+    new = {name: value for name, value in old.items() if name not in ("format", "model", "model_sha256")}
+    new |= {"kind": Sweep.kind, "source": {"name": old["model"], "sha256": old["model_sha256"]}}
     renamed = {"destination": "query", "source": "key"}
     new["axes"] = [renamed.get(axis, axis) for axis in old["axes"]]
     new["pieces"] = {renamed.get(axis, axis): pieces for axis, pieces in old["pieces"].items()}
     ablation = re.fullmatch(r"replaced by (zero|the mean|another).*\(ablation\)", old["direction"])
     if ablation:
-        replaced = {"zero": Zero(), "the mean": Mean(()), "another": Resample(())}[ablation[1]]
+        replaced: Any = {"zero": Zero(), "the mean": Mean(()), "another": Resample(())}[ablation[1]]
         new |= {"direction": "noise", "corruption": corruptions.to_dict(replaced)}
     path = re.fullmatch(r"(.*) path \((.*) between\)", old["site"])
     if path:
