@@ -11,7 +11,7 @@ from .experiments.patch import Patch, Paths
 from .gradients.attribution import attribute, compare
 from .gradients.edges import circuit, edge_attribution, faithfulness
 from .gradients.saliency import saliency
-from .model.backward import weight_gradients
+from .model.backward import named_weights, weight_gradients
 from .model.checkpoint import load
 from .model.generation import generate
 from .model.gpt2 import Config, Model
@@ -30,7 +30,7 @@ __all__ = [
     "Comparison", "Config", "EdgeScores", "Experiment", "Mean", "Metric", "Model", "NanopatchError", "Noise",
     "Panels", "Patch", "Paths", "Resample", "Run", "Saliency", "Site", "Sweep", "Zero", "ablate", "attribute",
     "circuit", "compare", "edge_attribution", "experiments", "faithfulness", "generate", "load", "metrics",
-    "path_patch", "read_pairs", "record", "saliency", "sweep", "tasks", "trace", "weight_gradients",
+    "named_weights", "path_patch", "read_pairs", "record", "saliency", "sweep", "tasks", "trace", "weight_gradients",
 ]
 # fmt: on
 

@@ -26,7 +26,7 @@ from .errors import NanopatchError
 from .experiments.experiment import Experiment
 from .experiments.patch import Patch
 from .experiments.tasks import ioi8
-from .files import write_whole
+from .files import read_json, write_whole
 from .gradients.attribution import attribute
 from .lenses.direct import direct_logit_attribution
 from .model.checkpoint import load
@@ -69,7 +69,7 @@ IOI8_HEADS = ("attrib_head_out_q_k_v_pattern", ("z", "q", "k", "v", "pattern"))
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: the largest difference and where it is, the largest |value|, and the difference allowed (bound)."""
+    """One comparison: the largest difference, where it is, the largest |value|, and the largest difference allowed."""
 
     name: str
     difference: float
@@ -117,16 +117,13 @@ class Report:
         return text
 
     def __str__(self) -> str:
-        rows = [("", "difference", "allowed", "largest |value|", "at", "")]
+        rows = [["", "difference", "allowed", "largest |value|", "at", ""]]
         for check in self.checks:
             numbers = (f"{number:.3g}" for number in (check.difference, check.bound, check.largest))
-            rows.append((check.name, *numbers, check.where, "ok" if check.ok else "FAIL"))
+            rows.append([check.name, *numbers, check.where, "ok" if check.ok else "FAIL"])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = []
-        for row in rows:
-            cells = [text.ljust(width) for text, width in zip(row, widths, strict=True)]
-            cells[1:4] = [text.rjust(width) for text, width in zip(row[1:4], widths[1:4], strict=True)]  # the numbers
-            lines.append("  ".join(cells).rstrip())
+        line = "  ".join(f"{{:{side}{width}}}" for side, width in zip("<>>><<", widths, strict=True))  # numbers right
+        lines = [line.format(*row).rstrip() for row in rows]
         failed = [check.name for check in self.checks if not check.ok]
         verdict = f"{len(failed)} of {len(self.checks)} checks FAIL: {', '.join(failed)}" if failed else "all ok"
         return "\n".join([f"{self.model}: {self.reference}", *lines, verdict])
@@ -163,10 +160,7 @@ def verify(name: str = "nano") -> Report:
         return verify_nano(DATA / "nano_reference.npz")
     if name == "gpt2":
         model = load("gpt2")
-        next_token, lens = (
-            json.loads((DATA / f"gpt2_{source}.json").read_text(encoding="utf-8"))
-            for source in ("transformer_explainer", "transformerlens")
-        )
+        next_token, lens = (read_json(DATA / f"gpt2_{s}.json") for s in ("transformer_explainer", "transformerlens"))
         return Report("gpt2", "published values of GPT-2 small", tuple(published_checks(model, next_token, lens)))
     raise NanopatchError(f"there are no reference values for {name!r}; there are some for nano and gpt2")
 
@@ -228,9 +222,7 @@ def float64_check(name: str, where: str, actual: Array, expected: Array) -> Chec
     return Check(f"float64 {name}", largest_difference(actual, expected), where, largest, FLOAT64 * largest)
 
 
-def float32_checks(
-    rounded: Model, exact: Model, header: dict[str, Any], arrays: dict[str, Array]
-) -> Iterator[Check]:
+def float32_checks(rounded: Model, exact: Model, header: dict[str, Any], arrays: dict[str, Array]) -> Iterator[Check]:
     """A float32 model's rounding errors against PyTorch float32's own, over many prompts: a `Check` for every name.
 
     The error of a name in a prompt is its largest difference from float64 anywhere. It is averaged over the prompts,
@@ -302,16 +294,16 @@ def next_token_checks(model: Model, entries: Iterable[dict[str, Any]]) -> Iterat
 
 
 def ioi8_checks(model: Model, published: dict[str, Any]) -> Iterator[Check]:
-    """The eight indirect-object prompts, BOS prepended. The corrupted prompt is the neighbour in its pair."""
+    """The eight indirect-object prompts, BOS prepended. The corrupted ones are the same, neighbours swapped."""
     pairs = ioi8()
-    run = model.run([pair.tokens(model).clean for pair in pairs])
+    run = model.run(np.array([pair.tokens(model).clean for pair in pairs]))
     answers = np.array(published["answer_tokens"])  # (batch, 2)
-    chosen = np.take_along_axis(run.logits[:, -1], answers, axis=-1)  # (batch, 2)
-    by_prompt = zip(chosen[:, 0] - chosen[:, 1], published["per_prompt_logit_diff_3dp"], strict=True)
-    by_prompt = [(f"prompt {i}", actual, expected) for i, (actual, expected) in enumerate(by_prompt)]
+    right, wrong = np.take_along_axis(run.logits[:, -1], answers, axis=-1).T  # (batch,) each
+    prompts = [f"prompt {i}" for i in range(len(pairs))]
+    by_prompt = list(zip(prompts, right - wrong, published["per_prompt_logit_diff_3dp"], strict=True))
     yield published_check("logit differences, IOI", PUBLISHED_LOGITS, by_prompt, decimals=3)
 
-    sweeps = sweep(model, pairs, list(IOI8_GRIDS.values()))
+    sweeps: Any = sweep(model, pairs, list(IOI8_GRIDS.values()))
     yield baselines_check("their mean", sweeps["resid_pre"], published, decimals=4)
     for name, patched in zip(IOI8_GRIDS, sweeps.values(), strict=True):
         yield grid_check("IOI", patched, published[name])
@@ -341,14 +333,15 @@ def attribution_checks(model: Model, pairs: Sequence[Experiment], published: dic
         **{site: [grid] for site, grid in zip(IOI8_HEADS[1], published[IOI8_HEADS[0]], strict=True)},
     }
     last = {"resid_post": [model.n_layer - 1]}
-    estimates = attribute(model, pairs, [Patch(site, layers=last.get(site)) for site in grids])
+    estimates: Any = attribute(model, pairs, [Patch(site, layers=last.get(site)) for site in grids])
     for site, estimate in estimates.items():
         yield grid_check("IOI", estimate, *grids[site], how="attributed")
 
 
 def main_demo_checks(model: Model, published: dict[str, Any]) -> Iterator[Check]:
     """One pair, BOS prepended: its logit differences and residual-stream patching."""
-    pair = Experiment(published["clean"], published["corrupted"], *published["answer"], prepend_bos=True)
+    answers = published["answer"]
+    pair = Experiment(published["clean"], published["corrupted"], answers[0], answers[1], prepend_bos=True)
     patched = sweep(model, pair)
     yield baselines_check("logit differences, one pair", patched, published, decimals=3)
     yield grid_check("one pair", patched, published["resid_pre_layer_pos"])

@@ -93,6 +93,11 @@ def prompts(experiment, direction):
     return [getattr(experiment, name) for name in DIRECTIONS[direction]]
 
 
+def as_lists(pieces):
+    """The pieces of a result, to be compared whatever sequences they are: {axis: [[item, ...], ...]}."""
+    return {axis: [list(piece) for piece in entries] for axis, entries in pieces.items()}
+
+
 # ---- how close --------------------------------------------------------------------------------------
 
 
@@ -110,6 +115,11 @@ def assert_metric(actual, expected, model, experiment):
     """Equal up to the tolerance that holds for logits: 1e-5 (float64: 1e-12) of the largest |logit|."""
     largest = max(np.abs(model.run(p, sites="logits").logits).max() for p in (experiment.clean, experiment.corrupted))
     assert np.abs(np.asarray(actual) - expected).max(initial=0) <= 2 * TOLERANCE[model.dtype] * largest
+
+
+def diff(logits):
+    """The logit difference of the experiments drawn here, whose answers are 3 and 7. logits: (n_tokens, n_vocab)."""
+    return float(logits[-1, 3]) - float(logits[-1, 7])
 
 
 # ---- the slowest obvious ways -----------------------------------------------------------------------

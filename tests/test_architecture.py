@@ -20,8 +20,8 @@ ORDER = (
     ("lenses",),
     ("patching",),
     ("gradients",),
-    ("cli", "verify"),
-    ("", "__main__"),
+    ("",),
+    ("cli", "verify", "__main__"),
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 #: {"nanopatch.model.gpt2": its file}; a folder's own module is its __init__.py.

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 import nanopatch
-from nanopatch import Sweep, sweep
-from nanopatch.patching.ablation import ablate, trace
+from nanopatch import Mean, Noise, Panels, Patch, Resample, Sweep, Zero, attribute, sweep
 from nanopatch.cli import main
 from nanopatch.experiments import ELON, MICHELLE, NAMED
 
@@ -53,22 +52,24 @@ def test_patch_prints_the_sweep(run):
 
 
 def test_patch_writes_files(run, tmp_path):
-    files = [tmp_path / f"out.{ending}" for ending in ("png", "csv", "npz")]
+    files = [tmp_path / f"out.{ending}" for ending in ("png", "csv", "npz", "json")]
     outputs = [option for file in files for option in ("-o", file)]
     status, _, err = run("patch", "--experiment", "elon", "--align", "diff", *outputs)
     assert status == 0
     assert err.splitlines() == [f"wrote {file}" for file in files]
-    expected = sweep(nanopatch.load("nano"), ELON, align="diff")
-    assert np.array_equal(Sweep.load(files[2]).grid, expected.grid, equal_nan=True)
+    expected = sweep(nanopatch.load("nano"), ELON)
+    for file in files[2:]:
+        assert np.array_equal(Sweep.load(file).grid, expected.grid, equal_nan=True)
 
 
 def test_patch_json(run):
     status, out, _ = run("patch", "--experiment", "elon", "--align", "diff", "--json")
     result = json.loads(out)
-    expected = sweep(nanopatch.load("nano"), ELON, align="diff")
+    expected = sweep(nanopatch.load("nano"), ELON)
     assert status == 0 and result["grid"][0][0] is None
     assert np.array_equal(np.array(result["grid"], float), expected.grid, equal_nan=True)
-    assert result["baseline_clean"] == expected.baseline_clean and result["model_sha256"] == expected.source.sha256
+    assert result["baseline_clean"] == expected.baseline_clean and result["source"]["sha256"] == expected.source.sha256
+    assert result["notes"] == expected.notes and result["normalised"][0][0] is None
 
 
 def test_patch_takes_every_choice_of_the_library(run):
@@ -78,14 +79,15 @@ def test_patch_takes_every_choice_of_the_library(run):
     )
     assert (status, out) == (0, f"{sweep(nano, MICHELLE, ('z', 'v'), direction=('denoise', 'noise'))}\n")
     status, out, _ = run("patch", "--experiment", "michelle", "--metric", "logit_diff,rank", "--window", 2, "--json")
-    expected = sweep(nano, MICHELLE, metric=["logit_diff", "rank"], window=2)
-    assert status == 0 and {name: np.array(s["grid"]).tolist() for name, s in json.loads(out).items()} == {
+    expected = sweep(nano, MICHELLE, Patch(window=2), metric=["logit_diff", "rank"])
+    panels = json.loads(out)
+    assert status == 0 and {name: panels[name]["grid"] for name in expected} == {
         name: s.grid.tolist() for name, s in expected.items()
     }
     status, out, _ = run("patch", "--experiment", "michelle", "--site", "mlp_post", "--axes", "neuron", "--neurons", 3)
-    assert (status, out) == (0, f"{sweep(nano, MICHELLE, 'mlp_post', axes='neuron', neurons=3)}\n")
+    assert (status, out) == (0, f"{sweep(nano, MICHELLE, Patch('mlp_post', axes='neuron', neurons=3))}\n")
     status, out, _ = run("patch", "--experiment", "michelle", "--layers", "0,1+2", "--positions", "1,10")
-    assert (status, out) == (0, f"{sweep(nano, MICHELLE, layers=[0, [1, 2]], positions=[1, 10])}\n")
+    assert (status, out) == (0, f"{sweep(nano, MICHELLE, Patch(layers=[0, [1, 2]], positions=[1, 10]))}\n")
 
 
 def test_patch_without_a_second_prompt(run, tmp_path):
@@ -94,13 +96,14 @@ def test_patch_without_a_second_prompt(run, tmp_path):
     prompts.write_text(f"{MICHELLE.clean}\n\n{MICHELLE.corrupted}\n")
     for how in ("mean", "resample"):
         status, out, _ = run("patch", "--experiment", "michelle", "--site", "z", "--corrupt", how, "--prompts", prompts)
-        expected = ablate(nano, MICHELLE, "z", by=how, prompts=[MICHELLE.clean, MICHELLE.corrupted])
+        by = {"mean": Mean, "resample": Resample}[how]([MICHELLE.clean, MICHELLE.corrupted])
+        expected = nanopatch.ablate(nano, MICHELLE, "z", by)
         assert (status, out) == (0, f"{expected}\n")
     status, out, _ = run(
         *("patch", "--clean", MICHELLE.clean, "--answer", " Jones", "--wrong", " Smith"),
         *("--corrupt", "noise", "--noise-at", "0,1", "--metric", "probability"),
     )
-    assert (status, out) == (0, f"{trace(nano, MICHELLE, [0, 1])}\n")
+    assert (status, out) == (0, f"{nanopatch.trace(nano, MICHELLE, [0, 1])}\n")
     status, out, err = run("patch", "--experiment", "michelle", "--corrupt", "mean", "--prompts", tmp_path / "no.txt")
     assert (status, out) == (1, "") and "no.txt: No such file" in err
 
@@ -116,30 +119,32 @@ def test_attribute(run, tmp_path):
     status, out, err = run(
         "attribute", "--experiment", "michelle", "--corrupt", "zero", "--site", "z", "--against-exact", picture
     )
-    expected = ablate(nano, MICHELLE, "z", by="zero", attribution_steps=1)
+    expected = attribute(nano, MICHELLE, "z", corruption=Zero())
     assert (status, out) == (0, f"{expected}\n") and "correlation with exact patching" in err
     status, out, _ = run("attribute", "--experiment", "michelle", "--corrupt", "noise", "--noise-at", "0,1")
-    assert (status, out) == (0, f"{trace(nano, MICHELLE, [0, 1], attribution_steps=1)}\n")
+    assert (status, out) == (0, f"{attribute(nano, MICHELLE, metric='probability', corruption=Noise([0, 1]))}\n")
     assert run("attribute", "--experiment", "michelle", "--steps", 0)[0] == 1
     assert run("attribute", "--experiment", "michelle", "--metric", "rank")[0] == 1
 
 
 def test_edges(run, tmp_path):
     nano = nanopatch.load("nano")
-    scores = nanopatch.edge_attribution(nano, MICHELLE, "noise", "probability", steps=2)
+    scores = nanopatch.edge_attribution(nano, MICHELLE, direction="noise", metric="probability", steps=2)
     best = nanopatch.circuit(scores, 40)
-    kept = nanopatch.faithfulness(nano, MICHELLE, best, "probability")
+    kept = nanopatch.faithfulness(nano, MICHELLE, best, metric="probability")
     files = [tmp_path / f"edges.{ending}" for ending in ("png", "json", "dot")]
     command = ["edges", "--experiment", "michelle", "--direction", "noise", "--metric", "probability", "--steps", 2]
     status, out, err = run(*command, "-n", 40, *[option for file in files for option in ("-o", file)])
     assert (status, err.splitlines()) == (0, [f"wrote {file}" for file in files])
     lines = [f"{edge.score:10.4f}  {edge.sender} -> {edge.receiver}" for edge in best]
-    head = f"{scores.title}; of the best 40 edges, the {len(best)} on a way from embed to logits"
+    head = f"{scores.title}; of the best 40 edges, the {len(best)} on a path from embed to logits"
     assert out.splitlines() == [head, *lines, f"with these alone, {kept}"]
     assert files[0].read_bytes().startswith(b"\x89PNG") and files[2].read_text() == scores.to_dot(40)
-    assert json.loads(files[1].read_text())["edges"] == [edge._asdict() for edge in scores.edges]
+    assert json.loads(files[1].read_text())["edges"] == scores.to_rows()
     result = json.loads(run(*command, "-n", 40, "--json")[1])
-    assert result["edges"] == [edge._asdict() for edge in best]
+    assert [(e["sender"], e["receiver"], e["score"]) for e in result["edges"]] == [
+        (str(edge.sender), str(edge.receiver), edge.score) for edge in best
+    ]
     assert result["circuit"]["value"] == kept.value and result["circuit"]["normalised"] == kept.normalised
 
 
@@ -148,11 +153,11 @@ def test_pairs(run, tmp_path):
     lines = [json.dumps(vars(pair)) for pair in nanopatch.tasks.indirect_object(3)]
     file.write_text("\n".join([*lines, '{"clean": 1}']))
     status, out, err = run("patch", "--pairs", file, "--site", "z")
-    expected = nanopatch.sweep_pairs(nano, nanopatch.read_pairs(file), "z")
+    expected = sweep(nano, nanopatch.read_pairs(file), "z")
     assert (status, out, err) == (0, f"{expected}\n", "")
     assert "mean of 3 pairs" in out and "Left out: line 4: " in out and "standard error of the mean" in out
     status, out, err = run("attribute", "--pairs", file, "--site", "z", "--against-exact", tmp_path / "scatter.png")
-    expected_estimate = nanopatch.sweep_pairs(nano, nanopatch.read_pairs(file), "z", attribution_steps=1)
+    expected_estimate = attribute(nano, nanopatch.read_pairs(file), "z")
     assert (status, out) == (0, f"{expected_estimate}\n") and "correlation with exact patching" in err
     result = json.loads(run("patch", "--pairs", file, "--site", "z", "--json")[1])
     assert result["n_pairs"] == 3 and np.allclose(result["standard_error"], expected.standard_error)
@@ -165,7 +170,9 @@ def test_heads(run, tmp_path):
     )
     expected = sweep(nano, MICHELLE, ("z", "q", "k", "v", "pattern"))
     assert (status, out) == (0, f"{expected}\n")
-    assert err.count("wrote ") == 6 and np.array_equal(Sweep.load(tmp_path / "heads-q.npz").grid, expected["q"].grid)
+    saved = Panels.load(tmp_path / "heads.npz")
+    assert err.count("wrote ") == 2 and list(saved) == list(expected)
+    assert all(np.array_equal(saved[site].grid, expected[site].grid) for site in expected)
     assert (tmp_path / "heads.csv").read_text().count("\n") == 1 + 5 * 16
 
 
@@ -175,6 +182,27 @@ def test_a_picture_on_a_screen_needs_a_screen(run, monkeypatch):
     monkeypatch.setattr(matplotlib, "get_backend", lambda: "agg")
     status, out, err = run("patch", "--experiment", "michelle", "--plot")
     assert (status, out) == (1, "") and "there is no display to show a picture on: write it to a file" in err
+
+
+def test_every_question_can_be_asked_of_pairs_and_corruptions(run, tmp_path):
+    nano, file = nanopatch.load("nano"), tmp_path / "pairs.jsonl"
+    pairs = nanopatch.tasks.indirect_object(3)
+    file.write_text("\n".join(json.dumps(pair.to_dict()) for pair in pairs))
+    for command, expected in {
+        ("path", "--senders", "head 3"): lambda: nanopatch.path_patch(nano, pairs, "head 3", "logits"),
+        ("patch", "--site", "z", "--corrupt", "zero"): lambda: nanopatch.ablate(nano, pairs, "z"),
+        ("patch", "--site", "z,q", "--corrupt", "noise", "--noise-at", "1"): lambda: nanopatch.trace(
+            nano, pairs, [1], ["z", "q"]
+        ),
+    }.items():
+        status, out, err = run(*command, "--pairs", file)
+        assert (status, out, err) == (0, f"{expected()}\n", "")
+    status, out, _ = run("edges", "--pairs", file)
+    assert status == 0 and "mean of 3 pairs" in out
+
+
+def test_version(run):
+    assert run("--version") == (0, f"nanopatch {nanopatch.__version__}\n", "")
 
 
 def test_top(run):
@@ -213,7 +241,8 @@ ERRORS = [
     (["top", ""], "the prompt is empty"),
     (["top", "a " * 200], "tokens, and this model reads 128 at most"),
     (["tokens", ""], "the prompt is empty"),
-    (["patch", "--experiment", "elon"], "the prompts have 16 and 15 tokens"),
+    (["patch", *("--clean", "a b", "--corrupted", "a", "--answer", " x", "--wrong", " y")], "the prompts have 2 and 1"),
+    (["path", "--experiment", "elon"], "needs prompts of one length"),
     (
         ["patch", "--clean", "a", "--corrupted", "b", "--answer", "Musk", "--wrong", " x"],
         "leading space it is one: ' Musk'",
@@ -224,11 +253,11 @@ ERRORS = [
     ),
     (["patch", *MICHELLE_OPTIONS, "-o", "/nonexistent/a.png"], "there is no folder /nonexistent"),
     (["edges", "--experiment", "elon"], "needs prompts of one length; these have 16 and 15 tokens"),
-    (["edges", "--experiment", "michelle", "-n", "3"], "none of the best 3 edges lies on a way from embed to logits"),
+    (["edges", "--experiment", "michelle", "-n", "3"], "the best 3 edges make no path from embed to logits"),
     (["edges", "--experiment", "michelle", "-n", "480"], "from 1 to 479 edges can be chosen"),
     (["edges", "--experiment", "michelle", "--steps", "0"], "steps=0"),
     (["attribute", "--experiment", "michelle", "--against-exact", "/nonexistent/a.png"], "there is no folder"),
-    (["patch", "--experiment", "michelle", "--site", "z,z"], "each once; not ['z', 'z']"),
+    (["patch", "--experiment", "michelle", "--site", "z,z"], "is listed twice"),
     (["verify", "distilgpt2"], "distilgpt2"),
 ]
 
@@ -253,17 +282,14 @@ USAGE = [
     ["patch", "--experiment", "michelle", "--corrupt", "mean"],
     ["patch", "--experiment", "michelle", "--corrupt", "noise"],
     ["patch", "--experiment", "michelle", "--prompts", "prompts.txt"],
-    ["patch", "--experiment", "michelle", "--corrupt", "zero", "--site", "z,q"],
-    ["patch", "--experiment", "michelle", "--corrupt", "zero", "--pairs", "pairs.jsonl"],
     ["patch", "--experiment", "michelle", "--pairs", "pairs.jsonl"],
-    ["path", "--experiment", "michelle", "--align", "diff"],
     ["attribute", "--experiment", "michelle", "--site", "z,q", "--against-exact", "a.png"],
     ["attribute", "--experiment", "michelle", "--against-exact", "a.gif"],
     ["attribute", "--experiment", "michelle", "--corrupt", "mean"],
-    ["attribute", "--experiment", "michelle", "--corrupt", "noise", "--noise-at", "0", "--layers", "1"],
     ["edges", "--experiment", "michelle", "--direction", "both"],
-    ["edges", "--experiment", "elon", "--align", "diff"],
-    ["edges", "--experiment", "michelle", "-o", "edges.csv"],
+    ["edges", "--experiment", "michelle", "--metric", "rank,probability"],
+    ["edges", "--experiment", "michelle", "-o", "edges.gif"],
+    ["patch", *MICHELLE_OPTIONS, "-o", "a.dot"],
     ["attribute", "--experiment", "michelle", "-o", "a.png", "--against-exact", "a.png"],
     ["heads", "--clean", "Michelle", "--corrupt", "zero", "--answer", " Jones", "--wrong", " Smith"],
     ["top", "a", "-k", "0"],

@@ -12,6 +12,7 @@ from nanopatch.cli import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", *(ROOT / "weights/nano").glob("*.md")]
 
 
 def test_its_python_runs(tmp_path, monkeypatch, capsys):
@@ -69,6 +70,15 @@ def test_the_lesson_runs():
     assert errors[1] < errors[0] / 10  # it fails, and more steps mend it
 
 
-def test_what_it_links_to_is_there():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+def test_python_of_the_other_pages_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for page in DOCS[1:]:
+        names = {}
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
+            exec(block, names)
+
+
+def test_what_they_link_to_is_there():
+    for page in DOCS:
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert target.startswith("https://") or (page.parent / target).exists(), (page.name, target)

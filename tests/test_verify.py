@@ -8,7 +8,6 @@ autograd and folded weights, none of nanopatch's forward or backward pass. Not v
 conventions of the published files are the ones described in `nanopatch/verify.py`.
 """
 
-import functools
 import importlib.util
 import json
 import math
@@ -21,7 +20,7 @@ from safetensors.numpy import save_file
 
 import nanopatch
 from nanopatch import NanopatchError, verify
-from nanopatch.model import hub
+from nanopatch.model import checkpoint, hub
 from nanopatch.model.sites import SITES
 from nanopatch.verify import Check, Report
 
@@ -162,7 +161,7 @@ def test_float32_worse_than_pytorch_fails(tiny):
     assert failed(verify.float32_checks(rounded, exact, header, arrays)) == set()
     halved = {**header, "pytorch_float32_errors": {k: v / 2 for k, v in header["pytorch_float32_errors"].items()}}
     assert failed(verify.float32_checks(rounded, exact, halved, arrays)) == {f"float32 {name}" for name in SITES}
-    coarse = nanopatch.checkpoint.build(
+    coarse = checkpoint.build(
         rounded.config,
         {k.removeprefix("weights."): a.astype(np.float16) for k, a in arrays.items() if k.startswith("weights.")},
     )
@@ -262,9 +261,9 @@ def test_every_published_value_is_compared(standin, published, pick, cell, promp
     checks = {check.name: check for check in verify.published_checks(standin, explainer, lens)}
     assert tuple(checks) == PUBLISHED_CHECKS
     assert failed(checks.values()) == set(PUBLISHED_CHECKS)
-    for site, axes in verify.IOI8_GRIDS.values():
-        where = ", ".join(f"{axis} {cell[axis]}" for axis in axes)
-        assert checks[f"{site} patched by {' x '.join(axes)}, IOI"].where == where
+    for patch in verify.IOI8_GRIDS.values():
+        where = ", ".join(f"{axis} {cell[axis]}" for axis in patch.axes)
+        assert checks[f"{patch.site} patched by {' x '.join(patch.axes)}, IOI"].where == where
     assert checks["logit differences, IOI"].where == prompt
     assert checks["their mean"].where == checks["logit differences, one pair"].where == mean
     assert checks["patterns"].where == repr(entry["prompt"])
@@ -273,7 +272,14 @@ def test_every_published_value_is_compared(standin, published, pick, cell, promp
 def test_a_published_attribution_that_is_off_fails_alone(standin, published, monkeypatch):
     """The first and the last value of every grid in turn, and of every row of the residual stream's."""
     ioi8, pairs = published[1]["ioi8"], nanopatch.tasks.ioi8()
-    monkeypatch.setattr(verify, "attribute", functools.cache(verify.attribute))  # always the same estimates
+    estimated, attribute = [], verify.attribute
+
+    def once(*asked):  # always the same estimates
+        if not estimated:
+            estimated.append(attribute(*asked))
+        return estimated[0]
+
+    monkeypatch.setattr(verify, "attribute", once)
     assert not failed(verify.attribution_checks(standin, pairs, ioi8))
     cases = [((f"attrib_{site}",), site) for site in ("resid_pre", "attn_out", "mlp_out")]
     cases += [((verify.IOI8_HEADS[0], i), site) for i, site in enumerate(("z", "q", "k", "v", "pattern"))]
@@ -455,11 +461,16 @@ def test_report_prints_as_a_table():
     assert str(Report("toy", "PyTorch 2", REPORT.checks[:1])).splitlines()[-1] == "all ok"
 
 
-def test_report_as_json():
-    content = json.loads(json.dumps(REPORT.to_json(), allow_nan=False))
+def test_report_as_json(tmp_path):
     q = dict(name="float64 q", difference=2e-15, where="layer 1", largest=1.5, bound=1.5e-9, ok=True)
-    logits = dict(name="logits", difference=None, where="", largest=120.0, bound=0.001, ok=False)
-    assert content == {"model": "toy", "reference": "PyTorch 2", "ok": False, "checks": [q, logits]}
+    logits = dict(name="logits", difference="inf", where="", largest=120.0, bound=0.001, ok=False)
+    content = {"model": "toy", "reference": "PyTorch 2", "ok": False, "checks": [q, logits]}
+    assert REPORT.to_dict() == content
+    text = REPORT.to_json(tmp_path / "report.json")
+    assert (tmp_path / "report.json").read_text(encoding="utf-8") == text
+    assert json.loads(text, parse_constant=pytest.fail) == content
+    undefined = Report("toy", "PyTorch 2", (Check("logits", math.nan, "", 120.0, 0.001),))
+    assert undefined.to_dict()["checks"][0]["difference"] is None
 
 
 @pytest.mark.parametrize(

@@ -89,8 +89,8 @@ def edge_attribution(
     >>> import nanopatch
     >>> model, michelle = nanopatch.load("nano"), nanopatch.experiments.MICHELLE
     >>> scores = nanopatch.edge_attribution(model, michelle)
-    >>> len(scores.edges), str(scores.top(1)[0].receiver)
-    (479, 'logits')
+    >>> len(scores.edges), str(scores.top(1)[0].sender)
+    (479, 'embed')
     """
     if not isinstance(direction, str) or direction not in DIRECTIONS:
         raise NanopatchError(f'unknown direction {direction!r}: "denoise" (clean into corrupted) or "noise"')

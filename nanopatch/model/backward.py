@@ -209,7 +209,6 @@ def weight_gradients(model: Model, run: Run, gradients: Run) -> dict[str, Array]
 
     >>> import nanopatch
     >>> import numpy as np
-    >>> from nanopatch.model.backward import named_weights
     >>> model = nanopatch.load("nano")
     >>> run = model.run("Michelle Jones was a top-notch student. Michelle")
     >>> d_logits = np.zeros_like(run.logits)
@@ -217,7 +216,7 @@ def weight_gradients(model: Model, run: Run, gradients: Run) -> dict[str, Array]
     >>> gradients = nanopatch.weight_gradients(model, run, model.backward(run, d_logits))
     >>> gradients["h.0.mlp.c_fc.weight"].shape
     (128, 512)
-    >>> for name, weight in named_weights(model).items():
+    >>> for name, weight in nanopatch.named_weights(model).items():
     ...     weight += 0.001 * gradients[name]
     >>> after = model.run(run.tokens)
     >>> bool((d_logits * after.logits).sum() > (d_logits * run.logits).sum())

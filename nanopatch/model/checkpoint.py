@@ -1,5 +1,6 @@
 """From a checkpoint's folder to a `Model`: reads and checks `config.json` and the safetensors files."""
 
+import copyreg
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from ..errors import NanopatchError
 from ..files import Source, read_json
 from ..types import Array, PathLike
 from . import hub, tokenizer
+from .backward import named_weights
 from .gpt2 import MLP, Attention, Block, Config, Model, Weights
 from .layers import ACTIVATIONS, BLOCK_WEIGHTS
 
@@ -260,3 +262,17 @@ def _some(names: Iterable[str]) -> str:
     """The first three names, and how many more there are."""
     names = list(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _pickled(model: Model) -> tuple[Any, ...]:
+    """How a model is pickled: by where it is loaded from; whole if its weights are not those of its files."""
+    if model.source and model.source.files:
+        name = model.source.name
+        again = load(name if name in hub.NAMES else model.source.files[0].parent.absolute(), model.dtype)
+        ours, theirs = named_weights(model), named_weights(again)
+        if all(np.array_equal(ours[key], theirs[key]) for key in ours) and model.reads_text == again.reads_text:
+            return load, (again.source.name if again.source else name, model.dtype)
+    return copyreg.__newobj__, (Model,), vars(model)  # type: ignore[attr-defined]
+
+
+copyreg.pickle(Model, _pickled)

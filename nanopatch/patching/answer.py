@@ -124,11 +124,11 @@ def ask(
         described = Patch(what) if not isinstance(what, (Patch, Paths)) else what
         if ablation and isinstance(described, Patch) and isinstance(described.neurons, Integral):
             raise NanopatchError("an ablation has no second run to rank neurons by: give a list of neurons")
+        if any((w.site, w.axes) == (described.site, described.axes) for w in whats.values()):
+            raise NanopatchError(f"{described.site} is listed twice: each site, with its axes, at most once")
         name = described.site
-        if name in whats:  # the same site, cut along other axes
+        if name in whats:  # cut along other axes
             name = f"{described.site} {','.join(described.axes or ())}"
-        if name in whats:
-            raise NanopatchError(f"{name!r} is listed twice: each site, with its axes, at most once")
         whats[name] = described
     return Question(whats, tuple(directions), as_metrics(metric), corruption)
 

@@ -79,7 +79,7 @@ def sweep(
     >>> result = nanopatch.sweep(model, michelle)
     >>> result
     <Sweep: resid_pre patched from clean into corrupted (denoising), nano; logit_diff, 4 layers x 11 positions>
-    >>> round(result.normalised[0, 1], 2)  # layer 0, position 1: the surname
+    >>> round(float(result.normalised[0, 1]), 2)  # layer 0, position 1: the surname
     1.0
     """
     return answer(model, experiments, site, direction, metric, corruption, Running(memory))

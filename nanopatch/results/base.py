@@ -100,7 +100,10 @@ class Result:
                 with open(path, "rb") as content, np.load(content, allow_pickle=False) as file:
                     arrays = {name: file[name] for name in file.files}
                 header = json.loads(str(arrays.pop("header")))
-            return cls._unpack(cls._known_format(header), arrays)
+            header = cls._known_format(header)
+            if header["kind"] != cls.kind:
+                raise ValueError(f"it holds {header['kind']}, not {cls.kind}")
+            return cls._unpack(header, arrays)
         except OSError as error:
             raise NanopatchError(f"cannot read {path}: {error.strerror or error}") from None
         except Exception as error:  # zip, JSON, NumPy and missing names each raise their own
@@ -132,8 +135,6 @@ class Result:
     @classmethod
     def _unpack(cls: type[R], header: Header, arrays: Arrays) -> R:
         """A result of what `_pack` gave."""
-        if header["kind"] != cls.kind:
-            raise ValueError(f"it holds {header['kind']}, not {cls.kind}")
         names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
         return cls(**{name: _field(name, value) for name, value in header.items() if name in names}, **arrays)
 

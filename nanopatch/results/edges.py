@@ -122,6 +122,10 @@ class EdgeScores(Result):
         """One dict an edge: sender, receiver, score."""
         return [{"sender": str(e.sender), "receiver": str(e.receiver), "score": e.score} for e in self.edges]
 
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as what JSON can hold, with the edges as rows."""
+        return super().to_dict() | {"edges": self.to_rows()}
+
     def to_dot(self, n: int = 30) -> str:
         """The circuit of the best n edges in the language of Graphviz, edges into heads labelled q, k or v."""
         edges = self.circuit(min(n, len(self.edges)))

@@ -68,9 +68,9 @@ def layout(edges: Sequence[Edge]) -> tuple[list[Array], dict[Node, tuple[float, 
     chains: list[list[Place]] = []
     for number, edge in enumerate(edges):
         bottom, top = (depths.index(depth(node)) for node in (edge.sender, edge.receiver.component))
-        passes = [(number, row) for row in range(bottom + 1, top)]
-        for place in passes:
-            rows[place[1]].append(place)
+        passes: list[Place] = [(number, layer) for layer in range(bottom + 1, top)]
+        for layer in range(bottom + 1, top):
+            rows[layer].append((number, layer))
         chains.append([edge.sender, *passes, edge.receiver.component])
     neighbours: dict[Place, list[Place]] = {place: [] for row in rows for place in row}
     for chain in chains:

@@ -4,6 +4,9 @@ The tiny checkpoint here: L = 2 layers, H = 2 heads, d_model 8, d_mlp 12, 7 posi
 """
 
 import json
+import pathlib
+import pickle
+import shutil
 import struct
 
 import numpy as np
@@ -577,3 +580,25 @@ def test_an_edited_header_loads_as_the_same_shapes_or_is_refused(tmp_path, posit
     header = WHOLE[8:N_HEADER]
     header = header[: position - 8] + inserted + header[position - 8 + n_removed :]
     load_or_refuse(tmp_path, struct.pack("<Q", len(header)) + header + WHOLE[N_HEADER:])
+
+
+def test_a_pickled_model_is_loaded_again(tmp_path, monkeypatch):
+    """By its name or folder, whatever the working directory; whole where its weights have been edited."""
+    model = nanopatch.load("nano", np.float64)
+    content = pickle.dumps(model)
+    assert len(content) < 1000
+    monkeypatch.chdir(tmp_path)
+    again = pickle.loads(content)
+    assert again.dtype == np.float64 and np.array_equal(again.next_logits("Hello"), model.next_logits("Hello"))
+
+    folder = pathlib.Path(model.source.files[0]).parent
+    shutil.copytree(folder, tmp_path / "mine")
+    mine = nanopatch.load("mine")
+    content = pickle.dumps(mine)
+    monkeypatch.chdir("/")
+    assert len(content) < 1000 and np.array_equal(pickle.loads(content).wte, mine.wte)
+
+    model.h[0].mlp.c_fc.weight[3, 3] += 1
+    edited = pickle.loads(pickle.dumps(model))
+    assert np.array_equal(edited.h[0].mlp.c_fc.weight, model.h[0].mlp.c_fc.weight)
+    assert np.array_equal(edited.next_logits("Hello"), model.next_logits("Hello"))

@@ -10,10 +10,10 @@ import pytest
 from conftest import tiny_model
 
 import nanopatch
-from nanopatch import Experiment, NanopatchError, Sweep, sweep
+from nanopatch import Comparison, EdgeScores, Experiment, NanopatchError, Panels, Patch, Sweep, sweep
 from nanopatch.experiments import ELON, MICHELLE
-from nanopatch.results.plot import FORMATS, heatmap, picture, save_picture
-from nanopatch.results.sweep import visible
+from nanopatch.results.base import visible
+from nanopatch.results.plot import FORMATS, heatmap
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def michelle():
 
 @pytest.fixture(scope="module")
 def elon():
-    return sweep(nanopatch.load("nano"), ELON, align="diff", direction="noise", metric="logit_diff")
+    return sweep(nanopatch.load("nano"), ELON, direction="noise", metric="logit_diff")
 
 
 @pytest.fixture(scope="module")
@@ -34,24 +34,25 @@ def flat():
 
 def assert_same(a, b):
     assert np.array_equal(a.grid, b.grid, equal_nan=True) and a.grid.dtype == b.grid.dtype
-    assert a.header() == b.header()
+    assert a.to_dict() == b.to_dict()
     assert str(a) == str(b) and repr(a) == repr(b) and a.notes == b.notes and a.columns == b.columns
 
 
 @pytest.mark.parametrize("name", ["michelle", "elon", "flat"])
 def test_save_and_load_is_lossless(name, request, tmp_path):
     result = request.getfixturevalue(name)
-    result.save(tmp_path / "sweep.npz")
-    assert_same(Sweep.load(tmp_path / "sweep.npz"), result)
+    for ending in ("npz", "json"):
+        result.save(tmp_path / f"sweep.{ending}")
+        assert_same(Sweep.load(tmp_path / f"sweep.{ending}"), result)
     with np.load(tmp_path / "sweep.npz") as file:
         header = json.loads(str(file["header"]))
-    assert header["format"] == "nanopatch sweep 1" and header["model_sha256"] == result.source.sha256
+    assert header["format"] == "nanopatch result 2" and header["source"]["sha256"] == result.source.sha256
 
 
 def test_numbers_of_numpy_are_saved_too(tmp_path):
     pairs = [tuple(pair) for pair in np.argwhere(np.eye(2, dtype=int))]
     for name, choice in {"layers": dict(layers=np.arange(2)), "heads": dict(axes="head", heads=pairs)}.items():
-        result = sweep(tiny_model(), Experiment([1, 2], [1, 3], 3, 7), "z", **choice)
+        result = sweep(tiny_model(), Experiment([1, 2], [1, 3], 3, 7), Patch("z", **choice))
         result.save(tmp_path / f"{name}.npz")
         assert_same(Sweep.load(tmp_path / f"{name}.npz"), result)
 
@@ -67,15 +68,15 @@ def test_it_knows_the_file_its_model_came_from(michelle):
 def test_what_is_not_a_saved_sweep(tmp_path, michelle):
     for name, content in {"empty.npz": b"", "text.npz": b"hello"}.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(NanopatchError, match=f"{name} does not hold a saved sweep"):
+        with pytest.raises(NanopatchError, match=f"{name} does not hold a saved Sweep"):
             Sweep.load(tmp_path / name)
     np.savez(tmp_path / "other.npz", grid=np.zeros(3))
-    with pytest.raises(NanopatchError, match="does not hold a saved sweep"):
+    with pytest.raises(NanopatchError, match="does not hold a saved Sweep"):
         Sweep.load(tmp_path / "other.npz")
     michelle.save(tmp_path / "cut.npz")
     whole = (tmp_path / "cut.npz").read_bytes()
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(NanopatchError, match="does not hold a saved sweep"):
+    with pytest.raises(NanopatchError, match="does not hold a saved Sweep"):
         Sweep.load(tmp_path / "cut.npz")
     with pytest.raises(NanopatchError, match="cannot read .*nowhere.npz: No such file"):
         Sweep.load(tmp_path / "nowhere.npz")
@@ -116,7 +117,7 @@ def test_a_narrow_terminal_gets_several_tables(michelle, monkeypatch):
 
 def test_pictures(michelle, elon, flat, tmp_path):
     for file_format, start in zip(FORMATS, (b"\x89PNG", b"<?xml", b"%PDF"), strict=True):
-        save_picture(picture(elon), tmp_path / f"picture.{file_format}")
+        elon.save(tmp_path / f"picture.{file_format}")
         assert (tmp_path / f"picture.{file_format}").read_bytes().startswith(start)
     assert michelle._repr_png_().startswith(b"\x89PNG")
     assert flat._repr_png_().startswith(b"\x89PNG")
@@ -130,7 +131,7 @@ def test_the_heatmap_shows_layers_as_rows_and_tokens_as_columns(michelle, elon, 
     assert [label.get_text() for label in ax.get_xticklabels()] == michelle.column_labels
     assert "normalised" in image.colorbar.ax.get_ylabel()
 
-    raw = michelle.plot(normalised=False).images[0]
+    raw = michelle.plot(normalised=False).axes[0].images[0]
     assert np.array_equal(raw.get_array(), michelle.grid)
     assert (
         raw.norm.vmin == -raw.norm.vmax
@@ -146,19 +147,20 @@ def test_plot_draws_into_axes_it_is_given(michelle):
     from matplotlib.figure import Figure
 
     ax = Figure().add_subplot()
-    assert michelle.plot(ax) is ax and len(ax.images) == 1
+    assert michelle.plot(ax) is ax.figure and len(ax.images) == 1
 
 
 def test_dollar_signs_are_text_not_formulas(tmp_path):
     nano = nanopatch.load("nano")
     prompt = Experiment("It cost $5 or $x_", "It cost $6 or $x_", " a", " b")
-    save_picture(picture(sweep(nano, prompt)), tmp_path / "dollars.png")
+    sweep(nano, prompt).save(tmp_path / "dollars.png")
     assert (tmp_path / "dollars.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_picture_of_unknown_kind(michelle, tmp_path):
-    with pytest.raises(NanopatchError, match=r"cannot tell a picture's format from .*: use one of \.png, \.svg, \.pdf"):
-        save_picture(picture(michelle), tmp_path / "picture.gif")
+    with pytest.raises(NanopatchError, match=r"cannot save .*: its ending must be one of .*\.png, \.svg, \.pdf"):
+        michelle.save(tmp_path / "picture.gif")
+    assert not list(tmp_path.iterdir())
 
 
 def test_where_nothing_can_be_written(michelle, tmp_path, monkeypatch):
@@ -179,3 +181,46 @@ def test_where_nothing_can_be_written(michelle, tmp_path, monkeypatch):
         michelle.to_csv(tmp_path / "kept.csv")
     assert (tmp_path / "kept.csv").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.csv", "kept.csv"]
+
+
+def test_every_result_has_the_same_manners(michelle, tmp_path):
+    """plot returns a Figure; save and load keep everything; rows, CSV and JSON hold the same numbers."""
+    from matplotlib.figure import Figure
+
+    nano = nanopatch.load("nano")
+    results = [
+        michelle,
+        sweep(nano, MICHELLE, ["z", "resid_pre"], metric=["logit_diff", "probability"]),
+        nanopatch.compare(nano, MICHELLE, "z"),
+        nanopatch.edge_attribution(nano, MICHELLE),
+        nanopatch.saliency(nano, MICHELLE),
+    ]
+    for result in results:
+        assert isinstance(result.plot(), Figure) and result._repr_png_().startswith(b"\x89PNG") and str(result)
+        for ending in ("npz", "json"):
+            result.save(tmp_path / f"x.{ending}")
+            assert type(result).load(tmp_path / f"x.{ending}").to_dict() == result.to_dict()
+        result.save(tmp_path / "x.csv")
+        with open(tmp_path / "x.csv", newline="", encoding="utf-8") as file:
+            assert list(csv.DictReader(file)) == list(csv.DictReader(result.to_csv().splitlines()))
+        assert len(result.to_csv().splitlines()) == 1 + len(result.to_rows())
+        assert json.loads(result.to_json()) == result.to_dict()
+        others = [kind for kind in (Sweep, Panels, Comparison, EdgeScores) if not isinstance(result, kind)]
+        for kind in others:
+            with pytest.raises(NanopatchError, match=f"it holds {result.kind}, not {kind.kind}"):
+                kind.load(tmp_path / "x.npz")
+
+
+def test_fields_say_what_a_result_is():
+    nano = nanopatch.load("nano")
+    noising = sweep(nano, MICHELLE, "z", direction="noise")
+    assert (noising.base, noising.donor, noising.method, noising.scale) == ("clean", "corrupted", "patching", "normalised")
+    zero = nanopatch.ablate(nano, MICHELLE, "z")
+    assert (zero.base, zero.donor, zero.direction, zero.scale) == ("clean", "zero", "noise", "relative change")
+    path = nanopatch.path_patch(nano, MICHELLE, "head", "logits", between="free")
+    assert (path.site, path.axes, path.between) == ("path", ("sender", "receiver"), "free")
+    estimate = nanopatch.attribute(nano, MICHELLE, "z", steps=2)
+    assert (estimate.method, estimate.steps) == ("integrated gradients", 2)
+    head = sweep(nano, MICHELLE, Patch("z", axes="position", heads=[0]))
+    assert head.chosen == {"head": (0,)}
+    assert "Only head 0 was patched; `head` is not an axis of this grid." in head.notes
