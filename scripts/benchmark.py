@@ -1,18 +1,19 @@
-"""How fast nanopatch is, beside what does the same: every figure is a ratio of two things measured in turn.
+"""Measure how fast nanopatch is. Every figure is a ratio: its time beside that of something that does the same work.
 
     python scripts/benchmark.py                       # everything that can run here
-    python scripts/benchmark.py forward sweep         # some of it
+    python scripts/benchmark.py forward sweep         # some parts
     python scripts/benchmark.py sweep --transformer-lens /path/to/python
     python scripts/benchmark.py --json
 
-Machines are shared and noisy, so two things that are compared run alternately in one process (or in two
-processes that wait for each other), and the ratio is the median of several. Threads are fixed, two by
-default. Models have the shape of GPT-2 and random weights, which take as long as trained ones. What needs
-PyTorch with transformers, or TransformerLens, is left out, and said to be, where they are missing.
+Machines are shared and noisy. So the two sides of a ratio run alternately, in one process or in two that wait for each
+other, and the printed ratio is the median of several. The number of threads is fixed, two by default. Models have the
+shape of GPT-2 and random weights, which take as long as trained ones. Some parts need PyTorch and transformers, or
+TransformerLens. Where these are missing, such a part is left out, and a line says so.
 """
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -36,7 +37,7 @@ SHAPES = {  # n_layer, n_head, n_embd
 def main():
     options = command_line()
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        if os.environ.get(variable) != str(options.threads):  # must stand before NumPy is imported
+        if os.environ.get(variable) != str(options.threads):  # NumPy reads it when it is imported
             os.environ.update(
                 dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(options.threads))
             )
@@ -59,10 +60,8 @@ def command_line():
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], metavar="part", help=", ".join(PARTS))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument(
-        "--transformer-lens", metavar="PYTHON", help="a Python in whose environment transformer_lens is installed"
-    )
-    parser.add_argument("--plot", metavar="FILE", help="lengths: also draw the cost of a cell as the prompt grows")
+    parser.add_argument("--transformer-lens", metavar="PYTHON", help="a Python whose environment has transformer_lens")
+    parser.add_argument("--plot", metavar="FILE", help="part lengths: also draw the cost of a cell as the prompt grows")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
@@ -71,7 +70,7 @@ def command_line():
 
 
 def imports(options):
-    """`import nanopatch` beside `import numpy`: time and memory of a process that does nothing else."""
+    """`import nanopatch` beside `import numpy`: time and memory of a process that does only that."""
     code = "import time; t = time.perf_counter(); import {}; t = time.perf_counter() - t; " + (
         "import resource; print(t, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
@@ -92,7 +91,7 @@ def imports(options):
 
 
 def demo(options):
-    """`nanopatch demo` from start to finish, in seconds: the only absolute time, since users wait for it."""
+    """`nanopatch demo` from start to finish, in seconds. It is the only absolute time: users wait for it."""
     seconds = []
     for _ in range(options.repeats):
         with tempfile.TemporaryDirectory() as folder:
@@ -110,7 +109,7 @@ def forward(options):
         import torch
         from transformers import GPT2Config, GPT2LMHeadModel
     except ImportError:
-        yield {"what": "one forward pass: needs torch and transformers, left out"}
+        yield {"what": "one forward pass: left out, it needs torch and transformers"}
         return
     import numpy as np
 
@@ -143,7 +142,7 @@ def forward(options):
 
 
 def sweeps(options):
-    """The sweep of resid_pre at 124M's shape, 12 x 11 patches: README's prompts, and a pair that spares none."""
+    """The sweep of resid_pre at 124M's shape, 12 x 11 patches: of README's prompts, and of a pair that needs all."""
     model = random_model("124M")
     with contextlib.ExitStack() as stack:
         lens = stack.enter_context(TransformerLens(options)) if options.transformer_lens else None
@@ -151,23 +150,25 @@ def sweeps(options):
         apart = random_experiment(model, 11)
         yield from sweeps_of_pair(options, model, apart, "resid_pre sweep, first tokens differ", lens, None)
     if not lens:
-        yield {"what": "TransformerLens: give --transformer-lens PYTHON, left out"}
+        yield {"what": "TransformerLens: left out, it needs --transformer-lens PYTHON"}
 
 
 def sweeps_of_pair(options, model, experiment, name, lens, bound_with_base):
     """The sweep of one pair of prompts beside the plain loop, its own matrix products, and TransformerLens."""
-    from nanopatch.patching.sweep import measure_plan
+    from nanopatch.patching.stack import MEMORY
+    from nanopatch.patching.sweep import Running
 
-    tokens, plan, few = experiment.tokens(model), plan_of(model, experiment), max(3, options.repeats // 2)
+    tokens, few = experiment.tokens(model), max(3, options.repeats // 2)
+    case, cells = case_of(model, experiment)
 
     def whole():
         return nanopatch().sweep(model, experiment)
 
     def patches_only():  # all that a sweep does after the base runs
-        return measure_plan(model, plan)
+        return Running(MEMORY).values(model, case, [cells])
 
     def naive_patches_only():
-        return naive_loop(model, tokens, plan.runs["clean"])
+        return naive_loop(model, tokens, case.runs.clean)
 
     def naive():
         return model.run(tokens.corrupted), naive_loop(model, tokens, model.run(tokens.clean))
@@ -176,7 +177,7 @@ def sweeps_of_pair(options, model, experiment, name, lens, bound_with_base):
     ratios = alternate(naive_patches_only, patches_only, few)
     yield row(f"{name}: naive NumPy loop / nanopatch", ratios, 20, least=True)
     yield row(f"{name}: the same, base runs included", alternate(naive, whole, few), bound_with_base, least=True)
-    ratios = alternate(patches_only, bare_products(model, plan), options.repeats)
+    ratios = alternate(patches_only, bare_products(model, case, cells), options.repeats)
     yield row(f"{name}: nanopatch / bare matrix products of its shapes", ratios, 1.35)
     if not lens:
         return
@@ -197,7 +198,7 @@ def gradients(options):
     """Attribution of every site from two runs and one backward pass, and that pass itself, at 124M's shape."""
     import numpy as np
 
-    from nanopatch.patching.sweep import SITE_AXES
+    from nanopatch.experiments.patch import SITE_AXES
 
     model, few = random_model("124M"), max(3, options.repeats // 2)
     experiment = random_experiment(model, 11)
@@ -216,7 +217,7 @@ def gradients(options):
         import torch
         from transformers import GPT2Config, GPT2LMHeadModel
     except ImportError:
-        yield {"what": "forward and backward: needs torch and transformers, left out"}
+        yield {"what": "forward and backward: left out, they need torch and transformers"}
         return
     torch.set_num_threads(options.threads)
     theirs = GPT2LMHeadModel(GPT2Config(attn_implementation="sdpa")).eval().requires_grad_(False)
@@ -252,17 +253,19 @@ def lengths(options):
 
 
 def cost_of_cells(shape, n_tokens, lens, points):
-    """Rows of one model, which is gone afterwards; points: {(site, shape, n_tokens): cell / forward pass}, filled."""
+    """The rows of one model. points: gets {(site, shape, n_tokens): cell / forward pass} of each."""
     model = random_model(shape)
     experiment = random_experiment(model, n_tokens)
     sites = ("resid_pre", "z") if shape == "124M" else ("resid_pre",)
     for site in sites:
-        # A cell costs in proportion to the layers above it: two in the middle stand for 12 x 256, which take minutes.
+        # A cell costs in proportion to the layers from its own on. So two layers in the middle stand for all 12, which
+        # would take minutes.
         layers = [5, 6] if site == "resid_pre" and n_tokens == 256 else None
         n_cells = len(layers or range(model.n_layer)) * (n_tokens if site == "resid_pre" else model.n_head)
+        patch = nanopatch().Patch(site, layers=layers)
 
-        def one_cell(site=site, layers=layers, n_cells=n_cells):
-            return timed(lambda: nanopatch().sweep(model, experiment, site=site, layers=layers)) / n_cells
+        def one_cell(patch=patch, n_cells=n_cells):
+            return timed(lambda: nanopatch().sweep(model, experiment, patch)) / n_cells
 
         to_forward, to_theirs = [], []
         if n_tokens == 11:
@@ -304,12 +307,12 @@ def records(model, experiment):
     """The peak of what Python and NumPy allocate in an attribution of every site, by the size of one full record."""
     import tracemalloc
 
-    from nanopatch.patching.sweep import SITE_AXES
+    from nanopatch.experiments.patch import SITE_AXES
 
     run = model.run(experiment.corrupted)
     size = sum(getattr(run, name).nbytes for name in run.names)
     del run
-    nanopatch().attribute(model, experiment, list(SITE_AXES))  # what is imported on first use is no part of it
+    nanopatch().attribute(model, experiment, list(SITE_AXES))  # so that imports on first use are not counted
     tracemalloc.start()
     nanopatch().attribute(model, experiment, list(SITE_AXES))
     return tracemalloc.get_traced_memory()[1] / size
@@ -345,7 +348,7 @@ PARTS = {
 }
 
 
-# ---- what they are made of -----------------------------------------------------------------------
+# ---- what the parts share ------------------------------------------------------------------------
 
 
 def nanopatch():
@@ -385,7 +388,7 @@ def weights_of(model):
 
 
 def random_experiment(model, n_tokens):
-    """Prompts that differ in their first token, so that no cell is spared."""
+    """Prompts that differ in their first token, so that every cell has to be run."""
     import numpy as np
 
     clean = np.random.default_rng(1).integers(0, model.n_vocab, n_tokens)
@@ -394,17 +397,21 @@ def random_experiment(model, n_tokens):
     return nanopatch().Experiment(clean, corrupted, 3, 7)
 
 
-def plan_of(model, experiment):
-    """All that `nanopatch.sweep` does before the first patch, the base runs included."""
-    from nanopatch.patching.sweep import make_plan, needed_sites
+def case_of(model, experiment):
+    """What `nanopatch.sweep` makes before the first patch, base runs included: the case and the cells of its grid."""
+    from nanopatch.experiments.metrics import as_metrics
+    from nanopatch.patching.case import make_case, run_both
+    from nanopatch.patching.cells import cells_of_patch
+    from nanopatch.patching.stack import BASE_SITES
 
-    choices = dict(layers=None, positions=None, heads=None, neurons=None, window=1)
-    sites = dict.fromkeys(("clean", "corrupted"), needed_sites("resid_pre"))
-    return make_plan(model, experiment, "resid_pre", None, "denoise", "logit_diff", None, choices, sites)
+    sites = dict.fromkeys(("clean", "corrupted"), (*BASE_SITES, "resid_post"))
+    (runs,) = run_both(model, experiment, 0, None, sites)
+    case = make_case(model, runs, "denoise", as_metrics("logit_diff"), None, None)
+    return case, cells_of_patch(model, nanopatch().Patch("resid_pre"), case, None, 0)
 
 
 def naive_loop(model, tokens, clean):
-    """The same grid as the README's loop over `model.steps` makes it, a whole run for each patch."""
+    """The same grid by the README's loop over `model.steps`, a whole run for each patch."""
     import numpy as np
 
     n_tokens = len(tokens.corrupted)
@@ -419,14 +426,14 @@ def naive_loop(model, tokens, clean):
     return grid
 
 
-def bare_products(model, plan):
-    """A sweep's matrix products with the weights, alone, in its shapes: nothing can be faster that uses them."""
+def bare_products(model, case, cells):
+    """A sweep's matrix products with the weights, in its shapes, and nothing else: a bound for what uses them."""
     import numpy as np
 
     from nanopatch.patching.stack import reach
 
-    n_tokens, starts = len(plan.tokens.corrupted), []  # starts: (layer, position) of each patch that is run
-    for edits in plan.patches:
+    n_tokens, starts = case.n_tokens, []  # starts: (layer, position) of each patch that is run
+    for edits in itertools.chain.from_iterable(cells.batches):
         edits, start = reach(model, edits, n_tokens, last_only=True)
         starts += [(edit.layer, start) for edit in edits]
     n_rows = [sum(n_tokens - start for first, start in starts if first <= layer) for layer in range(model.n_layer)]
@@ -449,7 +456,7 @@ def bare_products(model, plan):
 
 
 class TransformerLens:
-    """TransformerLens in another environment's Python, one sweep at a time, while this process waits."""
+    """TransformerLens in another environment's Python. It makes one sweep at a time, while this process waits."""
 
     def __init__(self, options):
         command = [options.transformer_lens, SCRIPTS / "transformer_lens_sweep.py", str(options.threads)]
@@ -461,7 +468,7 @@ class TransformerLens:
         while (line := self.process.stdout.readline()) != "ready\n":
             if not line:
                 raise SystemExit(
-                    "benchmark: TransformerLens did not start: try scripts/transformer_lens_sweep.py by hand"
+                    "benchmark: TransformerLens did not start: run scripts/transformer_lens_sweep.py to see why"
                 )
         return self
 
@@ -477,7 +484,7 @@ class TransformerLens:
 
 def peak_memory():
     """The most memory this process has had, in bytes."""
-    try:  # what getrusage says may be that of the process that started this one
+    try:  # getrusage may give that of the process that started this one
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     except OSError:
@@ -499,11 +506,13 @@ def alternate(first, second, repeats):
 def assert_close(actual, expected):
     import numpy as np
 
-    assert np.abs(actual - expected).max() <= 1e-5 * max(1, np.abs(expected).max()), "the two do not compute the same"
+    assert np.abs(actual - expected).max() <= 1e-5 * max(1, np.abs(expected).max()), (
+        "the two sides do not compute the same"
+    )
 
 
 def row(what, values, bound=None, least=False):
-    """One line of the table. bound: what must be reached; least: a lower bound rather than an upper one."""
+    """One line of the table. bound: the most the value may be or, with `least`, the least it must be."""
     value = statistics.median(values)
     result = {"what": what, "value": value, "spread": [min(values), max(values)]}
     if bound is not None:

@@ -1,21 +1,22 @@
-"""Makes the reference gradients that `nanopatch/backward.py` is checked against, with PyTorch's autograd.
+"""Make the reference gradients that `nanopatch/model/backward.py` is checked against, with PyTorch's autograd.
 
     python scripts/make_gradient_reference.py            tests/reference_gradients/*.npz
     python scripts/make_gradient_reference.py tiny       the tiny models of make_reference.py alone
     python scripts/make_gradient_reference.py nano [--model FOLDER]
 
-Needs `pip install torch transformers`; what it writes is read without them. The scalar is
-`sum(d_logits * logits)`, computed in float64. Each file holds, for one model:
+It needs `pip install torch transformers`; the files are read without them. The derivatives are those of
+`sum(d_logits * logits)`, in float64. Each file holds, for one model:
 
     header           JSON: the config, the versions, SHA-256 of the model file (nano)
-    tokens           the prompt, the one of tests/reference/tiny_*.npz, where the weights are too
-    d_logits         random (tiny); 1 and -1 at two columns of the last position, given as `columns` (nano)
-    array.NAME       the derivative with respect to every array of `nanopatch.sites.SITES`, stacked over
-                     layers; one that is another's by a plain sum is there once: see `SAME`
-    weight.KEY       the derivative with respect to every weight (tiny); of nano's weights, ...
-    sample.KEY       ... every so many-th entry of the derivative (see `sample`), of `wte` only the rows of
-                     the prompt's tokens and of `columns`, the others being 0, and
-    norm.KEY         its Euclidean norm over all entries
+    tokens           the prompt: of a tiny model, that of tests/reference/tiny_*.npz, where its weights are too
+    d_logits         random numbers (tiny only)
+    columns          the two token ids at which d_logits is 1 and -1, at the last position (nano only)
+    array.NAME       the derivative with respect to every array of `nanopatch.model.sites.SITES`, stacked over layers.
+                     Two arrays that a sum gives the same derivative are there once: see `SAME`
+    weight.KEY       the derivative with respect to every weight (tiny only)
+    sample.KEY       some entries of the derivative with respect to every weight, see `sample` (nano only). Of `wte`
+                     only the rows of the prompt's tokens and of `columns` are sampled; the others are 0
+    norm.KEY         the Euclidean norm of the whole derivative (nano only)
 """
 
 import argparse
@@ -34,7 +35,7 @@ FOLDER = ROOT / "tests" / "reference_gradients"
 NANO_PROMPT = " Michelle Jones. Michelle"
 NANO_ANSWERS = (" Jones", " Smith")
 
-#: Names whose derivative is also another's: a sum hands its derivative on, unchanged, to both of its terms.
+#: Names whose derivative is also another's: both terms of a sum have the derivative of the sum.
 SAME = {"mlp_out": "resid_post", "attn_out": "resid_mid"}
 
 
@@ -95,8 +96,8 @@ def pytorch_gradients(model, tokens, d_logits):
     gradients = {name: [next(results) for _ in layers] for name, layers in kept.items()}
     weights = {key.removeprefix("transformer."): next(results).numpy() for key in parameters}
 
-    # In PyTorch's GPT-2 queries, keys and values read one array, and the MLP reads the residual stream
-    # itself. Each reader's own share: from its output's derivative back through its LayerNorm alone.
+    # In PyTorch's GPT-2, queries, keys and values read one array, and the MLP reads the residual stream itself. So each
+    # reader's own derivative is computed here, from the derivative of its output, back through its LayerNorm alone.
     def through(reader, x, d_output):
         x = x.detach().requires_grad_()
         return torch.autograd.grad(reader(x), x, d_output)[0]
@@ -131,13 +132,13 @@ def random_d_logits(tokens, n_vocab, seed):
 
 
 def sample(key, gradient, rows):
-    """Some 500 entries of a weight's derivative, evenly spread; `wte` counts only the rows given."""
+    """Some 500 entries of a weight's derivative, evenly spread; of `wte` only among the given rows."""
     flat = (gradient[rows] if key == "wte.weight" else gradient).ravel()
     return flat[:: max(1, flat.size // 500)]
 
 
 def reference(model, tokens, d_logits, **header):
-    """What files of both kinds hold, and the derivatives of the weights."""
+    """What the files of both kinds hold, and the derivatives with respect to the weights."""
     import torch
     import transformers
 

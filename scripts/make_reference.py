@@ -1,4 +1,4 @@
-"""Makes the reference values that nanopatch is checked against, with PyTorch and Hugging Face's GPT-2.
+"""Make the reference values that nanopatch is checked against, with PyTorch and Hugging Face's GPT-2.
 
     python scripts/make_reference.py                       everything below
     python scripts/make_reference.py tiny                  tests/reference/tiny_*.npz
@@ -6,19 +6,18 @@
     python scripts/make_reference.py standin               tests/reference/standin_*.json
     python scripts/make_reference.py nano [--model FOLDER] nanopatch/data/nano_reference.npz
 
-Needs `pip install torch transformers`; what it writes is read without them. Everything is drawn from
-fixed seeds, so a second run on the same machine writes the same numbers.
+It needs `pip install torch transformers`; the files are read without them. Everything random is drawn from fixed
+seeds, so a second run on the same machine writes the same numbers.
 
-`tiny` and `nano` files hold, for one model and under these keys:
+`tiny` and `nano` files hold, for one model:
 
     header          JSON: the config, the versions, SHA-256 of the model file (nano), PyTorch's own float32
                     errors by name (see `own_float32_errors`), and which names are the same array (`SAME`)
     tokens          the prompt: (n_tokens,) or (batch, n_tokens)
-    float64.NAME    what PyTorch computes in float64 for it: every array of `nanopatch.sites.SITES` under its
-                    name there, stacked over layers. Masked scores are -inf. Arrays that are one and the same
-                    inside PyTorch's model are there once. Of the logits there are
-                    `float64.logits_last`, all columns of the last position, and `float64.logits`, every
-                    position at the token ids in `columns`: full logits of nano would take 4 MB
+    float64.NAME    every array of `nanopatch.model.sites.SITES` as PyTorch computes it in float64, stacked over
+                    layers. Masked scores are -inf. Names that are the same array in PyTorch's model are there once
+    float64.logits_last  the logits at the last position, of all tokens
+    float64.logits  the logits at every position, of the token ids in `columns`. (All logits of nano take 4 MB.)
     columns         the token ids whose logits are kept: all of a tiny model's, every 200th of nano's
     many_tokens     (n_prompts, n_tokens): more prompts, to compare rounding errors on
     many_logits     (n_prompts, n_columns): PyTorch's float64 logits at their last position
@@ -30,8 +29,9 @@ fixed seeds, so a second run on the same machine writes the same numbers.
                     wrong answer, and the versions
     clean, corrupted                the two prompts: (n_tokens,), which differ in two positions
     logits.clean, logits.corrupted  (n_vocab,): of the unpatched runs at the last position
-    DIRECTION.SITE.AXIS-AXIS...     the logit difference after each patch, an axis for each AXIS; DIRECTION is
-                                    denoise (clean into corrupted) or noise (corrupted into clean)
+    DIRECTION.SITE.AXIS-AXIS...     the logit difference after each patch, an axis for each AXIS. DIRECTION is denoise
+                                    (clean into corrupted) or noise (corrupted into clean). The axes of scores and
+                                    pattern are called destination and source here: nanopatch's query and key
 """
 
 import argparse
@@ -45,8 +45,8 @@ from pathlib import Path
 import numpy as np
 
 import nanopatch
-from nanopatch.model import tokenizer
 from nanopatch.files import write_whole
+from nanopatch.model import tokenizer
 from nanopatch.model.sites import BLOCK_SITES, FINAL_SITES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,12 +56,12 @@ DATA = ROOT / "nanopatch" / "data"
 NANO_PROMPT = "Michelle Jones was a top-notch student. Michelle"
 MOST_BYTES = 2_500_000  # of nano's file, which every user downloads
 
-#: Names whose array is also another's: in PyTorch's GPT-2 there is one input of `ln_1` for queries, keys
-#: and values, and one of `ln_2`. nanopatch hands them over apart.
+#: Names whose array is also another's: in PyTorch's GPT-2, `ln_1` has one input for queries, keys and values, and
+#: `ln_2` reads the residual stream itself. nanopatch has an array of its own for each.
 SAME = {"q_input": "resid_pre", "k_input": "resid_pre", "v_input": "resid_pre", "mlp_in": "resid_mid"}
 
-#: The tiny models: what differs from SIZES and from GPT-2's config, and the shape of the prompt. Together
-#: they turn every switch of the config.
+#: The tiny models: what differs from SIZES and from GPT-2's config, and the shape of the prompt. Together they use
+#: every option of the config.
 SIZES = dict(n_layer=3, n_head=2, n_embd=16, n_positions=16, vocab_size=31)
 TINY = {
     "plain": ({}, (9,)),
@@ -86,7 +86,7 @@ TINY = {
 PATCHED = {"plain": ({}, 0), "everything": ({**TINY["everything"][0], "n_head": 4}, 5)}
 DIFFERENT = (2, 5)  # the positions where the two prompts differ
 
-#: Axes of each site's array in one layer, after the batch; and of the grids that are made for it.
+#: The axes of each site's array in one layer, after the batch; and the axes of the grids that are made for it.
 RESIDUAL_SITES = (
     *("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"),
     *("q_input", "k_input", "v_input", "mlp_in"),
@@ -107,9 +107,9 @@ GRID_AXES = {
     **dict.fromkeys(ATTENTION_SITES, [("layer", "head"), ("layer", "head", "destination"), ("destination", "source")]),
 }
 
-#: The stand-in for GPT-2 small: its vocabulary, in a model so small that its weights need not be stored.
+#: The stand-in for GPT-2 small: a model with its vocabulary, so small that its weights are drawn anew, not stored.
 STANDIN = dict(n_layer=2, n_head=2, n_embd=12, n_positions=32, vocab_size=tokenizer.N_VOCAB)
-STANDIN_SEED = 40  # of the first 250, one whose logit differences are not near 0
+STANDIN_SEED = 40  # of the first 250 seeds, one whose logit differences are not near 0
 
 #: Patching grids of the eight indirect-object prompts, under the names of the published file: site and axes.
 IOI8_GRIDS = {
@@ -156,11 +156,11 @@ def tensor_shapes(config):
 
 
 def random_tensors(config, seed):
-    """Random float32 weights, the same everywhere: large enough that no head attends evenly, LayerNorm's not 1.
+    """Random float32 weights, the same on every machine: so large that no head attends evenly to all positions.
 
-    Drawn from PCG64's raw 64-bit numbers, whose stream NumPy promises never to change, by steps that are
-    exact in float32: uniform in [-s, s), s being 0.4, but 0.8 for the embeddings and for what makes queries,
-    keys and values; around 1 for LayerNorm weights.
+    They are uniform in [-s, s). s is 0.8 for `LARGE`, 0.4 for the others; LayerNorm's weights are 1 plus such a number.
+    They are drawn from PCG64's raw 64-bit numbers, a stream that NumPy promises never to change, by steps that are
+    exact in float32.
     """
     bits = np.random.PCG64(seed)
     tensors = {}
@@ -181,7 +181,7 @@ def pytorch_model(config, tensors):
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    tokens = dict(bos_token_id=0, eos_token_id=0)  # its defaults lie outside a tiny vocabulary
+    tokens = dict(bos_token_id=0, eos_token_id=0)  # its defaults are not in a tiny vocabulary
     model = GPT2LMHeadModel(GPT2Config(**tokens, **config, attn_implementation="eager")).eval()
     state = {f"transformer.{key}" if key != "lm_head.weight" else key: torch.tensor(a) for key, a in tensors.items()}
     state.setdefault("lm_head.weight", state["transformer.wte.weight"])
@@ -289,7 +289,7 @@ def last_logits(model, tokens):
 
 
 def patched_logits(model, tokens, edits):
-    """`last_logits` of a run of Hugging Face's model with some arrays changed on the way, by hooks on its modules.
+    """`last_logits` of a run of Hugging Face's model in which some arrays are changed, by hooks on its modules.
 
     tokens: (batch, n_tokens). edits: a list of (site, layer, index, values): in that array of that layer,
     shaped (batch, ...) as in `pytorch_run`, `array[index] = values[index]`; one edit a layer of each site.
@@ -323,15 +323,15 @@ def patched_logits(model, tokens, edits):
 
 
 def patching_hooks(model, site, layer, index, values):
-    """Sets the hooks that assign `array[index] = values[index]` at a site of a layer; returns their handles.
+    """Set the hooks that assign `array[index] = values[index]` at a site of a layer; return their handles.
 
-    Any site but those of ATTENTION_SITES, which are no module's input or output. values: a tensor, (batch, ...).
+    Not for ATTENTION_SITES, which are no module's input or output. values: a tensor, (batch, ...).
     """
     import torch
 
     block, n_head = model.transformer.h[layer], model.config.n_head
 
-    def assigned(tensor):  # in a copy, for others read the same tensor
+    def assigned(tensor):  # in a copy, because other modules read the same tensor
         changed = tensor.clone()
         array = changed.unflatten(-1, (n_head, -1)) if site in HEAD_SITES else changed
         array[index] = values[index]
@@ -377,8 +377,8 @@ def patching_hooks(model, site, layer, index, values):
 def patched_grid(model, tokens, source, site, axes, metric):
     """The metric of `patched_logits` for each patch of a grid: float64, an axis for each of `axes`.
 
-    tokens: (batch, n_tokens), the prompts patched into, all at once. source: the arrays of the run patched
-    from, as `pytorch_run` returns them. What `axes` does not name is patched all at once.
+    tokens: (batch, n_tokens), the prompts patched into, all at once. source: the arrays of the run patched from, as
+    `pytorch_run` returns them. Along an axis that is not in `axes`, everything is patched at once.
     """
     config = model.config
     d_mlp = config.n_inner or 4 * config.n_embd
@@ -404,10 +404,9 @@ def both_runs(model, tokens):
 def own_float32_errors(float32, float64, columns):
     """PyTorch float32 against PyTorch float64 on a batch: {name: error}.
 
-    The error of a name in a prompt is its largest difference anywhere; these are averaged over the prompts,
-    and the worst layer counts. (The single largest difference over many prompts hangs on the one prompt
-    that is worst conditioned, and differs by half between two equally good implementations; the average
-    does not.) Of the logits, those in `columns` count.
+    The error of a name in a prompt is its largest difference anywhere. It is averaged over the prompts, and the worst
+    layer counts. (The largest difference over all prompts comes from the one prompt that is worst conditioned, and
+    differs by half between two equally good programs; the average does not.) Of the logits, those in `columns` count.
     """
     errors = {}
     for name, exact in float64.items():
@@ -514,7 +513,7 @@ def patching(config, seed, n_tokens=8):
 
 
 def make_nano(folder=ROOT / "weights" / "nano", file=DATA / "nano_reference.npz"):
-    """The default model's file: one prompt, and 32 random ones of 12 tokens to compare rounding errors on."""
+    """The default model's file: one prompt, and 32 random prompts of 12 tokens to compare rounding errors on."""
     folder = Path(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     rng = np.random.Generator(np.random.PCG64(2000))
@@ -638,10 +637,10 @@ def standin_attribution(model, clean, corrupted, answers):
 
 
 def standin_direct_attribution(model, tokens, answers):
-    """Direct logit attribution the way TransformerLens gets it: fold and centre the weights first, then read off.
+    """Direct logit attribution as TransformerLens computes it: fold and centre the weights first, then read the parts.
 
-    LayerNorm's scale goes into the unembedding, the values' bias into the attention's, and everything that
-    writes to the residual stream is centred. The folded weights make an equal model, whose parts differ.
+    LayerNorm's scale goes into the unembedding, the value bias into the attention's bias, and everything that writes
+    to the residual stream is centred. The model with folded weights computes the same, and its parts differ.
     """
     arrays = {name: array.astype(float) for name, array in pytorch_run(model.double(), tokens).items()}
     weights = {key: tensor.numpy().astype(float) for key, tensor in model.double().state_dict().items()}
@@ -684,7 +683,9 @@ def write_npz(path, arrays, most_bytes=None):
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
     if most_bytes and content.tell() > most_bytes:
-        raise SystemExit(f"{path} would take {content.tell():,} bytes; {most_bytes:,} at most: keep fewer columns")
+        raise SystemExit(
+            f"{path} would take {content.tell():,} bytes, and {most_bytes:,} are allowed: keep fewer columns"
+        )
     write(path, content.getvalue())
 
 

@@ -3,11 +3,11 @@
     python scripts/train_nano.py              # train, then write weights/nano/
     python scripts/train_nano.py --evaluate   # measure the saved file through transformers
 
-`nano` is a real GPT-2 (4 layers, 4 heads, d_model 128, GPT-2's whole vocabulary) trained on
-sentences made on the fly, so that the behaviours people study with activation patching exist in
-a file of 15 MB: a surname bound to a first name, indirect objects, induction, facts.
+`nano` is a real GPT-2 (4 layers, 4 heads, d_model 128, GPT-2's whole vocabulary), trained on
+sentences that this script makes. So a file of 15 MB has the behaviours that people study with
+activation patching: a surname bound to a first name, indirect objects, induction, facts.
 
-Needs torch, transformers, safetensors and tiktoken. The sections: data, model, optimiser,
+It needs torch, transformers, safetensors and tiktoken. The sections: data, model, optimiser,
 training, evaluation, saving.
 
 Axes: B rows of a batch, T positions, V tokens scored in this step, D d_model, L layers, H heads.
@@ -28,6 +28,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from nanopatch.lenses.heads import head_scores
 from nanopatch.model.tokenizer import encoding
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "nano"
@@ -37,8 +38,8 @@ EOT, NEWLINE = 50256, 198
 TOKENS_PER_STEP = 2048
 
 # ------------------------------------------------------------------------------------- data
-# A template's {lower} slot is a free choice; its {Upper} slot can be told from the words before
-# it. The loss is concentrated on the latter.
+# A template's {lower} slot is a free choice. Its {Upper} slot follows from the words before it,
+# and gets most of the loss.
 
 
 def listed(text):
@@ -95,7 +96,7 @@ Weiss Welch Wells Wheeler Whitman Wilkinson Williams Williamson Willis Wilson Wo
 Wyatt Yates York Zhang Zimmerman
 """)
 
-# Never in training, not even as a random word: what the model does with these is general.
+# Never in training, not even as a random word: what the model does with these, it does in general.
 HELD_OUT_FIRST = listed("""
 Angela Anthony Brett Caroline Charlie Cynthia Danielle Dennis Diana Erica Gerald Gordon Harold Harry
 Isaac Jen Jenny Jerry Jonathan Joyce Julie Lawrence Leonard Linda Logan Lois Louis Louise Lucas
@@ -108,7 +109,7 @@ Huff Kane King Lyons McCoy Mills Monroe Morales Morton Murphy Parker Ramsey Reed
 Rodriguez Rubio Sloan Stevens Thomson Thornton Wagner Wallace Weaver Wolfe
 """)
 
-# No training sentence has the pairings that the named experiments use either.
+# No training sentence has the pairings that the named experiments use.
 HELD_OUT_PAIRS = {("Michelle", "Jones"), ("Michelle", "Smith"), ("Jessica", "Jones"),
                   ("Elon", "Musk"), ("Steve", "Jobs")}
 
@@ -227,7 +228,7 @@ seek sought; sink sank; say said; have had; do did; get got; is was; are were
 
 
 def entries(text):
-    """The items of a list written with semicolons, line breaks being spaces."""
+    """The items of a list that semicolons separate; a line break in an item is a space."""
     return [" ".join(item.split()) for item in re.split(r";(?=\s|$)", text) if item.strip()]
 
 
@@ -264,7 +265,7 @@ def token_ids(text):
 
 @functools.cache
 def template_pieces(template):
-    """Split "The {x} is" into (text, slot) pieces; a slot takes the space before it along."""
+    """Split "The {x} is" into (text, slot) pieces; the space before a slot belongs to the slot."""
     pieces, parts = [], re.split(r"( ?)\{(\w+)\}", template)
     for i in range(0, len(parts), 3):
         if parts[i]:
@@ -296,7 +297,7 @@ class Text:
         enc = encoding()
         words = [enc.decode([i]) for i in range(EOT)]
         held_out = set(HELD_OUT_FIRST + HELD_OUT_LAST)
-        # Words beyond the lists: names now and then come from here, so that copying is general.
+        # Words beyond the lists. Some names come from here, so that the model learns to copy any name.
         self.any_name = [w[1:] for w in words
                          if re.fullmatch(r" [A-Z][a-z]{2,}", w) and w[1:] not in held_out]
         corpus = set()
@@ -342,7 +343,7 @@ class Text:
         while len(ids) < length:
             first, last = rng.choice(cast)
             if people == 1 and rng.random() < 0.4:
-                first = self.name(FIRST)     # a relative: with one surname around, it is theirs too
+                first = self.name(FIRST)     # a relative: if there is one surname, it is theirs too
             if first != last and (first, last) not in HELD_OUT_PAIRS:
                 add(rng.choice(MENTIONS), first, last)
         return ids, weights
@@ -367,14 +368,14 @@ class Text:
         return fill(rng.choice(templates), {"x": x, "Y": y})
 
     def random_tokens(self, n, easy):
-        """n different tokens: a few hundred to begin with, later any at all."""
+        """n different tokens: at first of a few hundred, later of the whole vocabulary."""
         rng = self.rng
         if rng.random() < easy:
             return rng.sample(self.easy_tokens, n)
         return rng.sample(self.any_token if rng.random() < 0.4 else self.corpus, n)
 
     def pairs(self, length, easy):
-        """Random pairs of tokens, met again at any distance: the first recalls the second."""
+        """Random pairs of tokens, repeated at any distance: after the first comes the second."""
         rng = self.rng
         n = rng.randint(2, max(3, length // 8))
         tokens = self.random_tokens(2 * n, easy)
@@ -423,7 +424,7 @@ class Text:
 
 
 # ------------------------------------------------------------------------------------ model
-# Parameters have GPT-2's own names and shapes (Conv1D weights are (in, out)).
+# Parameters have GPT-2's names and shapes (Conv1D weights are (in, out)).
 
 def new_parameters(seed):
     gen = torch.Generator().manual_seed(seed)
@@ -451,14 +452,14 @@ def new_parameters(seed):
 
 
 def give_a_start(p, gen):
-    """Initialise heads 0.0 and 1.0 so that the search for equal tokens need not be found from noise.
+    """Initialise heads 0.0 and 1.0 so that training need not find the search for equal tokens from noise.
 
-    Without this the same training recalls 3% of repeated random tokens after 400 steps; with it, 67%.
-    Head 0.0 starts out looking at its own token (0.8 of its attention) and the one before (0.17),
-    and writes a part of what it sees, directions `read`, along other directions, `write`. Head
-    1.0 starts out comparing `read` at the query with `write` at the key, and copying. Then all is
-    trained freely. What became of the two heads is in the model's README: the previous-token heads
-    are others, which had to be found.
+    Without this, the same training recalls 3% of repeated random tokens after 400 steps; with it, 67%.
+    At first head 0.0 attends to its own token (0.8 of its attention) and to the one before (0.17). It
+    reads the directions `read` there and writes them along other directions, `write`. Head 1.0
+    compares `read` at the query with `write` at the key, and copies. Then all weights are trained.
+    The model's README says what became of the two heads: other heads attend to the previous token in
+    the end, and training found those by itself.
     """
     def directions():
         return torch.linalg.qr(torch.randn(D_MODEL, D_HEAD, generator=gen))[0]
@@ -560,7 +561,7 @@ class Optimiser:
                     p[n].mul_(1 - lr * 0.05).sub_(u, alpha=lr)
             for n in self.small:
                 self._adam(p[n], p[n].grad * clip, self.m[n], self.v[n], self.step_count, scale * self.lr[n], 0.95)
-            # Lazy: only the rows used in this step move, each with its own step count.
+            # Only the rows used in this step change, each with its own step count.
             self.row_steps[rows] += 1
             w, m, v = p["wte.weight"][rows], self.m["wte.weight"][rows], self.v["wte.weight"][rows]
             self._adam(w, rows_grad * clip, m, v, self.row_steps[rows], scale * self.lr["wte.weight"], 0.98)
@@ -581,7 +582,7 @@ class Optimiser:
 def curriculum(progress, step):
     """Length of the rows, shares of the tasks, share of easy tokens, at `progress` in [0, 1].
 
-    The first eighth is for the heads that look for what followed the last token like this one:
+    The first eighth is for the heads that look for what followed an earlier token like this one:
     rows are short, recall is frequent, and many of its tokens are from a set of a few hundred.
     """
     if progress < 0.12:
@@ -591,10 +592,10 @@ def curriculum(progress, step):
 
 
 def step_loss(p, text, length, shares, easy, gen):
-    """Loss of one batch; also the vocabulary rows it used and their leaf tensor.
+    """Loss of one batch, the vocabulary rows that it used, and their leaf tensor.
 
-    The softmax runs over the corpus' tokens, the batch's tokens and 512 random others, which
-    stand for all the rest (hence the correction added to their logits).
+    The softmax runs over the corpus' tokens, the batch's tokens and 512 random others. These stand
+    for all the rest, so a correction is added to their logits.
     """
     ids, weights = text.batch(TOKENS_PER_STEP // length, length, shares, easy)
     base = torch.unique(torch.cat([text.corpus_ids, ids.flatten()]))
@@ -610,7 +611,7 @@ def step_loss(p, text, length, shares, easy, gen):
     table = p["wte.weight"].detach()[rows].requires_grad_()                       # (V, D)
     hidden = forward(p, F.embedding(local[ids[:, :-1]], table))
     weights = weights[:, 1:].flatten()
-    # Every answer counts; of the other tokens a third does, at three times its weight.
+    # Every answer counts. Of the other tokens a third counts, at three times its weight.
     third = torch.rand(len(weights), generator=gen) < 1 / 3
     keep = (weights == ANSWER) | (weights > 0) & third
     weights = torch.where(weights == ANSWER, weights, 3 * weights)[keep]
@@ -676,7 +677,7 @@ class Questions:
     def binding(self, people, relative=False):
         rng = self.rng
         firsts, lasts = rng.sample(self.first, people + 1), rng.sample(self.last, people + 1)
-        # Not at the very start, where a name has no space before it and so another token.
+        # Not at the start of the prompt, where a name has no space before it and so is another token.
         opening = [t for t in INTRODUCTIONS if not t.startswith("{")]
         templates = [rng.choice(INTRODUCTIONS if i else opening) for i in range(people)]
         templates.append(rng.choice(MENTIONS))
@@ -774,10 +775,10 @@ def head_run(model, ids):
 
 @torch.no_grad()
 def head_report(model, n=50):
-    """What each head looks at from the token in question, and what it writes for the answer.
+    """Where each head attends to, and what it writes for the answer: {column: (L, H) array}.
 
-    {column: (L, H) tensor}; attention is a mean share, "writes" the direct effect on the logit
-    difference between the answer and the wrong one.
+    Attention is a mean share. "writes" is the direct effect on the logit difference between the
+    answer and the wrong answer.
     """
     rng, questions = random.Random(5), Questions(6, FIRST, LAST)
     wte, ln_f = model.transformer.wte.weight, model.transformer.ln_f.weight
@@ -787,11 +788,10 @@ def head_report(model, n=50):
         report[column] = report.get(column, 0) + value / n
 
     for ids in repeated_random(rng, period, range(EOT), n):
-        pattern = head_run(model, ids)[0]
-        i = torch.arange(period, 2 * period)
-        add("previous token", pattern[:, :, i, i - 1].mean(-1))
-        add("same token before", pattern[:, :, i, i - period].mean(-1))
-        add("token after that (induction)", pattern[:, :, i, i - period + 1].mean(-1))
+        scores = head_scores(head_run(model, ids)[0].numpy(), period)
+        add("previous token", scores["previous_token"])
+        add("same token before", scores["duplicate_token"])
+        add("token after that (induction)", scores["induction"])
     for i in range(n):
         tasks = {"binding": questions.binding(2), "indirect object": questions.indirect_object(("ABBA", "BABA")[i % 2])}
         for task, (ids, answer, wrong) in tasks.items():
@@ -816,7 +816,7 @@ def evaluate(folder):
     model, info = GPT2LMHeadModel.from_pretrained(
         folder, attn_implementation="eager", dtype=torch.float32, output_loading_info=True)
     if info["missing_keys"] or info["unexpected_keys"]:
-        raise SystemExit(f"{folder} does not hold a GPT-2 as transformers knows it: {info}")
+        raise SystemExit(f"{folder} does not hold a GPT-2 that transformers can load: {info}")
     model.eval()
     known, unknown = Questions(1, FIRST, LAST), Questions(2, HELD_OUT_FIRST, HELD_OUT_LAST)
     n = 400
@@ -887,7 +887,7 @@ def save(p, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--evaluate", action="store_true", help="only measure the saved file")
+    parser.add_argument("--evaluate", action="store_true", help="only measure the saved model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--output", type=Path, default=WEIGHTS, metavar="FOLDER")

@@ -1,9 +1,9 @@
-"""TransformerLens' side of scripts/benchmark.py; runs in an environment of its own that has transformer_lens.
+"""TransformerLens' side of scripts/benchmark.py. It runs in an environment of its own that has transformer_lens.
 
-Reads lines of JSON {"site": "resid_pre" or "z", "clean": ids, "corrupted": ids, "cells": how many, or null for
-all} from stdin and answers each with {"base": seconds of the two base runs, "sweep": seconds of the sweep, "cell":
-seconds of one cell of it}. Fewer cells than all are spread evenly over layers and positions or heads. The model has
-GPT-2 124M's shape and random weights, which take as long as trained ones.
+It reads lines of JSON from stdin: {"site": "resid_pre" or "z", "clean": ids, "corrupted": ids, "cells": how many, or
+null for all}. It answers each with {"base": seconds of the two base runs, "sweep": seconds of the sweep, "cell":
+seconds of one cell}. Fewer cells than all are spread evenly over layers and positions or heads. The model has GPT-2
+124M's shape and random weights, which take as long as trained ones.
 """
 
 import itertools
@@ -41,10 +41,10 @@ for line in sys.stdin:
     middle = time.perf_counter()
     site, width = job["site"], corrupted.shape[1] if job["site"] == "resid_pre" else config.n_heads
     cells = list(itertools.product(range(config.n_layers), range(width)))
-    # TransformerLens draws a tqdm bar of its own on stderr.
+    # TransformerLens draws its tqdm bar on stderr.
     if job["cells"] is None:
         sweeps[site](model, corrupted, cache, logit_diff)
-    else:  # what these sweeps are made of
+    else:  # what these sweeps call
         step = len(cells) / job["cells"]
         cells = [cells[int((i + 0.5) * step)] for i in range(job["cells"])]
         table = pandas.DataFrame(cells, columns=["layer", "pos" if site == "resid_pre" else "head_index"])

@@ -1,7 +1,10 @@
 """The package as installed: light to import, whole in a wheel's layout, and with one version."""
 
 import configparser
+import doctest
+import importlib
 import os
+import pkgutil
 import shutil
 import subprocess
 import sys
@@ -83,3 +86,11 @@ def test_no_function_of_the_package_has_the_name_of_a_module_of_it():
     folder = Path(nanopatch.__file__).parent
     modules = {path.stem for path in folder.glob("*.py")} | {path.name for path in folder.iterdir() if path.is_dir()}
     assert modules & set(nanopatch.__all__) <= {"experiments", "tasks"}
+
+
+MODULES = [module.name for module in pkgutil.walk_packages(nanopatch.__path__, "nanopatch.")]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_show_what_happens(name):
+    assert doctest.testmod(importlib.import_module(name)).failed == 0

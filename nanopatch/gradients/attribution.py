@@ -10,7 +10,7 @@ line from one run to the other mends much of that (integrated gradients, Sundara
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from ..experiments.metrics import check_slope, metric_gradient
 from ..model.backward import backward
 from ..model.gpt2 import Model
 from ..model.sites import SITES, Run, Site, record
-from ..patching.answer import Values, What, answer
+from ..patching.answer import Values, What, answer, ask
 from ..patching.average import Experiments
 from ..patching.case import Case
 from ..patching.cells import Cells
@@ -30,7 +30,7 @@ from ..patching.stack import Edit, reach
 from ..patching.sweep import sweep
 from ..results.comparison import Comparison
 from ..results.sweep import Sweep
-from ..types import Array, Sites
+from ..types import Array
 
 
 def attribute(
@@ -75,7 +75,7 @@ def attribute(
     <Sweep: attribution: z patched from clean into corrupted (denoising), nano; logit_diff, 4 layers x 4 heads>
     """
     check_steps(steps)
-    return answer(model, experiments, site, direction, metric, corruption, Estimating(steps))
+    return answer(model, experiments, ask(site, direction, metric, corruption), Estimating(steps))
 
 
 def compare(
@@ -96,52 +96,58 @@ class Estimating(NamedTuple):
 
     steps: int
 
-    def needs(self, sites: Iterable[str]) -> Sites:
+    def needs(self, sites: Iterable[str]) -> Iterable[str]:
         return SITES if self.steps == 1 else {*sites, "resid_pre", "resid_post"}
 
-    def values(self, model: Model, case: Case, cells: Sequence[Cells]) -> list[Values]:
-        sites = {site for grid in cells for site in grid.sites}
+    def values(self, case: Case, grids: Sequence[Cells]) -> list[Values]:
+        sites = {site for cells in grids for site in cells.sites}
         means: dict[tuple[str, int, int], list[Array]] = {}  # {(site, layer, draw): each metric's mean derivative}
-        of_metric = []  # [[(n_patches,) of each grid] of each metric]
-        for i in range(len(case.metrics)):
-            gradient = base_gradient(model, case, i, sites) if self.steps == 1 else None
-            estimates = []
-            for grid in cells:
-                numbers = []
-                for edits in itertools.chain.from_iterable(grid.batches):
-                    estimate = case.baseline[i]
-                    for edit in reach(model, edits, case.n_tokens, case.last_only)[0]:
-                        if gradient is not None:
-                            slope = getattr(gradient, edit.site)[edit.layer]
-                        else:
-                            key = edit.site, edit.layer, edit.draw
-                            if key not in means:
-                                means[key] = mean_gradients(model, case, edit, self.steps)
-                            slope = means[key][i]
-                        at = edit.where()
-                        estimate += (change(case.base, edit, at).astype(np.float64) * slope[at]).sum()
-                    numbers.append(estimate)
-                estimates.append(np.array(numbers, np.float64))
-            of_metric.append(estimates)
+        of_metrics = []  # of each metric, of each grid, (n_patches,)
+        for number in range(len(case.metrics)):
+            gradient = base_gradient(case, number, sites) if self.steps == 1 else None
+
+            def slope(edit: Edit, gradient: Run | None = gradient, number: int = number) -> Array:
+                """The derivative with respect to the array that is edited, shaped as it is."""
+                if gradient is not None:
+                    return np.asarray(getattr(gradient, edit.site)[edit.layer])
+                key = edit.site, edit.layer, edit.draw
+                if key not in means:
+                    means[key] = mean_gradients(case, edit, self.steps)
+                return means[key][number]
+
+            of_metrics.append([[estimate(case, number, edits, slope) for edits in each(cells)] for cells in grids])
             gradient = None  # before the next metric's is made
         return [
-            (np.stack(estimates, axis=-1), unchanged(model, case, grid))
-            for grid, *estimates in zip(cells, *of_metric, strict=True)
+            (np.stack(values, axis=-1), np.array([not reached(case, edits) for edits in each(cells)]))
+            for cells, *values in zip(grids, *of_metrics, strict=True)
         ]
 
 
-def unchanged(model: Model, case: Case, grid: Cells) -> Array:
-    """(n_patches,): True where a patch can change nothing that is measured."""
-    patches = itertools.chain.from_iterable(grid.batches)
-    return np.array([not reach(model, edits, case.n_tokens, case.last_only)[0] for edits in patches])
+def each(cells: Cells) -> Iterator[Sequence[Edit]]:
+    """The edits of each cell, in the order of the grid."""
+    return itertools.chain.from_iterable(cells.batches)
 
 
-def base_gradient(model: Model, case: Case, number: int, sites: Iterable[str]) -> Run:
+def reached(case: Case, edits: Sequence[Edit]) -> list[Edit]:
+    """The edits that can change something that is measured."""
+    return reach(case.model, edits, case.n_tokens, case.last_only)[0]
+
+
+def estimate(case: Case, number: int, edits: Sequence[Edit], slope: Callable[[Edit], Array]) -> float:
+    """Metric `number` after one cell's patch, to first order."""
+    value = case.baseline[number]
+    for edit in reached(case, edits):
+        at = edit.where()
+        value += float((change(case.base, edit, at).astype(np.float64) * slope(edit)[at]).sum())
+    return value
+
+
+def base_gradient(case: Case, number: int, sites: Iterable[str]) -> Run:
     """The derivatives of metric `number` on the base run."""
     metric = case.metrics[number]
     d_logits = metric_gradient(metric, case.base.logits, case.target)
     check_slope(metric, case.baseline[number], d_logits)
-    return backward(model, case.base, d_logits, sites)
+    return backward(case.model, case.base, d_logits, sites)
 
 
 def change(base: Run, edit: Edit, at: Any = ...) -> Array:
@@ -150,9 +156,9 @@ def change(base: Run, edit: Edit, at: Any = ...) -> Array:
     return np.subtract(donor, here, where=donor != here, out=np.zeros_like(here))
 
 
-def mean_gradients(model: Model, case: Case, edit: Edit, steps: int) -> list[Array]:
+def mean_gradients(case: Case, edit: Edit, steps: int) -> list[Array]:
     """Each metric's mean derivative with respect to an edit's array, on the line from the base run's to the donor's."""
-    difference = change(case.base, edit)
+    model, difference = case.model, change(case.base, edit)
     totals = [np.zeros(difference.shape) for _ in case.metrics]
     for step in range(steps):
         fraction = (step + 0.5) / steps

@@ -109,7 +109,7 @@ def equal_length_case(model: Model, experiment: Experiment, direction: str, metr
     if any(i != j for i, j in runs.columns):
         n_clean, n_corrupted = len(runs.tokens.clean), len(runs.tokens.corrupted)
         raise NanopatchError(f"{what} needs prompts of one length; these have {n_clean} and {n_corrupted} tokens")
-    return make_case(model, runs, direction, [as_metric(metric)], None, lambda site: [])
+    return make_case(runs, direction, [as_metric(metric)])
 
 
 def checked_columns(model: Model, experiment: Experiment) -> list[Any]:

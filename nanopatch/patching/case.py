@@ -6,14 +6,15 @@ second prompt: noise makes a corrupted run of the clean one; zero, a mean or a r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..errors import NanopatchError
 from ..experiments.align import Columns
-from ..experiments.corruption import ABLATIONS, Corruption, Mean, Noise, Resample
+from ..experiments.corruption import Corruption, Mean, Noise, Resample
 from ..experiments.experiment import Experiment, ExperimentTokens
 from ..experiments.metrics import Metric, Target, measure
 from ..model.generation import random_generator
@@ -23,21 +24,70 @@ from ..results.sweep import DIRECTIONS
 from ..types import Array, Sites
 
 
-class Runs(NamedTuple):
-    """The unpatched runs of one experiment. corrupted: None where values are put in that no run has."""
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """The unpatched runs of one experiment.
 
+    number: of the experiment among many, so that each draws for itself. columns: the aligned positions. corrupted:
+    None for an ablation, which puts in values that no run has.
+    """
+
+    model: Model
+    experiment: Experiment
+    number: int
+    corruption: Corruption | None
     tokens: ExperimentTokens
     columns: Columns
     clean: Run
     corrupted: Run | None
+    made: dict[str, list[Array]] = field(default_factory=dict)  # `replacements`, by site
+
+    def replacements(self, site: str) -> list[Array]:
+        """What an ablation puts in place of the clean run's own arrays: arrays like them. Each cell draws one."""
+        if site not in self.made:
+            self.made[site] = self._replacements(site)
+        return self.made[site]
+
+    def _replacements(self, site: str) -> list[Array]:
+        own, corruption = getattr(self.clean, site), self.corruption  # (n_layer, ...)
+        if not isinstance(corruption, (Mean, Resample)):
+            return [np.where(np.isneginf(own), own, np.zeros_like(own))]  # what is masked in scores stays masked
+        if not corruption.prompts:
+            raise NanopatchError("prompts=(): give at least one prompt to take activations from")
+        bos = self.experiment.prepend_bos
+        arrays = [getattr(self.model.run(p, prepend_bos=bos, sites=site), site) for p in corruption.prompts]
+        if isinstance(corruption, Mean) and not corruption.per_position:
+            if site in ATTENTION_SITES:
+                raise NanopatchError(f"{site} has no mean over positions: use per_position=True")
+            mean = np.array([array.mean(axis=1) for array in arrays]).mean(axis=0, dtype=np.float64)
+            return [np.broadcast_to(mean[:, None], own.shape).astype(own.dtype)]
+        for number, array in enumerate(arrays):
+            if array.shape != own.shape:
+                n_tokens, wanted = (a.shape[3 if site in ATTENTION_SITES else 1] for a in (array, own))
+                hint = ", or per_position=False" if isinstance(corruption, Mean) else ""
+                raise NanopatchError(
+                    f"prompt {number} has {n_tokens} tokens, the clean prompt {wanted}: use prompts of its length{hint}"
+                )
+        if isinstance(corruption, Resample):
+            return arrays
+        return [np.mean(arrays, axis=0, dtype=np.float64).astype(own.dtype)]
+
+    def draws(self, site: str, n: int) -> list[int]:
+        """Which of the replacements each of n cells takes."""
+        if not isinstance(self.corruption, Resample):
+            return [0] * n
+        random = generator(self.corruption.seed, self.number)
+        return [int(random.integers(len(self.replacements(site)))) for _ in range(n)]
 
 
-class Case(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Case:
     """One direction of one experiment: everything that is known before the first patch.
 
-    base: the record of the run patched into, and its logits (those that some metric needs). partners: for each
-    column, the position in the base run and in the donor. donors: site -> the arrays that may be put in, each shaped
-    as the base's own, (n_layer, ...). values: of every metric, of the unpatched runs, by "clean" and "corrupted".
+    base: the record of the run patched into; base_logits: those of its logits that some metric needs. partners: for
+    each column, the position in the base run and in the donor. rows: the base run's position at each column, None
+    where both sides hold the same; own_rows: the same before the attention of block 0. values: of every metric, of
+    the unpatched runs, by "clean" and "corrupted".
     """
 
     runs: Runs
@@ -45,21 +95,25 @@ class Case(NamedTuple):
     base: Run
     base_logits: Array
     partners: Columns
-    donors: Callable[[str], list[Array]]
-    rows: list[int | None]  # the base run's position at each column, None where both sides hold the same
-    own_rows: list[int | None]  # the same for what depends on its own token alone
+    rows: list[int | None]
+    own_rows: list[int | None]
     metrics: list[Metric]
     target: Target
     values: dict[str, list[float]]
     rounding: float
 
     @property
-    def baseline(self) -> list[float]:
-        return self.values[DIRECTIONS[self.direction][0]]
+    def model(self) -> Model:
+        return self.runs.model
 
     @property
     def n_tokens(self) -> int:
         return int(self.base.resid_pre.shape[1])
+
+    @property
+    def baseline(self) -> list[float]:
+        """The metrics of the base run."""
+        return self.values[DIRECTIONS[self.direction][0]]
 
     @property
     def answers(self) -> list[int] | None:
@@ -74,35 +128,42 @@ class Case(NamedTuple):
     def measure(self, logits: Array) -> list[float]:
         return measure(self.metrics, logits, self.target, answers_only=self.answers is not None)
 
+    def donors(self, site: str) -> list[Array]:
+        """What may be put in at a site: arrays shaped as the base run's own, (n_layer, ...)."""
+        runs = self.runs
+        if runs.corrupted is None:
+            return runs.replacements(site)
+        donor = runs.clean if self.base is runs.corrupted else runs.corrupted
+        return [transplant(getattr(self.base, site), getattr(donor, site), self.partners, site)]
+
 
 def run_both(
-    model: Model, experiment: Experiment, number: int, corruption: Corruption | None, sites: dict[str, Sites]
+    model: Model, experiment: Experiment, number: int, corruption: Corruption | None, sites: Mapping[str, Sites]
 ) -> Iterator[Runs]:
     """The unpatched runs of an experiment; with noise, one after the other for each seed.
 
-    number: of the experiment among many, so that each draws noise of its own. sites: what the clean and the
-    corrupted run record.
+    number: of the experiment among many. sites: what the clean and the corrupted run record.
     """
     tokens = experiment.tokens(model)
+    runs = functools.partial(Runs, model, experiment, number, corruption, tokens)
     clean = model.run(tokens.clean, sites=sites["clean"])
     if corruption is None:
-        yield Runs(tokens, experiment.columns(model), clean, model.run(tokens.corrupted, sites=sites["corrupted"]))
+        yield runs(experiment.columns(model), clean, model.run(tokens.corrupted, sites=sites["corrupted"]))
         return
     columns: Columns = [(position, position) for position in range(len(tokens.clean))]
     if not isinstance(corruption, Noise):
-        yield Runs(tokens, columns, clean, None)
+        yield runs(columns, clean, None)
         return
     positions = list(corruption.positions)
     if not 0 <= positions[0] <= positions[-1] < len(columns):
         raise NanopatchError(f"noise at positions {positions}: give positions of the prompt, 0 to {len(columns) - 1}")
     for seed in corruption.seeds:
-        random = generator(seed, number)
         resid = model.embed(tokens.clean)
-        noise = random.normal(0, corruption.sigma * float(model.wte.std()), (len(positions), model.d_model))
-        resid[positions] += noise.astype(model.dtype)
+        sigma, shape = corruption.sigma * float(model.wte.std()), (len(positions), model.d_model)
+        resid[positions] += generator(seed, number).normal(0, sigma, shape).astype(model.dtype)
         noisy = record(model.steps_from(0, resid, sites=sites["corrupted"]), sites=sites["corrupted"])
         noisy.tokens, noisy.model = clean.tokens, model
-        yield Runs(tokens, columns, clean, noisy)
+        yield runs(columns, clean, noisy)
 
 
 def generator(seed: int, number: int) -> np.random.Generator:
@@ -111,67 +172,46 @@ def generator(seed: int, number: int) -> np.random.Generator:
     return np.random.default_rng([seed, number])
 
 
-def make_case(
-    model: Model,
-    runs: Runs,
-    direction: str,
-    metrics: list[Metric],
-    corruption: Corruption | None,
-    replacements: Callable[[str], list[Array]],
-) -> Case:
-    """One direction of an experiment that has been run. replacements: of an ablation, see `replacement_of`."""
+def make_case(runs: Runs, direction: str, metrics: list[Metric]) -> Case:
+    """One direction of an experiment that has been run."""
+    model, tokens = runs.model, runs.tokens
     by_name = {"clean": runs.clean} | ({"corrupted": runs.corrupted} if runs.corrupted else {})
     base_name, donor_name = DIRECTIONS[direction]
     base = by_name[base_name]
-    answers, every = answers_of(metrics, runs.tokens), any(metric.needs == "all" for metric in metrics)
-    if every and len(runs.tokens.clean) != len(runs.tokens.corrupted) and corruption is None:
+    answers, every = answers_of(metrics, tokens), any(metric.needs == "all" for metric in metrics)
+    if every and runs.corruption is None and len(tokens.clean) != len(tokens.corrupted):
         raise NanopatchError(
             "a metric of all positions needs prompts of one length: these have "
-            f"{len(runs.tokens.clean)} and {len(runs.tokens.corrupted)} tokens"
+            f"{len(tokens.clean)} and {len(tokens.corrupted)} tokens"
         )
     # Of the unpatched runs, as of the patched ones, no more logits are computed than some metric needs.
     logits = {n: model.unembed(run.resid_post[-1][0 if every else -1 :], answers) for n, run in by_name.items()}
     # Every run is measured as the base run is: a metric that looks at the prompt looks at the base run's tokens.
-    assert base.tokens is not None
-    target = Target(runs.tokens.answer, runs.tokens.wrong_answer, base.tokens, None if answers else logits["clean"][-1])
+    clean_logits = None if answers else logits["clean"][-1]
+    target = Target(tokens.answer, tokens.wrong_answer, base.tokens, clean_logits)  # type: ignore[arg-type]
     partners = [pair[::-1] if direction == "denoise" else pair for pair in runs.columns]
-
-    if isinstance(corruption, ABLATIONS):
-        rows: list[int | None] = list(range(len(base.tokens)))
-        own_rows, donors = rows, replacements
-    else:
-        donor = by_name[donor_name]
-        rows, own_rows = differing_rows(base, donor, partners)
-
-        def donors(site: str) -> list[Array]:
-            return [transplant(getattr(base, site), getattr(donor, site), partners, site)]
-
+    everywhere: list[int | None] = [position for position, _ in partners]
+    rows, own_rows = everywhere, everywhere
+    if runs.corrupted is not None:
+        rows, own_rows = differing_rows(base.resid_pre[0], by_name[donor_name].resid_pre[0], partners)
     return Case(
         runs=runs,
         direction=direction,
         base=base,
         base_logits=logits[base_name],
         partners=partners,
-        donors=donors,
         rows=rows,
         own_rows=own_rows,
         metrics=metrics,
         target=target,
         values={name: measure(metrics, of_run, target, answers is not None) for name, of_run in logits.items()},
-        rounding=rounding(model, *logits.values()),
+        # How far apart metrics of such logits may be by rounding alone: baselines closer than this are equal.
+        rounding=float(np.finfo(model.dtype).eps * 100 * max(np.abs(of_run[-1]).max() for of_run in logits.values())),
     )
 
 
 def answers_of(metrics: Sequence[Metric], tokens: ExperimentTokens) -> list[int] | None:
     return [tokens.answer, tokens.wrong_answer] if all(m.needs == "answers" for m in metrics) else None
-
-
-def rounding(model: Model, *logits: Array) -> float:
-    """How far apart metrics of such logits may be by rounding alone: baselines closer than this are equal."""
-    return float(np.finfo(model.dtype).eps * 100 * max(np.abs(array[-1]).max() for array in logits))
-
-
-# ---- what is put in -------------------------------------------------------------------------------
 
 
 def transplant(base: Array, donor: Array, partners: Columns, site: str) -> Array:
@@ -190,43 +230,13 @@ def transplant(base: Array, donor: Array, partners: Columns, site: str) -> Array
     return moved
 
 
-def replacement_of(
-    model: Model, site: str, clean: Run, corruption: Corruption | None, prepend_bos: bool
-) -> list[Array]:
-    """What an ablation puts in place of the clean run's own arrays: arrays like them, of which each cell draws one."""
-    own = getattr(clean, site)  # (n_layer, ...)
-    if not isinstance(corruption, (Mean, Resample)):
-        return [np.where(np.isneginf(own), own, np.zeros_like(own))]  # what is masked in scores stays masked
-    if not corruption.prompts:
-        raise NanopatchError("prompts=(): give at least one prompt to take activations from")
-    arrays = [getattr(model.run(p, prepend_bos=prepend_bos, sites=site), site) for p in corruption.prompts]
-    if isinstance(corruption, Mean) and not corruption.per_position:
-        if site in ATTENTION_SITES:
-            raise NanopatchError(f"{site} has no mean over positions: use per_position=True")
-        mean = np.array([array.mean(axis=1) for array in arrays]).mean(axis=0, dtype=np.float64)  # without positions
-        return [np.broadcast_to(mean[:, None], own.shape).astype(model.dtype)]
-    for number, array in enumerate(arrays):
-        if array.shape != own.shape:
-            n_tokens, wanted = (a.shape[3 if site in ATTENTION_SITES else 1] for a in (array, own))
-            hint = ", or per_position=False" if isinstance(corruption, Mean) else ""
-            raise NanopatchError(
-                f"prompt {number} has {n_tokens} tokens, the clean prompt {wanted}: use prompts of its length{hint}"
-            )
-    if isinstance(corruption, Resample):
-        return arrays
-    return [np.mean(arrays, axis=0, dtype=np.float64).astype(model.dtype)]
-
-
-# ---- where the two sides differ -------------------------------------------------------------------
-
-
-def differing_rows(base: Run, donor: Run, partners: Columns) -> tuple[list[int | None], list[int | None]]:
+def differing_rows(embeddings: Array, donated: Array, partners: Columns) -> tuple[list[int | None], list[int | None]]:
     """The base run's position at each column, or None where both sides hold the same: (anywhere, before attention).
 
-    Attention looks backwards only, so before the first difference nothing differs. And before the attention of
-    block 0 a position depends on its own token alone, so there nothing differs but where that does.
+    embeddings, donated: the residual stream entering block 0 of both, (n_tokens, d_model). Attention looks backwards
+    only, so before the first difference nothing differs. And before the attention of block 0 a position depends on
+    its own embedding alone, so there nothing differs but where that does.
     """
-    embeddings, donated = base.resid_pre[0], donor.resid_pre[0]  # (n_tokens, d_model) each
     differs = [i is None or j is None or bool((embeddings[i] != donated[j]).any()) for i, j in partners]
     first = differs.index(True) if True in differs else len(partners)
     first_position = sum(i is not None for i, _ in partners[:first])

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from ..experiments.corruption import Resample
-from ..experiments.patch import Item, Patch, Pieces, axis_sizes, cells
-from ..model.gpt2 import Model
+import numpy as np
+
+from ..experiments.patch import Item, Patch, axis_sizes, cells
 from ..model.sites import ATTENTION_SITES
 from ..types import Array
-from .case import Case, generator
+from .case import Case
 from .stack import Edit
 
 #: Sites that in block 0 depend on their own token and position alone.
@@ -18,26 +18,42 @@ BEFORE_ATTENTION = ("resid_pre", "q_input", "k_input", "v_input", "q", "k", "v")
 
 
 class Cells(NamedTuple):
-    """The cells of one grid. batches: lists of cells, each a list of `Edit`, which in turn fill the grid."""
+    """The cells of one grid.
 
-    pieces: dict[str, Any]
+    pieces: {axis: what is patched together at each entry}. chosen: what was chosen of axes that make no grid.
+    batches: lists of cells, each a list of `Edit`, that fill the grid one after the other. sites: that are assigned
+    to. blank: like the grid, where nothing can be patched. adds_layers: whether a cell has edits of several layers.
+    """
+
+    pieces: dict[str, tuple[tuple[Any, ...], ...]]
     chosen: dict[str, tuple[Any, ...]]
     batches: Iterable[Sequence[Sequence[Edit]]]
-    sites: tuple[str, ...]  # that are assigned to
+    sites: tuple[str, ...]
+    blank: Array
+    adds_layers: bool
 
 
-def cells_of_patch(model: Model, patch: Patch, case: Case, resample: Resample | None, number: int) -> Cells:
-    """The cells of a `Patch`. resample: draws which donor each cell takes; number: of the experiment among many."""
-    axes = tuple(patch.axes or ())
-    pieces = patch.pieces(model, len(case.partners))
-    donors = case.donors(patch.site)
-    random = generator(resample.seed, number) if resample else None
-    edits = []
-    for piece in cells(pieces, axes):
-        draw = int(random.integers(len(donors))) if random else 0
-        edits.append(edits_of(patch.site, donors[draw], draw, case, piece))
-    along = {axis: tuple(map(tuple, pieces[axis])) for axis in axes}
-    return Cells(along, chosen_besides(model, case, axes, pieces), [edits], (patch.site,))
+def cells_of_patch(patch: Patch, case: Case) -> Cells:
+    """The cells of a `Patch`."""
+    axes, n_columns = tuple(patch.axes or ()), len(case.partners)
+    pieces = patch.pieces(case.model, n_columns)
+    donors, of_cells = case.donors(patch.site), list(cells(pieces, axes))
+    draws = case.runs.draws(patch.site, len(of_cells))
+    edits = [edits_of(patch.site, donors[draw], draw, case, piece) for draw, piece in zip(draws, of_cells, strict=True)]
+    blank = np.zeros([len(pieces[axis]) for axis in axes], bool)
+    if "position" in axes:  # where nothing of a piece has a partner
+        alone = [all(None in case.partners[column] for column in piece) for piece in pieces["position"]]
+        np.moveaxis(blank, axes.index("position"), 0)[alone] = True
+    sizes = axis_sizes(case.model, n_columns)
+    besides = {axis: tuple(sum(pieces[axis], [])) for axis in sorted(pieces.keys() - set(axes))}
+    return Cells(
+        pieces={axis: tuple(map(tuple, pieces[axis])) for axis in axes},
+        chosen={axis: items for axis, items in besides.items() if set(items) != set(range(sizes[axis]))},
+        batches=[edits],
+        sites=(patch.site,),
+        blank=blank,
+        adds_layers=any(len({edit.layer for edit in of_cell}) > 1 for of_cell in edits),
+    )
 
 
 def edits_of(site: str, donor: Array, draw: int, case: Case, piece: dict[str, list[Item]]) -> list[Edit]:
@@ -56,10 +72,3 @@ def edits_of(site: str, donor: Array, draw: int, case: Case, piece: dict[str, li
         if within != []:
             edits.append(Edit(site, layer, donor[layer], positions, within, keys, draw))
     return edits
-
-
-def chosen_besides(model: Model, case: Case, axes: Sequence[str], pieces: Pieces) -> dict[str, tuple[Any, ...]]:
-    """What was chosen of axes that make no grid: {axis: numbers}, without those of which everything was patched."""
-    sizes = axis_sizes(model, len(case.partners))
-    chosen = {axis: tuple(sum(pieces[axis], [])) for axis in sorted(pieces.keys() - set(axes))}
-    return {axis: items for axis, items in chosen.items() if set(items) != set(range(sizes[axis]))}

@@ -20,12 +20,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import NanopatchError
-from ..experiments.corruption import Resample
 from ..experiments.patch import BETWEEN, Paths
-from ..model.gpt2 import Model
 from ..model.graph import Place, comes_after, listing, receivers_of, senders_of
 from ..types import Array
-from .case import Case, generator
+from .case import Case
 from .cells import Cells
 from .progress import progress
 from .stack import Edit
@@ -38,7 +36,6 @@ PATH_SITES = ("resid_pre", "q", "k", "v", "z", "attn_out", "resid_mid", "mlp_pre
 class PathCells:
     """The cells of a matrix of senders and receivers, made one row after another: a row keeps all of step 1."""
 
-    model: Model
     case: Case
     between: str
     rows: list[list[Place]]
@@ -48,7 +45,7 @@ class PathCells:
     def __iter__(self) -> Iterator[list[list[Edit]]]:
         positions = [row for row in self.case.rows if row is not None]
         for number, senders in enumerate(progress(self.rows, "senders")):
-            readings = replace_senders(self.model, self.case, senders, self.draws[number], self.between)
+            readings = replace_senders(self.case, senders, self.draws[number], self.between)
 
             def edit(receiver: Place, readings: Any = readings, number: int = number) -> Edit:
                 site, layer, head, _ = receiver
@@ -59,45 +56,42 @@ class PathCells:
             yield [[edit(r) for r in receivers if comes_after(r, senders)] for receivers in self.columns]
 
 
-def cells_of_paths(model: Model, paths: Paths, case: Case, resample: Resample | None, number: int) -> Cells:
+def cells_of_paths(paths: Paths, case: Case) -> Cells:
     """The cells of `Paths`, sender x receiver. NanopatchError if no receiver comes after any sender."""
     if any(i != j for i, j in case.partners):
-        tokens = case.runs.tokens
+        n_clean, n_corrupted = len(case.runs.tokens.clean), len(case.runs.tokens.corrupted)
         raise NanopatchError(
-            "path patching needs prompts of one length, position by position; these have "
-            f"{len(tokens.clean)} and {len(tokens.corrupted)} tokens"
+            f"path patching needs prompts of one length, position by position; these have {n_clean} and {n_corrupted} "
+            "tokens"
         )
-    senders, receivers = senders_of(model), receivers_of(model)
-    rows = [(asked, [senders[n] for n in nodes]) for asked, nodes in paths.groups("sender", senders)]
-    columns = [(asked, [receivers[n] for n in nodes]) for asked, nodes in paths.groups("receiver", receivers)]
-    if not any(comes_after(place, group) for _, group in rows for _, places in columns for place in places):
-        later = [n for n, place in receivers.items() if comes_after(place, rows[0][1])]
-        sender, receiver = "+".join(rows[0][0]), "+".join(columns[0][0])
-        raise NanopatchError(f"{receiver} does not come after {sender}; after {sender} come {listing(later)}")
-    random = generator(resample.seed, number) if resample else None
-    draws = [int(random.integers(len(case.donors("z")))) if random else 0 for _ in rows]
-    places = PathCells(model, case, paths.between, [g for _, g in rows], [g for _, g in columns], draws)
-    pieces = {"sender": tuple(asked for asked, _ in rows), "receiver": tuple(asked for asked, _ in columns)}
-    return Cells(pieces, {}, places, PATH_SITES)
+    senders, receivers = senders_of(case.model), receivers_of(case.model)
+    row_names, row_nodes = zip(*paths.groups("sender", senders), strict=True)
+    column_names, column_nodes = zip(*paths.groups("receiver", receivers), strict=True)
+    rows = [[senders[n] for n in nodes] for nodes in row_nodes]
+    columns = [[receivers[n] for n in nodes] for nodes in column_nodes]
+    blank = np.array([[not any(comes_after(r, row) for r in column) for column in columns] for row in rows])
+    if blank.all():
+        later = listing(n for n, place in receivers.items() if comes_after(place, rows[0]))
+        sender, receiver = "+".join(row_names[0]), "+".join(column_names[0])
+        raise NanopatchError(f"{receiver} does not come after {sender}; after {sender} come {later}")
+    return Cells(
+        pieces={"sender": row_names, "receiver": column_names},
+        chosen={},
+        batches=PathCells(case, paths.between, rows, columns, case.runs.draws("z", len(rows))),
+        sites=PATH_SITES,
+        blank=blank,
+        adds_layers=any(len({place.layer for place in column}) > 1 for column in columns),
+    )
 
 
-def no_path(cells: Cells) -> Array:
-    """(n_senders, n_receivers): True where no receiver comes after its sender."""
-    assert isinstance(cells.batches, PathCells)
-    rows, columns = cells.batches.rows, cells.batches.columns
-    return np.array([[not any(comes_after(r, row) for r in column) for column in columns] for row in rows])
-
-
-def replace_senders(
-    model: Model, case: Case, senders: list[Place], draw: int, between: str
-) -> dict[tuple[str, int], Array]:
+def replace_senders(case: Case, senders: list[Place], draw: int, between: str) -> dict[tuple[str, int], Array]:
     """Step 1: the base run with the senders' outputs replaced by the donor's: {(site, layer): array}.
 
     The arrays begin at the earliest sender's layer. What comes before is as in the base run.
     """
     first, held = min(sender.layer for sender in senders), BETWEEN[between]
     readings = {}
-    for site in model.steps_from(first, case.base.resid_pre[first], sites=PATH_SITES):
+    for site in case.model.steps_from(first, case.base.resid_pre[first], sites=PATH_SITES):
         assert site.layer is not None
         if site.name in held:
             site.array = getattr(case.base, site.name)[site.layer]

@@ -20,8 +20,7 @@ from ..experiments.corruption import Corruption, Noise, Zero
 from ..experiments.patch import Paths
 from ..model.gpt2 import Model
 from ..results.sweep import Sweep
-from ..types import Sites
-from .answer import Values, What, answer
+from .answer import Values, What, answer, ask
 from .average import Experiments
 from .case import Case
 from .cells import Cells
@@ -82,7 +81,7 @@ def sweep(
     >>> round(float(result.normalised[0, 1]), 2)  # layer 0, position 1: the surname
     1.0
     """
-    return answer(model, experiments, site, direction, metric, corruption, Running(memory))
+    return answer(model, experiments, ask(site, direction, metric, corruption), Running(memory))
 
 
 def ablate(
@@ -185,32 +184,32 @@ class Running(NamedTuple):
     memory: int
     steps: int | None = None
 
-    def needs(self, sites: Iterable[str]) -> Sites:
+    def needs(self, sites: Iterable[str]) -> Iterable[str]:
         return BASE_SITES
 
-    def values(self, model: Model, case: Case, cells: Sequence[Cells]) -> list[Values]:
+    def values(self, case: Case, grids: Sequence[Cells]) -> list[Values]:
         """What can change nothing is not run: it leaves the metrics of the base run."""
-        grids = []
-        for grid in cells:
+        results = []
+        for cells in grids:
             values, unchanged = [], []
-            for batch in grid.batches:
+            for batch in cells.batches:
                 values.append(np.tile(np.array(case.baseline, np.float64), (len(batch), 1)))
                 unchanged.append(np.ones(len(batch), bool))
-                for number, measured in measure_patches(model, case, batch, self.memory):
+                for number, measured in measure_patches(case, batch, self.memory):
                     values[-1][number], unchanged[-1][number] = measured, False
-            grids.append((np.concatenate(values), np.concatenate(unchanged)))
-        return grids
+            results.append((np.concatenate(values), np.concatenate(unchanged)))
+        return results
 
 
 def measure_patches(
-    model: Model, case: Case, patches: Sequence[Sequence[Edit]], memory: int = MEMORY
+    case: Case, patches: Sequence[Sequence[Edit]], memory: int = MEMORY
 ) -> Iterator[tuple[int, list[float]]]:
     """Run every patch and measure it: yields (number of the patch, [value of each metric])."""
-    runs = patched_resids(model, case.base, patches, last_only=case.last_only, memory=memory)
+    runs = patched_resids(case.model, case.base, patches, last_only=case.last_only, memory=memory)
     runs = progress(runs, "patches", len(patches))
     while some := list(itertools.islice(runs, 64 if case.last_only else 1)):  # the vocabulary is read once for all
         numbers, starts, resids = zip(*some, strict=True)
-        logits = model.unembed(np.concatenate(resids), case.answers)
+        logits = case.model.unembed(np.concatenate(resids), case.answers)
         if case.last_only:
             for number, row in zip(numbers, logits, strict=True):
                 yield number, case.measure(row[None])

@@ -6,13 +6,12 @@ the models of `reference/tiny_*.npz` and for nano; where torch is installed, the
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from conftest import models, tiny_model
+from conftest import REFERENCE, ROOT, models, tiny_model
 
 import nanopatch
 from nanopatch import NanopatchError
@@ -22,8 +21,7 @@ from nanopatch.model.layers import ACTIVATIONS, softmax
 from nanopatch.model.gpt2 import Config
 from nanopatch.model.sites import BLOCK_SITES, SITES, Run, record
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-GRADIENTS = Path(__file__).parent.parent / "reference_gradients"
+GRADIENTS = ROOT / "tests" / "reference_gradients"
 TINY = sorted(path.stem for path in GRADIENTS.glob("tiny_*.npz"))
 
 # Against PyTorch in float64, of the largest derivative of the same layer. Both sides round at each of some hundred
@@ -85,7 +83,7 @@ def assert_is_derivative(gradient, direction, plus, minus, size):
 
 
 @given(float64_models(), st.integers(0, 99), st.sampled_from([(), (2,)]), st.booleans())
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_every_named_array_against_central_differences(model, seed, batch, edited):
     """Also of a run that is edited on its way, by adding something to every array of it."""
     tokens, run, d_logits, rng = drawn(model, seed, 4, batch)
@@ -119,7 +117,7 @@ def random_edits(model, tokens, rng):
 
 
 @given(float64_models(), st.integers(0, 99), st.sampled_from([(), (2,)]), st.booleans(), st.booleans())
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_every_weight_against_central_differences(model, seed, batch, tied, edited):
     """Also of a run that is edited on its way."""
     if not tied:
@@ -212,7 +210,7 @@ def assert_agrees_with_pytorch(model, tokens, d_logits, arrays, weights):
 
 def tiny_reference(stem, dtype):
     """The model of one file of tiny references, and the file's derivatives, those of equal arrays filled in."""
-    with np.load(Path(__file__).parent.parent / "reference" / f"{stem}.npz") as file:
+    with np.load(REFERENCE / f"{stem}.npz") as file:
         tensors = {key.removeprefix("weights."): file[key] for key in file if key.startswith("weights.")}
         tokens = file["tokens"]
     with np.load(GRADIENTS / f"{stem}.npz") as file:
@@ -301,7 +299,7 @@ def assert_same(actual, expected, gradients):
 
 
 @given(well_conditioned_models(), st.integers(0, 99))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_a_sum_hands_its_derivative_on_and_readers_add_up(model, seed):
     _, run, d_logits, _ = drawn(model, seed)
     g = backward(model, run, d_logits)
@@ -321,7 +319,7 @@ def test_a_sum_hands_its_derivative_on_and_readers_add_up(model, seed):
 
 
 @given(well_conditioned_models(), st.integers(0, 99))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_a_batch_equals_its_rows_and_everything_keeps_shape_and_dtype(model, seed):
     tokens, run, d_logits, _ = drawn(model, seed, batch=(3,))
     batch = backward(model, run, d_logits)
@@ -343,7 +341,7 @@ def test_a_batch_equals_its_rows_and_everything_keeps_shape_and_dtype(model, see
 
 
 @given(models(), st.integers(0, 99), st.integers(0, 4))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_nothing_after_the_last_position_the_metric_looks_at_counts(model, seed, n_seen):
     """n_seen = 0: a metric that looks at no logit has derivative 0 everywhere."""
     _, run, d_logits, _ = drawn(model, seed)
@@ -362,7 +360,7 @@ def test_nothing_after_the_last_position_the_metric_looks_at_counts(model, seed,
 
 
 @given(well_conditioned_models(), st.integers(0, 99))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_a_metric_of_few_tokens_and_one_of_all_take_the_same_path(model, seed):
     """The product with lm_head leaves out columns of zeros: the derivatives add up all the same."""
     _, run, d_logits, _ = drawn(model, seed)

@@ -11,7 +11,7 @@ from nanopatch.model.generation import generate
 
 
 @given(models(), st.integers(0, 99))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_greedy_is_the_argmax_of_full_runs(model, seed):
     prompt = np.random.default_rng(seed).integers(0, model.n_vocab, 4)
     tokens = list(prompt)

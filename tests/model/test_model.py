@@ -17,7 +17,7 @@ def prompts(model, seed, n_tokens=7, batch=()):
 
 
 @given(models(), st.integers(0, 99))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_every_way_of_driving_it_gives_the_same_logits(model, seed):
     tokens = prompts(model, seed)
     run = model.run(tokens)
@@ -44,7 +44,7 @@ def test_every_way_of_driving_it_gives_the_same_logits(model, seed):
 
 
 @given(models(), st.integers(0, 99), st.data())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_running_from_a_layer_on_equals_the_full_run(model, seed, data):
     run = model.run(prompts(model, seed))
     layer = data.draw(st.integers(0, model.n_layer))
@@ -54,7 +54,7 @@ def test_running_from_a_layer_on_equals_the_full_run(model, seed, data):
 
 
 @given(models(), st.integers(0, 99))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_a_batch_equals_its_rows_one_by_one(model, seed):
     tokens = prompts(model, seed, batch=(3,))
     batch = model.run(tokens)
@@ -67,7 +67,7 @@ def test_a_batch_equals_its_rows_one_by_one(model, seed):
 
 
 @given(models(), st.integers(0, 99), st.integers(0, 6))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_changing_a_token_changes_nothing_before_it(model, seed, changed):
     tokens = prompts(model, seed)
     other = tokens.copy()
@@ -79,7 +79,7 @@ def test_changing_a_token_changes_nothing_before_it(model, seed, changed):
 
 
 @given(models(), st.integers(0, 99), st.sets(st.sampled_from(SITES), min_size=1))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_asking_for_fewer_sites_changes_none_of_them(model, seed, names):
     tokens = prompts(model, seed)
     everything, some = model.run(tokens), model.run(tokens, sites=names)

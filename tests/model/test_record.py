@@ -1,11 +1,13 @@
 """Sites and records: edits land in the run, late edits raise, records hold what was."""
 
+import pickle
+
 import numpy as np
 import pytest
 from conftest import assert_close, tiny_model
 
 from nanopatch import NanopatchError, Run, Site, record
-from nanopatch.model.sites import SITES
+from nanopatch.model.sites import BLOCK_SITES, SITES
 
 
 def test_all_three_spellings_of_an_edit_write_into_the_run():
@@ -118,18 +120,15 @@ def test_record_refuses_blocks_that_do_not_start_at_layer_0():
         record(model.steps([1, 2]), sites="zz")
 
 
-def test_one_run_of_a_batch():
+def test_one_run_of_a_batch_is_an_index_after_the_layer_axis():
     model = tiny_model()
     batch = model.run([[1, 2, 3], [4, 5, 6]])
     for number, tokens in enumerate(([1, 2, 3], [4, 5, 6])):
-        one, alone = batch.of_batch(number), model.run(tokens)
-        assert one.tokens.tolist() == tokens and one.names == alone.names
-        for name in one.names:
-            assert_close(getattr(one, name), getattr(alone, name))
-    with pytest.raises(NanopatchError, match="run 2 of a batch: this record holds 2"):
-        batch.of_batch(2)
-    with pytest.raises(NanopatchError, match="run 0 of a batch: this record holds no batch"):
-        model.run([1, 2, 3]).of_batch(0)
+        alone = model.run(tokens)
+        assert batch.tokens[number].tolist() == tokens and batch.names == alone.names
+        for name in batch.names:
+            array = getattr(batch, name)
+            assert_close(array[:, number] if name in BLOCK_SITES else array[number], getattr(alone, name))
 
 
 def test_the_tokens_of_a_run_are_read_only():
@@ -144,3 +143,51 @@ def test_the_tokens_of_a_run_are_read_only():
 def test_run_is_made_of_arrays_by_name():
     run = Run({"logits": np.zeros((2, 3))}, tokens=[1, 2])
     assert run.names == ("logits",) and run.tokens == [1, 2]
+
+
+# ---- pickled records ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("sites", [None, ("z", "logits")])
+def test_a_pickled_run_comes_back_equal_and_read_only_and_without_its_model(sites, protocol):
+    model = tiny_model(dtype=np.float32)
+    run = model.run([[1, 2, 3], [4, 5, 6]], sites=sites)
+    back = pickle.loads(pickle.dumps(run, protocol))
+    assert run.model is model and back.model is None
+    assert type(back) is Run and back.names == run.names and not back.is_gradient
+    for name in run.names:
+        before, after = getattr(run, name), getattr(back, name)
+        assert np.array_equal(after, before) and after.dtype == before.dtype
+        with pytest.raises(ValueError, match="read-only"):
+            after[...] = 0
+    assert np.array_equal(back.tokens, run.tokens)
+    assert repr(back) == repr(run)
+    assert hasattr(back, "resid_mid") == hasattr(run, "resid_mid") == (sites is None)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_the_tokens_of_a_pickled_run_are_read_only(protocol):
+    back = pickle.loads(pickle.dumps(tiny_model().run([1, 2]), protocol))
+    with pytest.raises(ValueError, match="read-only"):
+        back.tokens[0] = 3
+
+
+def test_a_pickled_run_is_as_large_as_its_arrays():
+    """Names, shapes and dtypes of 19 arrays come to some 2 KB. The weights of this model alone would be 4 MB."""
+    model = tiny_model(n_embd=240, n_inner=960, vocab_size=500)
+    run = model.run([1, 2, 3])
+    for record in (run, model.backward(run, np.ones_like(run.logits)), model.run([1, 2, 3], sites="z")):
+        n_bytes = record.tokens.nbytes + sum(getattr(record, name).nbytes for name in record.names)
+        assert n_bytes < len(pickle.dumps(record)) < n_bytes + 4096
+
+
+def test_a_pickled_run_can_be_used_like_one():
+    model = tiny_model()
+    run = model.run([1, 2, 3])
+    back = pickle.loads(pickle.dumps(run))
+    d_logits = np.ones_like(run.logits)
+    gradients, expected = model.backward(back, d_logits), model.backward(run, d_logits)
+    again = pickle.loads(pickle.dumps(gradients))
+    assert again.is_gradient and repr(again) == repr(expected)
+    assert all(np.array_equal(getattr(again, name), getattr(expected, name)) for name in SITES)

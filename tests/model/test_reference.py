@@ -14,10 +14,10 @@ each other's.
 import importlib.util
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import REFERENCE, ROOT
 from safetensors.numpy import save_file
 
 import nanopatch
@@ -26,8 +26,6 @@ from nanopatch.model import tokenizer
 from nanopatch.model.layers import ACTIVATIONS
 from nanopatch.model.sites import BLOCK_SITES, SITES
 
-ROOT = Path(__file__).parent.parent.parent
-REFERENCE = Path(__file__).parent.parent / "reference"
 TINY = sorted(path.stem for path in REFERENCE.glob("tiny_*.npz"))
 
 spec = importlib.util.spec_from_file_location("make_reference", ROOT / "scripts" / "make_reference.py")
@@ -152,7 +150,7 @@ def test_a_lm_head_of_its_own_is_used(tmp_path):
 
 
 def test_files_stay_small():
-    assert sum(path.stat().st_size for path in REFERENCE.iterdir()) < 1_500_000
+    assert sum(path.stat().st_size for path in REFERENCE.rglob("*")) < 1_500_000
     assert (verify.DATA / "nano_reference.npz").stat().st_size < 2_500_000
 
 

@@ -10,24 +10,24 @@ round at 1e-16 and 6e-8, and a logit is the end of some hundred sums.
 
 import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import REFERENCE, ROOT
 
-from nanopatch import Config, Experiment, sweep
+from nanopatch import Config, Experiment, Patch, sweep
+from nanopatch.experiments.patch import SITE_AXES
 from nanopatch.model.checkpoint import build
 from nanopatch.model.layers import ACTIVATIONS
-from nanopatch.patching.sweep import SITE_AXES
 from nanopatch.model.sites import ATTENTION_SITES
 from nanopatch.verify import read_reference
 
-ROOT = Path(__file__).parent.parent.parent
-REFERENCE = Path(__file__).parent.parent / "reference"
 FILES = sorted(path.stem for path in REFERENCE.glob("patching_*.npz"))
 TOLERANCE = {np.float64: 1e-12, np.float32: 1e-5}
 # Of the largest |logit|: differences between grids larger than this are no rounding of float32.
 VISIBLE = 1e-4
+#: The names that axes of scores and pattern had when the files were made.
+RENAMED = {"destination": "query", "source": "key"}
 
 spec = importlib.util.spec_from_file_location("make_reference", ROOT / "scripts" / "make_reference.py")
 make_reference = importlib.util.module_from_spec(spec)
@@ -42,7 +42,13 @@ def grid_keys(arrays):
     return [key for key in arrays if key.startswith(("denoise.", "noise."))]
 
 
-def tiny_model(header, dtype):
+def split(key):
+    """A grid's direction, site and axes."""
+    direction, site, axes = key.split(".")
+    return direction, site, tuple(RENAMED.get(axis, axis) for axis in axes.split("-"))
+
+
+def random_model(header, dtype):
     """The random model that a file belongs to."""
     config = header["config"]
     tensors = make_reference.random_tensors(config, header["seed"])
@@ -55,8 +61,8 @@ def tiny_model(header, dtype):
 def swept(model, header, arrays, key):
     """The `Sweep` that a stored grid is compared with."""
     experiment = Experiment(arrays["clean"], arrays["corrupted"], header["answer"], header["wrong_answer"])
-    direction, site, axes = key.split(".")
-    return sweep(model, experiment, site=site, axes=axes.split("-"), direction=direction)
+    direction, site, axes = split(key)
+    return sweep(model, experiment, Patch(site, axes), direction=direction)
 
 
 def wrong_grids(model, header, arrays):
@@ -84,12 +90,12 @@ def stored(request):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_every_grid_is_what_pytorch_hooks_give(stored, dtype):
     header, arrays = stored
-    assert wrong_grids(tiny_model(header, dtype), header, arrays) == {}
+    assert wrong_grids(random_model(header, dtype), header, arrays) == {}
 
 
 def test_the_runs_that_are_not_patched(stored):
     header, arrays = stored
-    result = swept(tiny_model(header, np.float64), header, arrays, "denoise.resid_pre.layer-position")
+    result = swept(random_model(header, np.float64), header, arrays, "denoise.resid_pre.layer-position")
     answers = [header["answer"], header["wrong_answer"]]
     for side in ("clean", "corrupted"):
         answer, wrong_answer = arrays[f"logits.{side}"][answers]
@@ -103,13 +109,14 @@ def test_every_site_is_stored_in_both_directions(stored):
     expected = set()
     for site, axes in SITE_AXES.items():
         grids = {
-            ("layer", "position"): ["layer-position"],
-            ("layer", "position", "neuron"): ["layer-position", "layer-neuron"],
-            ("layer", "head", "position"): ["layer-head", "layer-position-head"],
-            ("layer", "head", "destination", "source"): ["layer-head", "layer-head-destination", "destination-source"],
+            ("layer", "position"): ["layer position"],
+            ("layer", "position", "neuron"): ["layer position", "layer neuron"],
+            ("layer", "head", "position"): ["layer head", "layer position head"],
+            ("layer", "head", "query", "key"): ["layer head", "layer head query", "query key"],
         }[axes]
-        expected |= {f"{direction}.{site}.{grid}" for direction in ("denoise", "noise") for grid in grids}
-    assert set(grid_keys(arrays)) == expected
+        expected |= {(direction, site, tuple(grid.split())) for direction in ("denoise", "noise") for grid in grids}
+    assert len(grid_keys(arrays)) == len(expected)
+    assert set(map(split, grid_keys(arrays))) == expected
 
 
 def test_the_stored_models_and_prompts():
@@ -131,7 +138,7 @@ def test_the_stored_models_and_prompts():
 def test_one_wrong_value_is_noticed(stored):
     """In each grid one value, another one every time, is off by three times what is allowed: that grid alone fails."""
     header, arrays = stored
-    model = tiny_model(header, np.float64)
+    model = random_model(header, np.float64)
     changed = dict(arrays)
     for i, key in enumerate(grid_keys(arrays)[::5]):
         changed[key] = arrays[key].copy()
@@ -142,22 +149,22 @@ def test_one_wrong_value_is_noticed(stored):
 def test_only_what_must_be_equal_is(stored):
     """Of the stored grids of one shape, those are equal where one site's patched part makes the other's alone.
 
-    That is position by position, but for scores, whose softmax takes all sources of a destination.
+    That is position by position, but for scores, whose softmax takes all keys of a query.
     All others differ visibly: one site, direction or axis taken for another would show.
     """
     _, arrays = stored
     equal = ({"resid_mid", "resid_post"}, {"mlp_in", "mlp_pre", "mlp_post", "mlp_out"}, set(ATTENTION_SITES))
     keys, largest = grid_keys(arrays), largest_logit(arrays)
     for i, key in enumerate(keys):
-        direction, site, axes = key.split(".")
+        direction, site, axes = split(key)
         assert np.ptp(arrays[key]) > VISIBLE * largest, key
         for other in keys[:i]:
             if arrays[key].shape != arrays[other].shape:
                 continue
             difference = np.abs(arrays[key] - arrays[other]).max()
-            other_site = other.split(".")[1]
-            alike = "source" not in axes and any({site, other_site} <= sites for sites in equal)
-            if other == f"{direction}.{other_site}.{axes}" and alike:
+            other_direction, other_site, other_axes = split(other)
+            alike = "key" not in axes and any({site, other_site} <= sites for sites in equal)
+            if (other_direction, other_axes) == (direction, axes) and alike:
                 assert difference <= 1e-12 * largest, (key, other)
             else:
                 assert difference > VISIBLE * largest, (key, other)
@@ -188,7 +195,7 @@ def live():
 def test_live_random_model(live, dtype):
     header, arrays = live
     assert len(grid_keys(arrays)) == 2 * (9 + 2 * 2 + 4 * 2 + 2 * 3)
-    assert wrong_grids(tiny_model(header, dtype), header, arrays) == {}
+    assert wrong_grids(random_model(header, dtype), header, arrays) == {}
 
 
 def test_live_hooks_leave_no_trace(live):
