@@ -165,7 +165,7 @@ def sweeps_of_pair(options, model, experiment, name, lens, bound_with_base):
         return nanopatch().sweep(model, experiment)
 
     def patches_only():  # all that a sweep does after the base runs
-        return Running(MEMORY).values(model, case, [cells])
+        return Running(MEMORY).values(case, [cells])
 
     def naive_patches_only():
         return naive_loop(model, tokens, case.runs.clean)
@@ -406,8 +406,8 @@ def case_of(model, experiment):
 
     sites = dict.fromkeys(("clean", "corrupted"), (*BASE_SITES, "resid_post"))
     (runs,) = run_both(model, experiment, 0, None, sites)
-    case = make_case(model, runs, "denoise", as_metrics("logit_diff"), None, None)
-    return case, cells_of_patch(model, nanopatch().Patch("resid_pre"), case, None, 0)
+    case = make_case(runs, "denoise", as_metrics("logit_diff"))
+    return case, cells_of_patch(nanopatch().Patch("resid_pre"), case)
 
 
 def naive_loop(model, tokens, clean):

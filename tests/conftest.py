@@ -88,6 +88,17 @@ def pairs(draw):
     return model, Experiment(clean, corrupted, 3, 7), first, last
 
 
+def make_pairs(n, seed=0, n_tokens=N_TOKENS):
+    """Experiments that differ in all tokens but the first and last, each with answers of its own."""
+    rng = np.random.default_rng(seed)
+    experiments = []
+    for _ in range(n):
+        clean, corrupted = rng.integers(0, 29, (2, n_tokens)).tolist()
+        corrupted[0], corrupted[-1] = clean[0], clean[-1]
+        experiments.append(Experiment(clean, corrupted, *rng.choice(29, 2, replace=False).tolist()))
+    return experiments
+
+
 def prompts(experiment, direction):
     """(the prompt patched into, the prompt patched from)."""
     return [getattr(experiment, name) for name in DIRECTIONS[direction]]

@@ -25,6 +25,7 @@ from ..files import Source
 from ..model.backward import backward, layer_norm_backward
 from ..model.gpt2 import Model
 from ..model.graph import (
+    Edge,
     Node,
     Place,
     comes_after,
@@ -40,7 +41,7 @@ from ..model.layers import affine, layer_norm
 from ..model.sites import Run, record
 from ..patching.average import Experiments, over
 from ..patching.case import Case, make_case, run_both
-from ..results.edges import Edge, EdgeScores, Faithfulness, mean_of_faithfulness, mean_of_scores
+from ..results.edges import EdgeScores, Faithfulness, mean_of_faithfulness, mean_of_scores
 from ..results.sweep import DIRECTIONS
 from ..types import Array
 from .attribution import check_steps

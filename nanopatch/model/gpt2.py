@@ -29,6 +29,7 @@ from ..errors import NanopatchError
 from ..files import Source
 from ..types import Array, Prompt, Sites
 from . import tokenizer
+from .backward import backward
 from .layers import ACTIVATIONS, affine, layer_norm, softmax
 from .packing import QueryBlock, Rows, Segment, causal_mask, last_row, one_run
 from .sites import BLOCK_SITES, Run, Site, known_sites, record
@@ -299,8 +300,6 @@ class Model:
         run: a full record of a run of this model; d_logits: an array of the shape of its logits. What exactly
         is computed: `nanopatch.model.backward.backward`.
         """
-        from .backward import backward
-
         return backward(self, run, d_logits, sites)
 
     def embed(self, prompt: Prompt, start: int = 0) -> Array:

@@ -43,6 +43,14 @@ class Node(NamedTuple):
         return self._replace(kind="head") if self.kind in ("q", "k", "v") else self
 
 
+class Edge(NamedTuple):
+    """From what one node writes to one input of another, and its score."""
+
+    sender: Node
+    receiver: Node
+    score: float
+
+
 class Place(NamedTuple):
     """What a node writes or reads in one model: the array, and the point of the residual stream."""
 

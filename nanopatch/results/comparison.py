@@ -78,7 +78,13 @@ class Comparison(Result):
 
     def plot(self, ax: Axes | None = None) -> Figure:
         """A scatter of estimate against exact, with the identity line and the worst cells named."""
-        return plot.figure_of(plot.scatter(self, ax))
+        (x, y), worst = self.values, self.worst()
+        ax = plot.scatter(x, y, [label for label, *_ in worst], [point for _, *point in worst], ax)  # type: ignore[misc]
+        metric, title = self.exact.metric.replace("_", " "), self.estimate.title.replace(": ", ":\n", 1)
+        ax.set_xlabel(f"{metric}, exact patching")
+        ax.set_ylabel(f"{metric}, estimated")
+        ax.set_title(f"{title}\ncorrelation {self.correlation:.3f}, slope {self.slope:.2f}", fontsize=9)
+        return plot.figure_of(ax)
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One dict a patch: the exact sweep's row, and under "estimate" the estimated metric."""

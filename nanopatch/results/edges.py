@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from ..errors import NanopatchError
 from ..experiments.experiment import Experiment
 from ..files import Source, write_whole
-from ..model.graph import Node
+from ..model.graph import Edge, Node
 from ..types import Array, PathLike
 from . import graph_plot, plot
 from .base import Result
@@ -22,14 +22,6 @@ from .sweep import DIRECTIONS, standard_error
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-
-class Edge(NamedTuple):
-    """From what one node writes to one input of another, and its score."""
-
-    sender: Node
-    receiver: Node
-    score: float
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..model.graph import Node
+from ..model.graph import Edge, Node
 from ..types import Array
-from .plot import new_figure
+from .plot import BLUE, RED, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from .edges import Edge
 
 #: What stands in a layer of the picture: a node, or (edge number, layer) where an edge passes.
 Place = Node | tuple[int, int]
@@ -43,7 +41,7 @@ PORTS = {"q": -0.27, "k": 0.0, "v": 0.27}  # where a head's inputs are, from its
 
 
 def colour(score: float) -> str:
-    return "#b2182b" if score > 0 else "#2166ac"
+    return RED if score > 0 else BLUE
 
 
 def width(score: float, edges: Sequence[Edge]) -> float:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Union
 
 from . import plot
 from .base import Arrays, Header, Result, inside
-from .sweep import Sweep
+from .sweep import Sweep, footer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,7 +20,11 @@ class Panels(dict[str, Union[Sweep, "Panels"]], Result):
 
     def plot(self, normalised: bool = True) -> Figure:
         """Draw them side by side, panels inside panels as columns; returns the matplotlib Figure."""
-        return plot.panels_picture(self.columns(), normalised)
+        columns = [
+            [s.matrix(normalised)._replace(title=f"{name} {inner}".strip()) for inner, s in column.items()]
+            for name, column in self.columns().items()
+        ]
+        return plot.panels(columns, footer(list(self.sweeps().values())))
 
     def __repr__(self) -> str:
         return f"<Panels: {', '.join(self)}>"

@@ -16,8 +16,10 @@ from ..experiments.corruption import ABLATIONS, Corruption, Mean, Noise, Resampl
 from ..experiments.experiment import Experiment
 from ..files import Source
 from ..types import Array
-from . import plot, table
+from . import plot
 from .base import Header, Result, jsonable, visible
+from .matrix import Matrix
+from .table import table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -265,20 +267,51 @@ class Sweep(Result):
             for piece in self.pieces[axis]
         ]
 
-    def as_matrix(self, values: Array) -> tuple[Array, list[str], str, list[str], str]:
-        """The grid, or values shaped like it, flat: (matrix, row labels, row title, column labels, column title).
+    def matrix(self, normalised: bool = True) -> Matrix:
+        """The grid laid out flat. Tokens make the columns if there are any, else the last axis does.
 
-        Tokens make the columns if there are any, else the last axis does; all other axes make the rows.
+        All other axes make the rows. normalised: False, or where there is no normalised scale: the raw metric.
         """
         column = next((axis for axis in ("key", "query", "position") if axis in self.axes), self.axes[-1])
         others = [axis for axis in self.axes if axis != column]
+        normalised = normalised and not np.isnan(self.normalised).all()
+        values, name = self.normalised if normalised else self.grid, self.metric.replace("_", " ")
         columns = self.labels(column)
-        matrix = np.moveaxis(values, self.axes.index(column), -1).reshape(-1, len(columns))
-        rows = [".".join(labels) for labels in itertools.product(*map(self.labels, others))]
-        return matrix, rows, ".".join(others), columns, column
+        baselines = (self.baseline_clean, self.baseline_corrupted or 0)
+        return Matrix(
+            values=np.moveaxis(values, self.axes.index(column), -1).reshape(-1, len(columns)),
+            rows=[".".join(labels) for labels in itertools.product(*map(self.labels, others))],
+            rows_title=".".join(others),
+            columns=columns,
+            columns_title=column,
+            title=self.title.replace(": ", ":\n", 1),
+            unit=f"{name}, {self.scale}" if normalised else name,
+            signed=not normalised or self.donor_value is None,
+            largest=max(map(abs, baselines)) if not normalised else 1.0 if self.donor_value is not None else 0.0,
+        )
 
     def __str__(self) -> str:
-        return table.sweep_table(self)
+        matrix = self.matrix()
+        unit = matrix.unit.replace(matrix.unit.split(",")[0], self.metric, 1)
+        unit += ": 0 is the run patched into, 1 the run patched from" if matrix.unit.endswith("normalised") else ""
+        tokens = matrix.columns_title in ("position", "query", "key")
+        if matrix.columns_title != "receiver":  # tokens make better lines than columns
+            matrix = matrix.transposed
+            if not tokens:
+                matrix = matrix._replace(rows=[f"{matrix.rows_title} {row}" for row in matrix.rows])
+        corrupted = "" if self.baseline_corrupted is None else f", corrupted {self.baseline_corrupted:.2f}"
+        lines = [
+            self.title,
+            unit,
+            *table(matrix, numbered=tokens),
+            f"unpatched: clean {self.baseline_clean:.2f}{corrupted} ({self.metric}); answer {self.experiment.answer!r}, "
+            f"wrong answer {self.experiment.wrong_answer!r}",
+        ]
+        if self.standard_error is not None:
+            lines.append(
+                f"standard error of the mean, before normalising: at most {np.nanmax(self.standard_error):.2f}"
+            )
+        return "\n".join([*lines, *self.notes])
 
     def plot(self, ax: Axes | None = None, normalised: bool = True) -> Figure:
         """Draw the grid as a heatmap, with the prompts below it; returns the matplotlib Figure.
@@ -286,8 +319,8 @@ class Sweep(Result):
         ax: draw the heatmap alone, into these axes. normalised: False draws the raw metric.
         """
         if ax is None:
-            return plot.sweep_picture(self, normalised)
-        return plot.figure_of(plot.heatmap(self, ax, normalised))
+            return plot.panels([[self.matrix(normalised)]], footer([self]))
+        return plot.figure_of(plot.heatmap(self.matrix(normalised), ax))
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One dict a patch: where it was (positions and tokens of both prompts), the metric, and it normalised."""
@@ -324,6 +357,24 @@ class Sweep(Result):
         if header["format"] == "nanopatch sweep 1":
             return _from_format_1(header)
         return super()._known_format(header)
+
+
+def footer(sweeps: Sequence[Sweep]) -> list[str]:
+    """Lines for below a picture of sweeps: the prompts, the metrics of the unpatched runs, and the notes."""
+    first = sweeps[0]
+    by_metric = {s.metric: s for s in sweeps}
+    lines = []
+    for name in ("clean", "corrupted"):
+        values = [(metric, getattr(s, f"baseline_{name}")) for metric, s in by_metric.items()]
+        if values[0][1] is not None:
+            prompt = getattr(first.experiment, name)
+            prompt = prompt if isinstance(prompt, str) else f"token ids {np.asarray(prompt).tolist()}"
+            if name == "corrupted" and first.corruption:
+                prompt = f"the clean prompt with {first.corruption}"
+            lines.append(f"{name}: {prompt}   {', '.join(f'{metric} {value:.2f}' for metric, value in values)}")
+    answers = f"answer {first.experiment.answer!r}, wrong answer {first.experiment.wrong_answer!r}"
+    scale = "" if first.donor_value is None else "; normalised: 0 is the run patched into, 1 the run patched from"
+    return [*lines, f"{answers}, model {first.source.name}{scale}", *dict.fromkeys(n for s in sweeps for n in s.notes)]
 
 
 def mean_of(sweeps: Sequence[Sweep], skipped: Sequence[tuple[str, str]] = ()) -> Sweep:

@@ -1,13 +1,17 @@
 """The forward pass: one definition, whichever way it is driven; float32 stays float32; bad input is told."""
 
+import itertools
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from conftest import assert_close, models, tiny_model
+from conftest import N_TOKENS, assert_close, models, tiny_model
 
 import nanopatch
-from nanopatch import NanopatchError
+from nanopatch import Experiment, Model, NanopatchError
+from nanopatch.model.backward import named_weights
 from nanopatch.model.packing import causal_mask
 from nanopatch.model.sites import BLOCK_SITES, SITES
 
@@ -158,6 +162,137 @@ def test_a_run_changes_neither_the_model_nor_the_next_run():
     assert all(map(np.array_equal, weights, [model.wte, model.h[1].attn.c_attn.weight, model.ln_f.bias]))
     second = model.run([1, 2, 3])
     assert all(np.array_equal(getattr(first, name), getattr(second, name)) for name in SITES)
+
+
+# ---- memory -------------------------------------------------------------------------------------------
+
+
+def assert_apart(arrays, *others):
+    """No array shares memory with another one, or with one of the others. All are dicts."""
+    for (name, array), (other, theirs) in itertools.combinations(arrays.items(), 2):
+        assert not np.shares_memory(array, theirs), f"{name} and {other}"
+    for (name, array), (other, theirs) in itertools.product(arrays.items(), itertools.chain(*(o.items() for o in others))):
+        assert not np.shares_memory(array, theirs), f"{name} and {other}"
+
+
+def named(there):
+    """Those of a block's local names that are sites."""
+    return {name: there[name] for name in BLOCK_SITES if name in there}
+
+
+@given(models(), st.integers(0, 99), st.sets(st.sampled_from(SITES)), st.sampled_from([(), (2,)]))
+@settings(max_examples=40)
+def test_no_array_handed_over_shares_memory_with_another_or_with_the_model(model, seed, names, batch):
+    tokens = prompts(model, seed, batch=batch)
+    arrays = {(site.name, site.layer): site.array for site in model.steps(tokens, sites=names)}
+    assert {name for name, _ in arrays} == names
+    assert_apart(arrays, named_weights(model))
+
+
+@given(models(), st.integers(0, 99), st.sets(st.sampled_from(SITES)), st.data())
+@settings(max_examples=40)
+def test_nothing_shares_memory_with_the_residual_stream_that_was_given(model, seed, names, data):
+    resid = model.embed(prompts(model, seed))
+    layer = data.draw(st.integers(0, model.n_layer))
+    arrays = {(site.name, site.layer): site.array for site in model.steps_from(layer, resid, sites=names)}
+    assert_apart(arrays, {"given": resid}, named_weights(model))
+    if layer < model.n_layer:
+        assert_apart({"resid_post": model.block(layer, resid), "given": resid}, named_weights(model))
+    assert_apart({"logits": model.unembed(resid), "given": resid}, named_weights(model))
+
+
+@given(models(), st.integers(0, 99), st.sets(st.sampled_from(BLOCK_SITES)), st.sampled_from([(), (2,)]))
+@settings(max_examples=40)
+def test_at_each_site_every_array_of_the_frame_is_one_of_its_own(model, seed, names, batch):
+    """As a debugger shows it. mlp_post may take the memory of mlp_pre if that is not asked for; the name then goes."""
+    resid = model.embed(prompts(model, seed, batch=batch))
+    steps = model.block_steps(model.n_layer - 1, resid, sites=names)
+    for site in steps:
+        there = steps.gi_frame.f_locals
+        assert there[site.name] is site.array
+        assert_apart(named(there), {"given": resid})
+        if site.name == "scores":
+            assert not there["z"].any()
+        if "mlp_post" in there:
+            assert ("mlp_pre" in there) == ("mlp_pre" in names)
+
+
+def watch_blocks(call):
+    """Call it, with a look at the locals of `Model.block_steps` wherever that calls a function; returns how many.
+
+    What it calls most is `hand_over`, for each site, whether it is asked for or not.
+    """
+    filled, looked = [], 0
+
+    def look(frame, event, argument):
+        nonlocal looked
+        if event != "call" or frame.f_back is None or frame.f_back.f_code is not Model.block_steps.__code__:
+            return
+        there = frame.f_back.f_locals
+        looked += 1
+        assert_apart(named(there), {"given": there["resid"]})
+        if "z" in there and not any(there["z"] is z for z in filled):
+            assert not there["z"].any()
+            filled.append(there["z"])
+        if "mlp_post" in there:
+            assert ("mlp_pre" in there) == ("mlp_pre" in there["sites"])
+
+    before = sys.getprofile()
+    sys.setprofile(look)
+    try:
+        call()
+    finally:
+        sys.setprofile(before)
+    assert filled
+    return looked
+
+
+def other_prompt(tokens):
+    return Experiment(tokens, [*tokens[:2], (tokens[2] + 1) % 29, *tokens[3:]], 3, 7)
+
+
+DRIVEN = {
+    "run": lambda model, tokens: model.run(tokens),
+    "run of few sites": lambda model, tokens: model.run(tokens, sites=("q", "mlp_post")),
+    "steps without sites": lambda model, tokens: list(model.steps(tokens, sites=())),
+    "block": lambda model, tokens: model.block(0, model.embed(tokens)),
+    "next_logits": lambda model, tokens: model.next_logits(tokens),
+    "generate": lambda model, tokens: nanopatch.generate(model, tokens, 2),
+    "sweep": lambda model, tokens: nanopatch.sweep(model, other_prompt(tokens), nanopatch.Patch("z", layers=[0])),
+    "attribute": lambda model, tokens: nanopatch.attribute(model, other_prompt(tokens), "z", steps=2),
+    "path_patch": lambda model, tokens: nanopatch.path_patch(model, other_prompt(tokens), "head 0.0", "mlp"),
+    "faithfulness": lambda model, tokens: nanopatch.faithfulness(model, other_prompt(tokens), [("embed", "logits")]),
+}
+
+
+@pytest.mark.parametrize("call", DRIVEN.values(), ids=DRIVEN)
+@given(models(), st.integers(0, 99))
+@settings(max_examples=8)
+def test_whoever_runs_a_block_every_array_of_its_frame_is_one_of_its_own(call, model, seed):
+    tokens = prompts(model, seed, N_TOKENS).tolist()
+    assert watch_blocks(lambda: call(model, tokens)) >= len(BLOCK_SITES)
+
+
+def test_z_is_zero_before_it_is_filled_block_by_block():
+    """300 positions are filled 128 at a time: what is not filled yet is zero."""
+    model = tiny_model(n_layer=1, n_positions=300)
+    tokens, ends = prompts(model, 0, 300), []
+
+    def look(frame, event, argument):
+        caller = frame.f_back
+        if event == "call" and frame.f_code.co_name == "by_head" and caller.f_code is Model.block_steps.__code__:
+            ends.append(int(np.flatnonzero(caller.f_locals["z"].any(axis=(1, 2))).max(initial=-1)) + 1)
+
+    before = sys.getprofile()
+    sys.setprofile(look)
+    try:
+        z = model.run(tokens, sites="z").z
+    finally:
+        sys.setprofile(before)
+    assert ends == [0, 128, 256] and z.any(axis=(0, 2, 3)).all()
+
+
+# ---- odds and ends --------------------------------------------------------------------------------------
 
 
 def test_causal_mask():

@@ -239,7 +239,7 @@ def test_tracing_takes_several_metrics_and_says_what_is_not_finite():
     both = trace(model, EXPERIMENT, [1, 2], "mlp_out", metric=metrics, seeds=[3])
     for name in metrics:
         alone = trace(model, EXPERIMENT, [1, 2], "mlp_out", metric=name, seeds=[3])
-        assert np.array_equal(both[name].grid, alone.grid)
+        assert_metric(both[name].grid, alone.grid, model, EXPERIMENT)
     result = trace(model, EXPERIMENT, [1], seeds=[3], metric=lambda logits: np.nan)
     assert result.notes[-1].startswith("<lambda> is no finite number after 12 of the patches, the first at layer 0")
 
@@ -263,6 +263,13 @@ def test_the_corrupted_prompt_does_not_matter():
             )
             for a, b in zip(ablated, traced, strict=True):
                 assert np.array_equal(a.grid, b.grid) and a.columns == b.columns
+
+
+@pytest.mark.parametrize("unusable", [[99], [], "text", [1] * 40], ids=["unknown", "empty", "text", "long"])
+def test_the_corrupted_prompt_is_not_read(unusable):
+    model, experiment = tiny_model(seed=9), Experiment([1, 2, 3, 4], unusable, 3, 7)
+    assert np.array_equal(ablate(model, experiment).grid, ablate(model, EXPERIMENT).grid)
+    assert np.array_equal(trace(model, experiment, [1]).grid, trace(model, EXPERIMENT, [1]).grid)
 
 
 # ---- what cannot be done ----------------------------------------------------------------------------

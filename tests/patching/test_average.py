@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import N_TOKENS, REFERENCE, TOLERANCE, as_lists, models, prompts, slow_logits, tiny_model
+from conftest import N_TOKENS, REFERENCE, TOLERANCE, as_lists, make_pairs, models, prompts, slow_logits, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,17 +32,6 @@ from nanopatch.patching.stack import MEMORY
 from nanopatch.patching.sweep import Running
 from nanopatch.results.plot import as_bytes
 from nanopatch.results.sweep import DIRECTIONS, mean_of
-
-
-def make_pairs(n, seed=0, n_tokens=N_TOKENS):
-    """Pairs that differ in all tokens but the first and last, each with answers of its own."""
-    rng = np.random.default_rng(seed)
-    pairs = []
-    for _ in range(n):
-        clean, corrupted = rng.integers(0, 29, (2, n_tokens)).tolist()
-        corrupted[0], corrupted[-1] = clean[0], clean[-1]
-        pairs.append(Experiment(clean, corrupted, *rng.choice(29, 2, replace=False).tolist()))
-    return pairs
 
 
 def assert_same(a, b):

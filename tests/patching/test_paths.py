@@ -21,7 +21,7 @@ from conftest import (
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from nanopatch import Experiment, NanopatchError, Patch, Paths, Sweep, Zero, path_patch, sweep
+from nanopatch import Experiment, NanopatchError, Patch, Paths, Resample, Sweep, Zero, path_patch, sweep
 from nanopatch.experiments.metrics import METRICS, Target, as_metrics, measure
 from nanopatch.experiments.patch import BETWEEN
 from nanopatch.model.graph import Node, receivers_of, senders_of
@@ -109,6 +109,21 @@ def zeros_like(run):
     return SimpleNamespace(**{site: np.zeros_like(getattr(run, site)) for site in sites})
 
 
+def test_resampling_draws_a_prompt_for_each_sender():
+    model, others = tiny_model(), [[5, 6, 7, 8, 9], [9, 10, 11, 12, 13], [1, 1, 2, 2, 3]]
+    paths, senders = Paths(["embed", "head", "mlp"], ["q 2.1", "logits"], "free mlps"), 10
+    result = sweep(model, PAIR, paths, corruption=Resample(others, seed=3))
+    random = np.random.default_rng(3)
+    draws = [int(random.integers(len(others))) for _ in range(senders)]
+    assert result.grid.shape == (senders, 2) and set(draws) == {0, 1, 2}
+    for (i, sender), (j, receiver) in itertools.product(
+        enumerate(result.labels("sender")), enumerate(result.labels("receiver"))
+    ):
+        if is_after(receiver, sender):
+            logits = slow_path(model, PAIR.clean, model.run(others[draws[i]]), sender, [receiver], "free mlps")
+            assert_metric(result.grid[i, j], diff(logits), model, PAIR)
+
+
 @given(pairs(), st.data(), st.sampled_from(list(DIRECTIONS)))
 @settings(max_examples=60)
 def test_to_everything_later_with_nothing_frozen_is_patching_the_sender(drawn, data, direction):
@@ -138,11 +153,11 @@ def test_with_all_frozen_every_later_residual_stream_changes_by_what_the_sender_
     model, experiment, *_ = drawn
     (runs,) = run_both(model, experiment, 0, None, dict.fromkeys(("clean", "corrupted"), PATH_SITES))
     base, donor = runs.corrupted, runs.clean
-    case = make_case(model, runs, "denoise", as_metrics("logit_diff"), None, lambda site: [])
+    case = make_case(runs, "denoise", as_metrics("logit_diff"))
     group = data.draw(st.lists(st.sampled_from(list(senders_of(model))), min_size=1, max_size=3, unique=True))
     # attn_out holds its heads, so the two do not add up
     group = [name for name in group if name.kind != "head" or Node("attn", name.layer) not in group]
-    readings = replace_senders(model, case, [senders_of(model)[name] for name in group], 0, "frozen")
+    readings = replace_senders(case, [senders_of(model)[name] for name in group], 0, "frozen")
     for receiver, place in receivers_of(model).items():
         site = {"mlp": "resid_mid", "resid": place.site}.get(parts(receiver)[0])
         if site and (site, place.layer) in readings:
@@ -256,9 +271,9 @@ def test_the_result_is_a_sweep_with_files_table_and_picture(tmp_path):
     lines = str(result).splitlines()
     assert [line[:9].strip() for line in lines[3:13]] == result.labels("sender")  # a line a sender
     assert lines[2].split()[:5] == ["receiver", "q", "0.0", "q", "0.1"]
-    matrix, rows, _, columns, _ = result.as_matrix(result.grid)
-    assert rows == result.labels("sender") and columns == result.labels("receiver")
-    assert matrix.shape == (10, 10) and np.array_equal(matrix, result.grid, equal_nan=True)
+    matrix = result.matrix(normalised=False)
+    assert (matrix.rows, matrix.columns) == (result.labels("sender"), result.labels("receiver"))
+    assert matrix.values.shape == (10, 10) and np.array_equal(matrix.values, result.grid, equal_nan=True)
 
     figure = result.plot()
     ax = figure.axes[0]

@@ -109,6 +109,7 @@ def test_what_a_reader_must_know_is_said_once(both):
             np.inf,
         ),
     ],
+    ids=["blank", "not finite"],
 )
 def test_a_remark_that_is_made_anew_is_not_kept_besides(tmp_path, remark, now, value):
     with np.load(FOLDER / "path_1.npz") as file:

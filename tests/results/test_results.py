@@ -13,7 +13,7 @@ import nanopatch
 from nanopatch import Comparison, EdgeScores, Experiment, NanopatchError, Panels, Patch, Sweep, sweep
 from nanopatch.experiments import ELON, MICHELLE
 from nanopatch.results.base import visible
-from nanopatch.results.plot import FORMATS, heatmap
+from nanopatch.results.plot import FORMATS
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_pictures(michelle, elon, flat, tmp_path):
 
 
 def test_the_heatmap_shows_layers_as_rows_and_tokens_as_columns(michelle, elon, flat):
-    ax = heatmap(michelle)
+    ax = michelle.plot().axes[0]
     (image,) = ax.images
     assert np.array_equal(image.get_array(), michelle.normalised)
     assert image.norm.vmin == 0 and image.norm.vmax >= 1 and image.cmap.name == "Blues"
@@ -139,8 +139,8 @@ def test_the_heatmap_shows_layers_as_rows_and_tokens_as_columns(michelle, elon, 
         and "normalised" not in raw.colorbar.ax.get_ylabel()
     )
 
-    assert heatmap(elon).images[0].get_array().mask[:, 0].all()  # blank
-    assert heatmap(flat).images[0].cmap.name == "RdBu_r"  # no normalised scale
+    assert elon.plot().axes[0].images[0].get_array().mask[:, 0].all()  # blank
+    assert flat.plot().axes[0].images[0].cmap.name == "RdBu_r"  # no normalised scale
 
 
 def test_plot_draws_into_axes_it_is_given(michelle):

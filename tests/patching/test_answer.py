@@ -1,0 +1,149 @@
+"""Several sites, directions and metrics at once: the panels, their names, and that they are the single results."""
+
+import itertools
+
+import numpy as np
+import pytest
+from conftest import as_lists, assert_metric, make_pairs, pairs, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanopatch import (
+    Experiment,
+    Mean,
+    NanopatchError,
+    Noise,
+    Panels,
+    Patch,
+    Paths,
+    Resample,
+    Sweep,
+    Zero,
+    ablate,
+    attribute,
+    path_patch,
+    sweep,
+    trace,
+)
+from nanopatch.experiments.patch import SITE_AXES
+from nanopatch.results.sweep import DIRECTIONS
+
+EXPERIMENT = Experiment([1, 2, 3, 4], [1, 9, 3, 8], 3, 7)
+OTHERS = [[5, 6, 7, 8], [9, 10, 11, 12], [1, 1, 2, 2]]
+SITES = ["resid_pre", Patch("z", ("layer", "position")), Paths("head", ["q", "logits"], "free"), "mlp_out"]
+METRICS = ["logit_diff", "kl_divergence", "cross_entropy"]
+
+
+def assert_same(a, b):
+    assert np.array_equal(a.grid, b.grid, equal_nan=True) and a.to_dict() == b.to_dict() and str(a) == str(b)
+
+
+@pytest.mark.parametrize("method", [sweep, attribute])
+@pytest.mark.parametrize("corruption", [None, Zero(), Resample(OTHERS, 2), Noise([1, 2], seeds=[0, 1])])
+def test_several_sites_and_directions_at_once_are_the_single_results_to_the_bit(method, corruption):
+    model = tiny_model(seed=6)
+    directions = ["noise"] if corruption and not isinstance(corruption, Noise) else ["noise", "denoise"]
+    panels = method(model, EXPERIMENT, SITES, direction=directions, corruption=corruption)
+    assert list(panels) == ["resid_pre", "z", "path", "mlp_out"]
+    for (name, of_site), site in zip(panels.items(), SITES, strict=True):
+        assert list(of_site) == directions
+        for direction in directions:
+            alone = method(model, EXPERIMENT, site, direction=direction, corruption=corruption)
+            assert alone.site == name and alone.direction == direction
+            assert_same(of_site[direction], alone)
+
+
+@given(pairs(), st.sampled_from(sorted(SITE_AXES)))
+@settings(max_examples=30)
+def test_several_metrics_at_once_are_the_single_results(drawn, site):
+    """Up to rounding: two logits are computed alone where no metric needs the others. (Tolerance: assert_metric.)"""
+    model, experiment, *_ = drawn
+    panels = sweep(model, experiment, site, metric=METRICS)
+    assert list(panels) == METRICS
+    for metric in METRICS:
+        alone = sweep(model, experiment, site, metric=metric)
+        assert_metric(panels[metric].grid, alone.grid, model, experiment)
+        assert_metric(panels[metric].baseline_clean, alone.baseline_clean, model, experiment)
+        assert_metric(panels[metric].baseline_corrupted, alone.baseline_corrupted, model, experiment)
+        # A patch that leaves the last position's logits as they are may change others, which cross_entropy reads.
+        assert (panels[metric].unchanged <= alone.unchanged).all()
+        assert (panels[metric].metric, panels[metric].site) == (metric, site)
+
+
+@pytest.mark.parametrize("experiments", [EXPERIMENT, make_pairs(3)])
+def test_panels_nest_as_site_direction_metric(experiments):
+    """Where one of them is not a list, its level is left out; a list of one has its level."""
+    asked = {"site": ["resid_pre", "z"], "direction": ["denoise", "noise"], "metric": ["logit_diff", "rank"]}
+    single = {"site": "z", "direction": "noise", "metric": "rank"}
+    model = tiny_model(seed=6)
+    for many in itertools.product([False, True], repeat=3):
+        levels = [name for name, is_list in zip(asked, many, strict=True) if is_list]
+        given = {name: asked[name] if name in levels else single[name] for name in asked}
+        result = sweep(model, experiments, **given)
+        for key in itertools.product(*(asked[level] for level in levels)):
+            inner = result
+            for level, name in zip(levels, key, strict=True):
+                assert isinstance(inner, Panels) and list(inner) == asked[level]
+                inner = inner[name]
+            assert isinstance(inner, Sweep)
+            what = {**single, **dict(zip(levels, key, strict=True))}
+            assert {name: getattr(inner, name) for name in asked} == what
+    one = sweep(model, experiments, ["z"], direction=["noise"], metric=["rank"])
+    assert one["z"]["noise"]["rank"].site == "z" and [len(one), len(one["z"]), len(one["z"]["noise"])] == [1, 1, 1]
+
+
+def test_three_levels_of_panels_show_save_and_load(tmp_path):
+    asked = dict(direction=["denoise", "noise"], metric=["logit_diff", "rank"])
+    panels = sweep(tiny_model(seed=6), EXPERIMENT, ["resid_pre", Patch("z", "head")], **asked)
+    assert repr(panels) == "<Panels: resid_pre, z>"
+    names = [
+        f"{site} {direction} {metric}" for site in panels for direction in DIRECTIONS for metric in asked["metric"]
+    ]
+    assert list(panels.sweeps()) == names and len(panels.plot().axes) == 2 * len(names)  # each with its colour bar
+    for ending in ("npz", "json"):
+        panels.save(tmp_path / f"p.{ending}")
+        loaded = Panels.load(tmp_path / f"p.{ending}")
+        assert list(loaded.sweeps()) == names and loaded.to_dict() == panels.to_dict() and str(loaded) == str(panels)
+        for name, result in loaded.sweeps().items():
+            assert_same(result, panels.sweeps()[name])
+
+
+def test_the_same_site_with_other_axes_has_a_panel_name_of_its_own():
+    model = tiny_model(seed=6)
+    sites = ["z", Patch("z", ("head", "position")), Patch("z", "layer"), "q"]
+    panels = sweep(model, EXPERIMENT, sites)
+    assert list(panels) == ["z", "z head,position", "z layer", "q"]
+    assert [result.axes for result in panels.values()] == [
+        ("layer", "head"),
+        ("head", "position"),
+        ("layer",),
+        ("layer", "head"),
+    ]
+    for site, result in zip(sites, panels.values(), strict=True):
+        assert_same(result, sweep(model, EXPERIMENT, site))
+    with pytest.raises(NanopatchError, match="z is listed twice: each site, with its axes, at most once"):
+        sweep(model, EXPERIMENT, ["z", Patch("z", ("layer", "head"), heads=[0])])
+
+
+def test_short_names_take_several_at_once_too():
+    model, metrics = tiny_model(seed=6), ["logit_diff", "probability"]
+    ablated = ablate(model, EXPERIMENT, ["z", "mlp_out"], Mean(OTHERS), metric=metrics)
+    assert_same(
+        ablated["mlp_out"]["probability"],
+        sweep(model, EXPERIMENT, ["z", "mlp_out"], corruption=Mean(OTHERS), metric=metrics)["mlp_out"]["probability"],
+    )
+    traced = trace(model, EXPERIMENT, [1], ["z", "mlp_out"], seeds=[2])
+    assert_same(traced["z"], trace(model, EXPERIMENT, [1], "z", seeds=[2]))
+    paths = path_patch(model, EXPERIMENT, "head", "logits", direction=["noise", "denoise"])
+    assert_same(paths["denoise"], path_patch(model, EXPERIMENT, "head", "logits"))
+    assert_same(paths["noise"], sweep(model, EXPERIMENT, Paths("head", "logits"), direction="noise"))
+
+
+def test_the_most_different_neurons_are_those_of_each_site():
+    model = tiny_model(seed=6)
+    sites = [Patch("mlp_post", "neuron", neurons=3), Patch("mlp_pre", "neuron", neurons=5)]
+    panels = sweep(model, EXPERIMENT, sites, direction=["denoise", "noise"])
+    for site in sites:
+        for direction, result in panels[site.site].items():
+            assert_same(result, sweep(model, EXPERIMENT, site, direction=direction))
+            assert len(as_lists(result.pieces)["neuron"]) == site.neurons
