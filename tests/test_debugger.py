@@ -11,6 +11,7 @@ from conftest import tiny_model
 import nanopatch
 from nanopatch import sweep
 from nanopatch.experiments import MICHELLE
+from nanopatch.model import gpt2
 from nanopatch.model.sites import BLOCK_SITES
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "step_through.py"
@@ -59,7 +60,7 @@ def test_without_the_assignment_it_is_the_corrupted_run():
 
 def test_a_breakpoint_inside_a_block_shows_each_array_and_edits_it_alone(loop_line):
     """Stopped in `model.block`, where `v_input` is handed over: an edit there is an edit of what values read."""
-    source = Path(nanopatch.model.__file__)
+    source = Path(gpt2.__file__)
     line = next(i for i, text in enumerate(source.read_text().splitlines(), 1) if 'hand_over("v_input"' in text)
     output = pdb(
         f"break {loop_line}",

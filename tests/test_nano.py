@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nanopatch import Experiment, load, sweep, sweep_pairs, tasks
+from nanopatch import Experiment, Patch, load, sweep, tasks
 from nanopatch.experiments import MICHELLE, NAMED
 
 
@@ -45,7 +45,7 @@ def test_previous_token_and_induction_heads(nano):
         first = np.flatnonzero(corrupted == corrupted[-1])[0]
         corrupted[first] = next(token for token in range(1000, 2000) if token not in corrupted)
         pairs.append(Experiment(experiment.clean, corrupted, experiment.answer, experiment.wrong_answer))
-    panels = sweep_pairs(nano, pairs, ("z", "q", "k", "v", "pattern"))
+    panels = sweep(nano, pairs, ("z", "q", "k", "v", "pattern"))
     induction_heads = {(1, 0), (1, 1), (1, 2), (1, 3)}
     previous_token_heads = {(0, 1), (0, 3)}
     assert heads_above(panels["z"], 0.2) == previous_token_heads | induction_heads
@@ -54,7 +54,7 @@ def test_previous_token_and_induction_heads(nano):
     assert heads_above(panels["pattern"], 0.2) == induction_heads  # and then look at
     assert heads_above(panels["q"], 0.2) == set()
 
-    after = sweep_pairs(nano, pairs, "z", axes=("layer", "head", "position")).normalised
+    after = sweep(nano, pairs, Patch("z", axes=("layer", "head", "position"))).normalised
     for layer, head in previous_token_heads:
         assert after[layer, head, first + 1] > 0.5  # they act at B, next to A
 
@@ -62,12 +62,12 @@ def test_previous_token_and_induction_heads(nano):
 def test_heads_that_move_the_indirect_object(nano):
     """2.0 and 3.2 bring to the last position which name was repeated; their values carry it, not where they look."""
     pairs = tasks.indirect_object(20)
-    panels = sweep_pairs(nano, pairs, ("z", "v", "pattern"))
+    panels = sweep(nano, pairs, ("z", "v", "pattern"))
     movers = {(2, 0), (3, 2)}
     assert {head for head in heads_above(panels["v"], 0.2) if head[0] > 0} == movers
     assert {head for head in heads_above(panels["z"], 0.2) if head[0] > 0} == movers
     assert heads_above(panels["pattern"], 0.2) == set()
-    at = sweep_pairs(nano, pairs, "z", axes=("layer", "head", "position")).normalised
+    at = sweep(nano, pairs, Patch("z", axes=("layer", "head", "position"))).normalised
     assert all(at[layer, head, -1] > 0.2 for layer, head in movers)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -83,7 +83,7 @@ class Noise:
                 raise NanopatchError(
                     f"positions={self.positions!r} and seeds={self.seeds!r}: lists of whole numbers are expected"
                 )
-        if not 0 < self.sigma < np.inf:
+        if not isinstance(self.sigma, Real) or not 0 < self.sigma < np.inf:
             raise NanopatchError(f"sigma={self.sigma}: a number above 0 is expected")
         object.__setattr__(self, "positions", tuple(sorted({int(position) for position in self.positions})))
         object.__setattr__(self, "seeds", tuple(int(seed) for seed in self.seeds))

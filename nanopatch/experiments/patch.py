@@ -92,6 +92,9 @@ class Patch:
             asked = ", ".join(map(repr, axes)) or "none"
             raise NanopatchError(f"{self.site} has the axes {', '.join(known)}, each at most once; not {asked}")
         object.__setattr__(self, "axes", axes)
+        for choice in set(CHOICES.values()):
+            if getattr(self, choice) is not None and choice not in [CHOICES.get(axis) for axis in known]:
+                raise NanopatchError(f"{self.site} has no {choice} to choose among; its axes are {', '.join(known)}")
 
     def pieces(self, model: Model, n_columns: int) -> Pieces:
         """What is patched together at each entry of each axis of the site.
@@ -106,8 +109,6 @@ class Patch:
             chosen = getattr(self, choice)
             if axis in known and chosen is not None:
                 pieces[axis] = [_piece(item, axis, choice, sizes) for item in _entries(chosen, choice)]
-            elif chosen is not None and not any(CHOICES.get(other) == choice for other in known):
-                raise NanopatchError(f"{self.site} has no {choice} to choose among; its axes are {', '.join(known)}")
         for axis in {"head", "neuron"} & set(known):
             pairs = any(isinstance(number, tuple) for piece in pieces[axis] for number in piece)
             if pairs and ("layer" in axes or self.layers is not None):
@@ -152,7 +153,7 @@ class Paths:
     axes: ClassVar[tuple[str, ...]] = ("sender", "receiver")
 
     def __post_init__(self) -> None:
-        if self.between not in BETWEEN:
+        if self.between not in list(BETWEEN):
             raise NanopatchError(f"unknown between {self.between!r}: one of {', '.join(map(repr, BETWEEN))}")
 
     def groups(self, what: str, known: Iterable[Node]) -> list[tuple[tuple[str, ...], list[Node]]]:

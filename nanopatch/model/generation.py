@@ -1,5 +1,7 @@
 """Continuing a prompt, one token after another, with the keys and values of earlier positions kept."""
 
+from __future__ import annotations
+
 import numbers
 from typing import Any
 

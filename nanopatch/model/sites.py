@@ -150,8 +150,9 @@ class Run:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        for name in self.names:  # pickle makes writable arrays
-            state[name].flags.writeable = False
+        for value in state.values():  # pickle makes writable arrays
+            if isinstance(value, np.ndarray):
+                value.flags.writeable = False
 
     def __repr__(self) -> str:
         what = "Run of derivatives" if self.is_gradient else "Run"

@@ -26,7 +26,7 @@ from ..results.panels import Panels
 from ..results.sweep import DIRECTIONS, Sweep, mean_of
 from ..types import Array
 from .average import Experiments, over, usable
-from .case import Case, make_case, run_both, transplant
+from .case import Case, check_common_positions, make_case, run_both, tokens_of, transplant
 from .cells import Cells, cells_of_patch
 from .paths import PATH_SITES, cells_of_paths
 
@@ -87,13 +87,17 @@ def ask(
                 f'{corruption} is put into the clean run, which is direction="noise": there is no run to {name} into'
             )
     whats: dict[str, Patch | Paths] = {}
+    seen: set[tuple[str, str]] = set()
     for given in sites:
         what = given if isinstance(given, (Patch, Paths)) else Patch(given)
         if ablation and isinstance(what, Patch) and isinstance(what.neurons, Integral):
             raise NanopatchError("an ablation has no second run to rank neurons by: give a list of neurons")
-        if any((other.site, other.axes) == (what.site, what.axes) for other in whats.values()):
+        cut = what.between if isinstance(what, Paths) else ",".join(what.axes or ())
+        if (what.site, cut) in seen:
             raise NanopatchError(f"{what.site} is listed twice: each site, with its axes, at most once")
-        whats[what.site if what.site not in whats else f"{what.site} {','.join(what.axes or ())}"] = what
+        seen.add((what.site, cut))
+        name = what.site if what.site not in whats else f"{what.site} {cut}"
+        whats[name] = what
     return Question(whats, directions, as_metrics(metric), corruption, (many_sites, many_directions, many_metrics))
 
 
@@ -101,9 +105,12 @@ def answer(model: Model, experiments: Experiments, question: Question, method: M
     """A `Sweep`; or `Panels` where sites, directions or metrics are lists."""
 
     def structure(experiment: Experiment) -> Columns:
-        if question.corruption is None:
-            return experiment.columns(model)
-        return [(position, position) for position in range(len(experiment.tokens(model).clean))]
+        if question.corruption is not None:
+            return [(i, i) for i in range(len(tokens_of(model, experiment, question.corruption).clean))]
+        columns = experiment.columns(model)
+        for site in question.sites:
+            check_common_positions(columns, site)
+        return columns
 
     for name, what in question.whats.items():
         if isinstance(what, Patch) and isinstance(what.neurons, Integral):

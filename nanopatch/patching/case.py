@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -144,7 +144,7 @@ def run_both(
 
     number: of the experiment among many. sites: what the clean and the corrupted run record.
     """
-    tokens = experiment.tokens(model)
+    tokens = tokens_of(model, experiment, corruption)
     runs = functools.partial(Runs, model, experiment, number, corruption, tokens)
     clean = model.run(tokens.clean, sites=sites["clean"])
     if corruption is None:
@@ -164,6 +164,11 @@ def run_both(
         noisy = record(model.steps_from(0, resid, sites=sites["corrupted"]), sites=sites["corrupted"])
         noisy.tokens, noisy.model = clean.tokens, model
         yield runs(columns, clean, noisy)
+
+
+def tokens_of(model: Model, experiment: Experiment, corruption: Corruption | None) -> ExperimentTokens:
+    """The experiment's tokens. With a corruption, its corrupted prompt is not used, whatever it is."""
+    return (replace(experiment, corrupted=experiment.clean) if corruption else experiment).tokens(model)
 
 
 def generator(seed: int, number: int) -> np.random.Generator:
@@ -219,15 +224,20 @@ def transplant(base: Array, donor: Array, partners: Columns, site: str) -> Array
 
     base, donor: one site's arrays of both runs, layer axis first.
     """
+    check_common_positions(partners, site)
     if all(i == j for i, j in partners):
         return donor
-    if site in ATTENTION_SITES:
-        raise NanopatchError(f"{site} of prompts whose tokens are shifted has no common positions: patch z instead")
     moved = base.copy()
     for i, j in partners:
         if i is not None and j is not None:
             moved[:, i] = donor[:, j]
     return moved
+
+
+def check_common_positions(columns: Columns, site: str) -> None:
+    """NanopatchError for scores and pattern where a position of one prompt is another position of the other."""
+    if site in ATTENTION_SITES and any(i != j for i, j in columns):
+        raise NanopatchError(f"{site} of prompts whose tokens are shifted has no common positions: patch z instead")
 
 
 def differing_rows(embeddings: Array, donated: Array, partners: Columns) -> tuple[list[int | None], list[int | None]]:

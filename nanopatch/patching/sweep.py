@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..experiments.corruption import Corruption, Noise, Zero
+from ..errors import NanopatchError
+from ..experiments.corruption import ABLATIONS, Corruption, Noise, Zero
 from ..experiments.patch import Paths
 from ..model.gpt2 import Model
 from ..results.sweep import Sweep
@@ -88,13 +89,13 @@ def ablate(
     model: Model,
     experiments: Experiments,
     site: What | Sequence[What] = "attn_out",
-    by: Corruption | None = None,
+    by: Corruption = Zero(),  # noqa: B008 (a frozen value)
     *,
     metric: Any = "logit_diff",
 ) -> Sweep | Any:
     """Replace a site of the clean run piece by piece, and measure every run: relative changes.
 
-    It is `sweep(..., direction="noise", corruption=by)`. by: `Zero()` by default, `Mean(prompts)` or
+    It is `sweep(..., corruption=by)`. by: `Zero()` by default, `Mean(prompts)` or
     `Resample(prompts)`. Of the experiments only the clean prompts and the answers are used. Estimated ablations are
     `nanopatch.attribute(..., corruption=by)`. They are bad where the whole residual stream goes to zero: LayerNorm
     sees its direction alone, so nearly all of the change comes in the last step.
@@ -106,7 +107,9 @@ def ablate(
     >>> nanopatch.ablate(model, michelle, "z")
     <Sweep: z replaced by zero (ablation), nano; logit_diff, 4 layers x 4 heads>
     """
-    return sweep(model, experiments, site, direction="noise", metric=metric, corruption=by or Zero())
+    if not isinstance(by, ABLATIONS):
+        raise NanopatchError(f"by={by!r:.60}: Zero(), Mean(prompts) or Resample(prompts) is expected")
+    return sweep(model, experiments, site, metric=metric, corruption=by)
 
 
 def trace(

@@ -304,8 +304,8 @@ class Sweep(Result):
             self.title,
             unit,
             *table(matrix, numbered=tokens),
-            f"unpatched: clean {self.baseline_clean:.2f}{corrupted} ({self.metric}); answer {self.experiment.answer!r}, "
-            f"wrong answer {self.experiment.wrong_answer!r}",
+            f"unpatched: clean {self.baseline_clean:.2f}{corrupted} ({self.metric}); "
+            f"answer {self.experiment.answer!r}, wrong answer {self.experiment.wrong_answer!r}",
         ]
         if self.standard_error is not None:
             lines.append(
@@ -432,6 +432,22 @@ def _from_format_1(old: Header) -> Header:
     path = re.fullmatch(r"(.*) path \((.*) between\)", old["site"])
     if path:
         new |= {"site": "path" if path[1] == "exact" else f"{path[1]} path", "between": path[2]}
+    if any(None in pair or pair[0] != pair[1] for pair in old["columns"]):
+        new["experiment"] = {**old["experiment"], "align": "diff"}
+    new["remarks"] = []
+    for remark in old["remarks"]:  # most are fields today; the seeds of noise were not kept, only how many
+        noise = re.match(
+            r"Corrupted by Gaussian noise of (\S+) .* positions ([\d, ]+), averaged over (\d+) seeds", remark
+        )
+        if noise:
+            positions = list(map(int, noise[2].split(",")))
+            new["corruption"] = corruptions.to_dict(Noise(positions, float(noise[1]), tuple(range(int(noise[3])))))
+        elif remark.startswith("Cells of several layers"):
+            new["adds_layers"] = True
+        elif remark.startswith("The derivative of"):
+            new["finite_differences"] = True
+        elif not re.match("Not patched|Noise takes|Blank where|.* is no finite number", remark):
+            new["remarks"].append(remark)
     if new["direction"] not in DIRECTIONS:
         raise NanopatchError(f"unknown direction {new['direction']!r}")
     return new

@@ -114,7 +114,7 @@ def test_the_result_reports_the_relative_change(tmp_path):
 @pytest.mark.parametrize(
     ("by", "donor", "words"),
     [
-        (None, "zero", "replaced by zero (ablation)"),
+        (Zero(), "zero", "replaced by zero (ablation)"),
         (Zero(), "zero", "replaced by zero (ablation)"),
         (Mean(OTHERS), "mean", "replaced by the mean over 3 prompts (ablation)"),
         (Resample(OTHERS, 4), "resample", "replaced by those of another prompt (ablation)"),
@@ -123,11 +123,11 @@ def test_the_result_reports_the_relative_change(tmp_path):
 def test_an_ablation_is_a_sweep_with_a_corruption_that_noises(by, donor, words):
     model = tiny_model(seed=8)
     result = ablate(model, EXPERIMENT, "z", by)
-    same = sweep(model, EXPERIMENT, "z", corruption=by or Zero())  # "noise" is the only direction
-    assert result.to_dict() == same.to_dict() and result.corruption == (by or Zero())
+    same = sweep(model, EXPERIMENT, "z", corruption=by)  # "noise" is the only direction
+    assert result.to_dict() == same.to_dict() and result.corruption == by == ablate(model, EXPERIMENT, "z", by).corruption
     assert (result.direction, result.base, result.donor, result.method) == ("noise", "clean", donor, "patching")
     assert f"z {words}, unnamed" == result.title
-    assert sweep(model, EXPERIMENT, "z", direction="noise", corruption=by or Zero()).to_dict() == same.to_dict()
+    assert sweep(model, EXPERIMENT, "z", direction="noise", corruption=by).to_dict() == same.to_dict()
 
 
 def test_several_sites_are_ablated_at_once():
@@ -277,7 +277,7 @@ def test_the_corrupted_prompt_is_not_read(unusable):
 
 PROMPTS = "a list of prompts is expected, with at least one"
 BAD = [
-    (lambda m: ablate(m, EXPERIMENT, by="half"), r"corruption='half': Zero\(\), Mean\(\), Resample\(\) or Noise\(\)"),
+    (lambda m: ablate(m, EXPERIMENT, by="half"), r"by='half': Zero\(\), Mean\(prompts\) or Resample"),
     (lambda m: ablate(m, EXPERIMENT, by=Mean([])), r"prompts=\(\): give at least one prompt to take activations from"),
     (lambda m: ablate(m, EXPERIMENT, by=Resample([])), r"prompts=\(\): give at least one prompt"),
     (
