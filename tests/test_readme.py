@@ -12,7 +12,7 @@ from nanopatch.cli import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", *(ROOT / "weights/nano").glob("*.md")]
+DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("weights/*/*.md")])]
 
 
 def test_its_python_runs(tmp_path, monkeypatch, capsys):

@@ -6,14 +6,9 @@ import json
 
 import numpy as np
 import pytest
+from conftest import TOLERANCE, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_patching import assert_metric, pairs
-from test_paths import is_after, parts, prompts, replace, sent
-from conftest import TOLERANCE, tiny_model
-
-from nanopatch import Experiment, NanopatchError, attribute, load, path_patch, tasks
-from nanopatch.results.circuit_plot import BOX_WIDTH, layout, node_of
 from nanopatch.gradients.circuits import (
     Edge,
     circuit,
@@ -22,11 +17,16 @@ from nanopatch.gradients.circuits import (
     faithfulness,
     graph,
 )
-from nanopatch.experiments import MICHELLE
-from nanopatch.model.layers import affine, layer_norm
-from nanopatch.experiments.metrics import METRICS, measure
-from nanopatch.patching.sweep import DIRECTIONS, target_of
 from nanopatch.gradients.salience import saliency
+from nanopatch.results.circuit_plot import BOX_WIDTH, layout, node_of
+from test_patching import assert_metric, pairs
+from test_paths import is_after, parts, prompts, replace, sent
+
+from nanopatch import Experiment, NanopatchError, attribute, load, path_patch, tasks
+from nanopatch.experiments import MICHELLE
+from nanopatch.experiments.metrics import METRICS, measure
+from nanopatch.model.layers import affine, layer_norm
+from nanopatch.patching.sweep import DIRECTIONS, target_of
 
 EXPERIMENT = Experiment([1, 2, 3, 4, 5], [1, 9, 3, 8, 5], 3, 7)
 

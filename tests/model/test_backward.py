@@ -9,16 +9,16 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import REFERENCE, ROOT, models, tiny_model
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from conftest import REFERENCE, ROOT, models, tiny_model
 
 import nanopatch
 from nanopatch import NanopatchError
 from nanopatch.model.backward import SLOPES, backward, named_weights, weight_gradients
 from nanopatch.model.checkpoint import build
-from nanopatch.model.layers import ACTIVATIONS, softmax
 from nanopatch.model.gpt2 import Config
+from nanopatch.model.layers import ACTIVATIONS, softmax
 from nanopatch.model.sites import BLOCK_SITES, SITES, Run, record
 
 GRADIENTS = ROOT / "tests" / "reference_gradients"

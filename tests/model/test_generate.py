@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from conftest import models, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from conftest import models, tiny_model
 
 from nanopatch import NanopatchError
 from nanopatch.model.generation import generate

@@ -19,9 +19,9 @@ import huggingface_hub.file_download
 import huggingface_hub.utils
 import numpy as np
 import pytest
+from conftest import tiny_config
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
-from conftest import tiny_config
 
 import nanopatch
 from nanopatch import NanopatchError

@@ -5,9 +5,9 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import N_TOKENS, assert_close, models, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from conftest import N_TOKENS, assert_close, models, tiny_model
 
 import nanopatch
 from nanopatch import Experiment, Model, NanopatchError
@@ -171,7 +171,9 @@ def assert_apart(arrays, *others):
     """No array shares memory with another one, or with one of the others. All are dicts."""
     for (name, array), (other, theirs) in itertools.combinations(arrays.items(), 2):
         assert not np.shares_memory(array, theirs), f"{name} and {other}"
-    for (name, array), (other, theirs) in itertools.product(arrays.items(), itertools.chain(*(o.items() for o in others))):
+    for (name, array), (other, theirs) in itertools.product(
+        arrays.items(), [pair for o in others for pair in o.items()]
+    ):
         assert not np.shares_memory(array, theirs), f"{name} and {other}"
 
 

@@ -177,9 +177,9 @@ def test_a_pickled_run_is_as_large_as_its_arrays():
     """Names, shapes and dtypes of 19 arrays come to some 2 KB. The weights of this model alone would be 4 MB."""
     model = tiny_model(n_embd=240, n_inner=960, vocab_size=500)
     run = model.run([1, 2, 3])
-    for record in (run, model.backward(run, np.ones_like(run.logits)), model.run([1, 2, 3], sites="z")):
-        n_bytes = record.tokens.nbytes + sum(getattr(record, name).nbytes for name in record.names)
-        assert n_bytes < len(pickle.dumps(record)) < n_bytes + 4096
+    for kept in (run, model.backward(run, np.ones_like(run.logits)), model.run([1, 2, 3], sites="z")):
+        n_bytes = kept.tokens.nbytes + sum(getattr(kept, name).nbytes for name in kept.names)
+        assert n_bytes < len(pickle.dumps(kept)) < n_bytes + 4096
 
 
 def test_a_pickled_run_can_be_used_like_one():

@@ -11,9 +11,9 @@ from importlib.resources import files
 import numpy as np
 import pytest
 import regex
+from conftest import tiny_model
 from hypothesis import example, given
 from hypothesis import strategies as st
-from conftest import tiny_model
 
 from nanopatch import NanopatchError
 from nanopatch.model import tokenizer
