@@ -115,7 +115,8 @@ def equal_length_case(model: Model, experiment: Experiment, direction: str, metr
 
 def checked_columns(model: Model, experiment: Experiment) -> list[Any]:
     """Experiments need nothing in common, for sums are over positions. NanopatchError if one cannot be used."""
-    experiment.columns(model)
+    if any(i != j for i, j in experiment.columns(model)):
+        raise NanopatchError("its prompts need one length, position by position")
     return []
 
 

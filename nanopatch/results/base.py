@@ -30,6 +30,8 @@ Arrays = dict[str, Array]
 FORMAT = "nanopatch result 2"
 #: The fields that are arrays.
 ARRAYS = ("grid", "unchanged", "standard_error", "scores", "norm", "product")
+#: The fields that are single numbers, and may be "nan", "inf" or "-inf" in a file.
+FLOATS = ("value", "baseline_clean", "baseline_corrupted", "rounding")
 #: How a file's ending says what `Result.save` writes.
 ENDINGS = (".npz", ".json", ".csv", *(f".{name}" for name in plot.FORMATS))
 
@@ -61,8 +63,8 @@ class Result:
         return _written(text.getvalue(), path)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as what JSON can hold: arrays as lists, NaN as None, infinity as "inf" or "-inf"."""
-        contents = {name: jsonable(value) for name, value in self._contents().items()}
+        """All of it as what JSON can hold: arrays as lists, NaN as None (a single number as "nan"), infinity as "inf"."""
+        contents = {name: _number(value) for name, value in self._contents().items()}
         return {"format": FORMAT, "kind": self.kind, **contents}
 
     def to_json(self, path: PathLike | None = None) -> str:
@@ -129,7 +131,7 @@ class Result:
             elif isinstance(value, np.ndarray):
                 arrays[name] = value
             else:
-                header[name] = jsonable(value)
+                header[name] = _number(value)
         return header, arrays
 
     @classmethod
@@ -182,7 +184,14 @@ def _field(name: str, value: Any) -> Any:
         return corruption.from_dict(value)
     if name in ("senders", "receivers"):
         return tuple(map(node, value))
+    if name in FLOATS and isinstance(value, str):
+        return float(value)
     return _tuples(value)
+
+
+def _number(value: Any) -> Any:
+    """A field as JSON can hold it. None has a meaning of its own there, so NaN is "nan"."""
+    return "nan" if isinstance(value, float) and math.isnan(value) else jsonable(value)
 
 
 def _tuples(value: Any) -> Any:

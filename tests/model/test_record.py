@@ -33,7 +33,7 @@ def test_all_three_spellings_of_an_edit_write_into_the_run():
 
     results = [run_with(edit) for edit in (by_index, by_name, by_sum)]
     assert np.array_equal(results[0], results[1])
-    assert np.allclose(results[0], results[2], rtol=1e-12)
+    assert_close(results[0], results[2])
     expected = list(model.steps_from(1, value))[-1].array
     assert np.array_equal(results[0], expected)
 
