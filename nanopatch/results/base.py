@@ -63,7 +63,7 @@ class Result:
         return _written(text.getvalue(), path)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as what JSON can hold: arrays as lists, NaN as None (a single number as "nan"), infinity as "inf"."""
+        """All of it as JSON can hold it: arrays as lists, NaN as None (a single number as "nan"), infinity as "inf"."""
         contents = {name: _number(value) for name, value in self._contents().items()}
         return {"format": FORMAT, "kind": self.kind, **contents}
 

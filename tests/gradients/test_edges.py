@@ -49,6 +49,8 @@ from nanopatch.results.sweep import DIRECTIONS
 
 EXPERIMENT = Experiment([1, 2, 3, 4, 5], [1, 9, 3, 8, 5], 3, 7)
 UNEQUAL = Experiment([1, 2, 3], [1, 2], 3, 7)
+SHORTER = dataclasses.replace(UNEQUAL, align="diff")
+SHIFTED = Experiment([1, 2, 3, 4], [2, 3, 4, 1], 3, 7, align="diff")
 
 
 def all_edges(model):
@@ -384,14 +386,14 @@ def test_the_average_over_one_pair_is_its_own_result(as_given):
 
 def test_experiments_that_cannot_be_used_are_left_out_and_listed():
     model, (first, second) = tiny_model(), make_pairs(2)
-    strange = [UNEQUAL, "text", Experiment([1, 2], [1, 99], 3, 7), Experiment([1, 2], [1, 3], 5, 5)]
-    reasons = ["the prompts have 3 and 2 tokens", "not an Experiment: 'text'", "99", "both 5"]
+    strange = [UNEQUAL, "text", Experiment([1, 2], [1, 99], 3, 7), Experiment([1, 2], [1, 3], 5, 5), SHORTER, SHIFTED]
+    reasons = ["the prompts have 3 and 2 tokens", "not an Experiment: 'text'", "99", "both 5", *["one length"] * 2]
     given = [strange[0], first, *strange[1:], second]
     both = edge_attribution(model, [first, second])
     results = [edge_attribution(model, given), faithfulness(model, given, both.top(20))]
     means = [both, faithfulness(model, [first, second], both.top(20))]
     for result, mean in zip(results, means, strict=True):
-        assert [where for where, _ in result.skipped] == ["pair 0", "pair 2", "pair 3", "pair 4"]
+        assert [where for where, _ in result.skipped] == [f"pair {number}" for number in (0, 2, 3, 4, 5, 6)]
         assert all(part in reason for part, (_, reason) in zip(reasons, result.skipped, strict=True))
         assert {**result.to_dict(), "skipped": ()} == {**mean.to_dict(), "skipped": ()} and result.n_pairs == 2
     file = PairFile([first, UNEQUAL, second], [1, 2, 4], [(3, "not JSON")])
@@ -478,6 +480,16 @@ def test_a_saved_file_gives_everything_back_to_the_bit(experiments, ending, tmp_
     assert loaded.to_dot() == scores.to_dot()
 
 
+@pytest.mark.parametrize("ending", ["npz", "json"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_number_that_is_not_finite_is_kept_too(value, ending, tmp_path):
+    scores = dataclasses.replace(edge_attribution(tiny_model(), EXPERIMENT), baseline_corrupted=value)
+    scores.save(tmp_path / f"edges.{ending}")
+    loaded = EdgeScores.load(tmp_path / f"edges.{ending}")
+    assert loaded.baseline_corrupted == pytest.approx(value, nan_ok=True)
+    assert loaded.baseline_clean == scores.baseline_clean and loaded.edges == scores.edges
+
+
 def test_rows_and_csv_have_every_edge(tmp_path):
     scores = edge_attribution(tiny_model(), EXPERIMENT)
     scores.save(tmp_path / "edges.csv")
@@ -548,8 +560,6 @@ def test_the_picture(tmp_path):
 
 # ---- bad input ------------------------------------------------------------------------------------
 
-SHORTER = dataclasses.replace(UNEQUAL, align="diff")
-SHIFTED = Experiment([1, 2, 3, 4], [2, 3, 4, 1], 3, 7, align="diff")
 N_EDGES = len(all_edges(tiny_model()))
 EXISTING = "senders are embed, head 0.0 to head 2.1, mlp 0 to mlp 2; receivers are q 0.0 to q 2.1, k 0.0 to k 2.1, v "
 BAD = [

@@ -136,9 +136,8 @@ def test_each_array_is_what_its_name_says():
             for query in range(7):
                 seen = np.exp(scores[query, : query + 1]) / np.exp(scores[query, : query + 1]).sum()
                 error = np.abs(run.pattern[layer, head, query, : query + 1] / seen - 1).max()
-                assert error <= 1e-12 * max(
-                    1, np.abs(scores[query, : query + 1]).max()
-                )  # scores round as they are large
+                # What a score rounds by is a part of the score, and becomes a part of the pattern.
+                assert error <= 1e-12 * max(1, np.abs(scores[query, : query + 1]).max())
                 assert not run.pattern[layer, head, query, query + 1 :].any()
             assert equal(run.z[layer, :, head], run.pattern[layer, head] @ run.v[layer, :, head])
         attn_out = run.z[layer].reshape(7, -1) @ attn.c_proj.weight + attn.c_proj.bias
