@@ -112,7 +112,7 @@ def new_figure(figsize: tuple[float, float]) -> Figure:
 
 def figure_of(ax: Axes) -> Figure:
     """The figure that axes are in."""
-    return ax.get_figure(root=True) if hasattr(ax.figure, "get_figure") else ax.figure  # type: ignore[return-value]
+    return ax.figure.figure  # of a subfigure, the figure it is in; else itself
 
 
 def as_bytes(figure: Figure, file_format: str = "png") -> bytes:
