@@ -122,6 +122,16 @@ def assert_close(actual, expected):
     assert worst <= TOLERANCE[actual.dtype] * scale, f"largest difference {worst:.3g}, of {scale:.3g}"
 
 
+def steepness(*runs):
+    """How much larger LayerNorms of these runs make rounding, at most: |stream| / its standard deviation, 1 or more."""
+    steepest = 1
+    for run in runs:
+        eps = run.model.config.layer_norm_epsilon
+        for stream in (run.resid_pre, run.resid_mid, run.resid_post):
+            steepest = max(steepest, (np.abs(stream).max(axis=-1) / np.sqrt(stream.var(axis=-1) + eps)).max())
+    return steepest
+
+
 def assert_metric(actual, expected, model, experiment):
     """Equal up to the tolerance that holds for logits: 1e-5 (float64: 1e-12) of the largest |logit|."""
     largest = max(np.abs(model.run(p, sites="logits").logits).max() for p in (experiment.clean, experiment.corrupted))

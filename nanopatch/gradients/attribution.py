@@ -102,7 +102,7 @@ class Estimating(NamedTuple):
     def values(self, case: Case, grids: Sequence[Cells]) -> list[Values]:
         sites = {site for cells in grids for site in cells.sites}
         means: dict[tuple[str, int, int], list[Array]] = {}  # {(site, layer, draw): each metric's mean derivative}
-        of_metrics = []  # of each metric, of each grid, (n_patches,)
+        of_metrics = []  # of each metric, of each grid: [(estimate, whether nothing is reached) of each patch]
         for number in range(len(case.metrics)):
             gradient = base_gradient(case, number, sites) if self.steps == 1 else None
 
@@ -117,10 +117,11 @@ class Estimating(NamedTuple):
 
             of_metrics.append([[estimate(case, number, edits, slope) for edits in each(cells)] for cells in grids])
             gradient = None  # before the next metric's is made
-        return [
-            (np.stack(values, axis=-1), np.array([not reached(case, edits) for edits in each(cells)]))
-            for cells, *values in zip(grids, *of_metrics, strict=True)
-        ]
+        results = []
+        for of_grid in zip(*of_metrics, strict=True):  # [each metric's list]
+            values = np.array([[value for value, _ in patches] for patches in of_grid], np.float64).T
+            results.append((values, np.array([unchanged for _, unchanged in of_grid[0]])))
+        return results
 
 
 def each(cells: Cells) -> Iterator[Sequence[Edit]]:
@@ -128,18 +129,14 @@ def each(cells: Cells) -> Iterator[Sequence[Edit]]:
     return itertools.chain.from_iterable(cells.batches)
 
 
-def reached(case: Case, edits: Sequence[Edit]) -> list[Edit]:
-    """The edits that can change something that is measured."""
-    return reach(case.model, edits, case.n_tokens, case.last_only)[0]
-
-
-def estimate(case: Case, number: int, edits: Sequence[Edit], slope: Callable[[Edit], Array]) -> float:
-    """Metric `number` after one cell's patch, to first order."""
+def estimate(case: Case, number: int, edits: Sequence[Edit], slope: Callable[[Edit], Array]) -> tuple[float, bool]:
+    """Metric `number` after one cell's patch, to first order; and whether it can change nothing that is measured."""
     value = case.baseline[number]
-    for edit in reached(case, edits):
+    reached, _ = reach(case.model, edits, case.n_tokens, case.last_only)
+    for edit in reached:
         at = edit.where()
         value += float((change(case.base, edit, at).astype(np.float64) * slope(edit)[at]).sum())
-    return value
+    return value, not reached
 
 
 def base_gradient(case: Case, number: int, sites: Iterable[str]) -> Run:

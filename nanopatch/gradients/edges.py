@@ -98,25 +98,24 @@ def edge_attribution(
     check_steps(steps)
 
     def one(experiment: Experiment, number: int) -> dict[str, EdgeScores]:
-        case = equal_length_case(model, experiment, direction, metric, "edge attribution")
+        case = full_case(model, experiment, direction, metric)
         return {"": score_edges(model, experiment, case, steps)}
 
-    return over(experiments, one, mean_of_scores, lambda experiment: checked_columns(model, experiment))[""]
+    return over(experiments, one, mean_of_scores, lambda e: check_length(model, e, "edge attribution"))[""]
 
 
-def equal_length_case(model: Model, experiment: Experiment, direction: str, metric: Any, what: str) -> Case:
-    """One direction of an experiment, both runs recorded in full. NanopatchError unless the prompts have one length."""
+def full_case(model: Model, experiment: Experiment, direction: str, metric: Any) -> Case:
+    """One direction of an experiment, both runs recorded in full."""
     (runs,) = run_both(model, experiment, 0, None, {"clean": None, "corrupted": None})
-    if any(i != j for i, j in runs.columns):
-        n_clean, n_corrupted = len(runs.tokens.clean), len(runs.tokens.corrupted)
-        raise NanopatchError(f"{what} needs prompts of one length; these have {n_clean} and {n_corrupted} tokens")
     return make_case(runs, direction, [as_metric(metric)])
 
 
-def checked_columns(model: Model, experiment: Experiment) -> list[Any]:
-    """Experiments need nothing in common, for sums are over positions. NanopatchError if one cannot be used."""
-    if any(i != j for i, j in experiment.columns(model)):
-        raise NanopatchError("its prompts need one length, position by position")
+def check_length(model: Model, experiment: Experiment, what: str) -> list[Any]:
+    """NanopatchError unless the prompts have one length. Experiments need nothing else in common to be averaged."""
+    columns = experiment.columns(model)
+    if any(i != j for i, j in columns):
+        n_clean, n_corrupted = (sum(pair[side] is not None for pair in columns) for side in (0, 1))
+        raise NanopatchError(f"{what} needs prompts of one length; these have {n_clean} and {n_corrupted} tokens")
     return []
 
 
@@ -216,7 +215,7 @@ def faithfulness(
     pairs = edge_pairs(edges)
 
     def one(experiment: Experiment, number: int) -> dict[str, Faithfulness]:
-        case = equal_length_case(model, experiment, "noise", metric, "faithfulness")  # the clean run is the base
+        case = full_case(model, experiment, "noise", metric)  # the clean run is the base
         runs = case.runs
         assert runs.corrupted is not None
         logits = circuit_logits(model, runs.clean.resid_pre[0], runs.corrupted, pairs)
@@ -231,7 +230,7 @@ def faithfulness(
         )
         return {"": value}
 
-    return over(experiments, one, mean_of_faithfulness, lambda experiment: checked_columns(model, experiment))[""]
+    return over(experiments, one, mean_of_faithfulness, lambda e: check_length(model, e, "faithfulness"))[""]
 
 
 def edge_pairs(edges: Any) -> list[tuple[Node, Node]]:

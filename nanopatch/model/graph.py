@@ -14,7 +14,7 @@ at, or after, the first point that the sender has written to.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,10 +113,6 @@ def listing(nodes: Iterable[Node]) -> str:
     for n in nodes:
         kinds.setdefault(n.kind, []).append(n)
     return ", ".join(str(some[0]) if len(some) == 1 else f"{some[0]} to {some[-1]}" for some in kinds.values())
-
-
-def names(nodes: Sequence[Node]) -> str:
-    return "+".join(map(str, nodes))
 
 
 # ---- what a head reads and writes -----------------------------------------------------------------

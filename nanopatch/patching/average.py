@@ -33,6 +33,7 @@ def over(
     that experiments must have in common to be averaged.
     """
     if isinstance(experiments, Experiment):
+        structure(experiments)  # raises where it cannot be used
         return one(experiments, 0)
     used, skipped = usable(experiments, structure)
     results = [one(experiment, number) for number, experiment in enumerate(progress(used, "pairs"))]

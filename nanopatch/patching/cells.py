@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ..experiments.patch import Item, Patch, axis_sizes, cells
 from ..model.sites import ATTENTION_SITES
+from ..results.sweep import without_partner
 from ..types import Array
 from .case import Case
 from .stack import Edit
@@ -40,10 +39,6 @@ def cells_of_patch(patch: Patch, case: Case) -> Cells:
     donors, of_cells = case.donors(patch.site), list(cells(pieces, axes))
     draws = case.runs.draws(patch.site, len(of_cells))
     edits = [edits_of(patch.site, donors[draw], draw, case, piece) for draw, piece in zip(draws, of_cells, strict=True)]
-    blank = np.zeros([len(pieces[axis]) for axis in axes], bool)
-    if "position" in axes:  # where nothing of a piece has a partner
-        alone = [all(None in case.partners[column] for column in piece) for piece in pieces["position"]]
-        np.moveaxis(blank, axes.index("position"), 0)[alone] = True
     sizes = axis_sizes(case.model, n_columns)
     besides = {axis: tuple(sum(pieces[axis], [])) for axis in sorted(pieces.keys() - set(axes))}
     return Cells(
@@ -51,7 +46,7 @@ def cells_of_patch(patch: Patch, case: Case) -> Cells:
         chosen={axis: items for axis, items in besides.items() if set(items) != set(range(sizes[axis]))},
         batches=[edits],
         sites=(patch.site,),
-        blank=blank,
+        blank=without_partner(axes, pieces, case.partners),
         adds_layers=any(len({edit.layer for edit in of_cell}) > 1 for of_cell in edits),
     )
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -131,11 +132,11 @@ class EdgeScores(Result):
 
     def save(self, path: PathLike, n: int = 30) -> None:
         """As `Result.save`; .dot holds `to_dot(n)`, and pictures are `plot(n)`."""
-        ending = str(path).lower().rpartition(".")[2]
-        if ending == "dot":
+        ending = Path(path).suffix.lower()
+        if ending == ".dot":
             write_whole(path, self.to_dot(n).encode("utf-8"))
-        elif ending in plot.FORMATS:
-            write_whole(path, plot.as_bytes(self.plot(n), ending))
+        elif ending[1:] in plot.FORMATS:
+            write_whole(path, plot.as_bytes(self.plot(n), ending[1:]))
         else:
             super().save(path)
 

@@ -229,11 +229,7 @@ class Sweep(Result):
         """Like grid: where nothing can be patched, because no token of the piece has a partner, or no path exists."""
         if self.site == "path":
             return np.isnan(self.grid)
-        blank = np.zeros(self.grid.shape, bool)
-        if "position" in self.axes:
-            alone = [all(None in self.columns[column] for column in piece) for piece in self.pieces["position"]]
-            np.moveaxis(blank, self.axes.index("position"), 0)[np.array(alone)] = True
-        return blank
+        return without_partner(self.axes, self.pieces, self.columns)
 
     def __repr__(self) -> str:
         shape = " x ".join(f"{n} {axis}s" for n, axis in zip(self.grid.shape, self.axes, strict=True)).replace(
@@ -292,8 +288,10 @@ class Sweep(Result):
 
     def __str__(self) -> str:
         matrix = self.matrix()
-        unit = matrix.unit.replace(matrix.unit.split(",")[0], self.metric, 1)
-        unit += ": 0 is the run patched into, 1 the run patched from" if matrix.unit.endswith("normalised") else ""
+        unit = self.metric
+        if not np.isnan(self.normalised).all():
+            ends = "" if self.donor_value is None else ": 0 is the run patched into, 1 the run patched from"
+            unit = f"{self.metric}, {self.scale}{ends}"
         tokens = matrix.columns_title in ("position", "query", "key")
         if matrix.columns_title != "receiver":  # tokens make better lines than columns
             matrix = matrix.transposed
@@ -357,6 +355,15 @@ class Sweep(Result):
         if header["format"] == "nanopatch sweep 1":
             return _from_format_1(header)
         return super()._known_format(header)
+
+
+def without_partner(axes: Sequence[str], pieces: Mapping[str, Sequence[Any]], columns: Sequence[Any]) -> Array:
+    """Shaped as the grid: True where no token of a piece has a partner in the other prompt."""
+    blank = np.zeros([len(pieces[axis]) for axis in axes], bool)
+    if "position" in axes:
+        alone = [all(None in columns[column] for column in piece) for piece in pieces["position"]]
+        np.moveaxis(blank, axes.index("position"), 0)[np.array(alone)] = True
+    return blank
 
 
 def footer(sweeps: Sequence[Sweep]) -> list[str]:

@@ -20,6 +20,7 @@ from conftest import (
     prompts,
     replace,
     sent,
+    steepness,
     tiny_model,
 )
 from hypothesis import given, settings
@@ -201,11 +202,7 @@ def assert_logits(actual, expected, *runs):
     A circuit adds up its residual streams in another order than a run does; where a stream hardly varies, its
     LayerNorm makes that rounding larger by |stream| / its standard deviation.
     """
-    steepest = 1
-    for run in runs:
-        eps = run.model.config.layer_norm_epsilon
-        for stream in (run.resid_pre, run.resid_mid, run.resid_post):
-            steepest = max(steepest, (np.abs(stream).max(axis=-1) / np.sqrt(stream.var(axis=-1) + eps)).max())
+    steepest = steepness(*runs)
     largest = max(np.abs(run.logits).max() for run in runs)
     assert actual.dtype == expected.dtype and actual.shape == expected.shape
     assert np.abs(actual - expected).max() <= TOLERANCE[actual.dtype] * largest * steepest

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import REFERENCE, ROOT, TOLERANCE, models, tiny_model
+from conftest import REFERENCE, ROOT, TOLERANCE, models, steepness, tiny_model
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -305,10 +305,7 @@ def growth_of_rounding(run):
     A LayerNorm makes it larger by |stream| / the stream's standard deviation. A softmax turns what rounds of scores,
     which is a part of the largest score, into a part of the pattern.
     """
-    eps = run.model.config.layer_norm_epsilon
-    streams = (run.resid_pre, run.resid_mid, run.resid_post)
-    steepest = max((np.abs(x).max(axis=-1) / np.sqrt(x.var(axis=-1) + eps)).max() for x in streams)
-    return max(1, steepest, np.abs(run.scores[np.isfinite(run.scores)]).max())
+    return max(steepness(run), np.abs(run.scores[np.isfinite(run.scores)]).max())
 
 
 @given(well_conditioned_models(), st.integers(0, 99))

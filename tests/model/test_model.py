@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import N_TOKENS, TOLERANCE, models, tiny_model
+from conftest import N_TOKENS, TOLERANCE, models, steepness, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,9 +29,7 @@ def assert_same(actual, expected, run):
     assert actual.dtype == expected.dtype and actual.shape == expected.shape
     masked = np.isneginf(expected)
     assert np.array_equal(np.isneginf(actual), masked)
-    eps, steepest = run.model.config.layer_norm_epsilon, 1
-    for stream in (run.resid_pre, run.resid_mid, run.resid_post):
-        steepest = max(steepest, (np.abs(stream).max(axis=-1) / np.sqrt(stream.var(axis=-1) + eps)).max())
+    steepest = steepness(run)
     largest = max(np.abs(getattr(run, name)[np.isfinite(getattr(run, name))]).max() for name in SITES)
     worst = np.abs(np.where(masked, 0, actual) - np.where(masked, 0, expected)).max(initial=0)
     assert worst <= TOLERANCE[actual.dtype] * largest * steepest, f"{worst:.3g}, of {largest:.3g} times {steepest:.3g}"
