@@ -28,7 +28,8 @@ def affine(x: Array, weight: Array, bias: Array | None = None) -> Array:
 def standardise(x: Array, eps: float) -> tuple[Array, Array]:
     """`x` with zero mean and unit variance, and the standard deviation sigma by which it was divided."""
     normed = x - x.mean(axis=-1, keepdims=True)
-    sigma = np.sqrt((normed * normed).mean(axis=-1, keepdims=True) + eps)
+    squares = np.einsum("...i,...i->...", normed, normed)[..., None]  # their sum, without an array of them
+    sigma = np.sqrt(squares / x.shape[-1] + eps)
     normed /= sigma
     return normed, sigma
 

@@ -19,9 +19,12 @@ from ..experiments.experiment import Experiment, ExperimentTokens
 from ..experiments.metrics import Metric, Target, measure
 from ..model.generation import random_generator
 from ..model.gpt2 import Model
-from ..model.sites import ATTENTION_SITES, Run, record
+from ..model.sites import ATTENTION_SITES, BLOCK_SITES, Run, known_sites, record
 from ..results.sweep import DIRECTIONS
 from ..types import Array, Sites
+
+#: Tokens of prompts that run as a batch. Of longer ones a batch would record more than each needs.
+SHORT = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,10 +149,11 @@ def run_both(
     """
     tokens = tokens_of(model, experiment, corruption)
     runs = functools.partial(Runs, model, experiment, number, corruption, tokens)
-    clean = model.run(tokens.clean, sites=sites["clean"])
     if corruption is None:
-        yield runs(experiment.columns(model), clean, model.run(tokens.corrupted, sites=sites["corrupted"]))
+        clean, corrupted = run_prompts(model, tokens[:2], [sites["clean"], sites["corrupted"]])
+        yield runs(experiment.columns(model), clean, corrupted)
         return
+    clean = model.run(tokens.clean, sites=sites["clean"])
     columns: Columns = [(position, position) for position in range(len(tokens.clean))]
     if not isinstance(corruption, Noise):
         yield runs(columns, clean, None)
@@ -164,6 +168,19 @@ def run_both(
         noisy = record(model.steps_from(0, resid, sites=sites["corrupted"]), sites=sites["corrupted"])
         noisy.tokens, noisy.model = clean.tokens, model
         yield runs(columns, clean, noisy)
+
+
+def run_prompts(model: Model, prompts: Sequence[Array], sites: Sequence[Sites]) -> list[Run]:
+    """A run of each prompt, recording its own `sites`. Short prompts of one length read each weight once for all."""
+    if len({len(prompt) for prompt in prompts}) > 1 or len(prompts[0]) > SHORT:
+        return [model.run(prompt, sites=own) for prompt, own in zip(prompts, sites, strict=True)]
+    batch = model.run(np.stack(prompts), sites=frozenset().union(*map(known_sites, sites)))
+    runs = []
+    for i, prompt in enumerate(prompts):
+        arrays = {name: getattr(batch, name) for name in batch.names}
+        own = {name: array[:, i] if name in BLOCK_SITES else array[i] for name, array in arrays.items()}
+        runs.append(Run(own, prompt, model))
+    return runs
 
 
 def tokens_of(model: Model, experiment: Experiment, corruption: Corruption | None) -> ExperimentTokens:
