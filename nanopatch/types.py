@@ -4,10 +4,10 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from numpy.typing import NDArray
+import numpy as np
 
 #: A NumPy array of any dtype.
-Array = NDArray[Any]
+Array = np.ndarray[Any, np.dtype[Any]]
 #: A prompt: text, token ids, or ids of shape (n_tokens,) or (batch, n_tokens).
 Prompt = str | Sequence[int] | Sequence[Sequence[int]] | Array
 #: Which arrays of the forward pass: one name, several names, or None for all.

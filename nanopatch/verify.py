@@ -26,14 +26,14 @@ from .errors import NanopatchError
 from .experiments.experiment import Experiment
 from .experiments.patch import Patch
 from .experiments.tasks import ioi8
-from .files import read_json, write_whole
+from .files import read_json
 from .gradients.attribution import attribute
 from .lenses.direct import direct_logit_attribution
 from .model.checkpoint import load
 from .model.gpt2 import Model
 from .model.sites import SITES
 from .patching.sweep import sweep
-from .results.base import jsonable
+from .results.base import jsonable, written
 from .results.sweep import Sweep
 from .types import Array, PathLike
 
@@ -111,10 +111,7 @@ class Report:
 
     def to_json(self, path: PathLike | None = None) -> str:
         """`to_dict()` as JSON; with a path, also written there (UTF-8)."""
-        text = json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
-        if path is not None:
-            write_whole(path, text.encode("utf-8"))
-        return text
+        return written(json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False), path)
 
     def __str__(self) -> str:
         rows = [["", "difference", "allowed", "largest |value|", "at", ""]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -45,9 +44,8 @@ def align(
     >>> align([1, 7, 2], [1, 2], "diff")
     [(0, 0), (1, None), (2, 1)]
     """
+    check_alignment(how)
     clean, corrupted = [int(token) for token in clean], [int(token) for token in corrupted]
-    if how not in ALIGNMENTS:
-        raise NanopatchError(f'unknown alignment {how!r}: give align="diff", or leave it out for equal positions')
     if how is None:
         if len(clean) != len(corrupted):
             raise NanopatchError(
@@ -56,10 +54,17 @@ def align(
                 'Experiment(..., align="diff") (--align diff on the command line)'
             )
         return [(position, position) for position in range(len(clean))]
+    from difflib import SequenceMatcher
+
     pairs: Columns = []
-    for _, i, i_end, j, j_end in difflib.SequenceMatcher(None, clean, corrupted, autojunk=False).get_opcodes():
+    for _, i, i_end, j, j_end in SequenceMatcher(None, clean, corrupted, autojunk=False).get_opcodes():
         n_pairs = min(i_end - i, j_end - j)
         pairs += [(position, None) for position in range(i, i_end - n_pairs)]
         pairs += [(None, position) for position in range(j, j_end - n_pairs)]
         pairs += zip(range(i_end - n_pairs, i_end), range(j_end - n_pairs, j_end), strict=True)
     return pairs
+
+
+def check_alignment(how: str | None) -> None:
+    if how not in ALIGNMENTS:
+        raise NanopatchError(f'unknown alignment {how!r}: give align="diff", or leave it out for equal positions')

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import NanopatchError
 from ..types import Array, Prompt
-from .align import Columns, align
+from .align import Columns, align, check_alignment
 
 if TYPE_CHECKING:
     from ..model.gpt2 import Model
@@ -64,7 +64,7 @@ class Experiment:
     align: str | None = None
 
     def __post_init__(self) -> None:
-        align((), (), self.align)  # raises if it is unknown
+        check_alignment(self.align)
 
     def to_dict(self) -> dict[str, Any]:
         """Its fields as JSON can hold them: token ids as lists. `Experiment(**fields)` makes it again."""

@@ -41,7 +41,7 @@ from ..model.layers import affine, layer_norm
 from ..model.sites import Run, record
 from ..patching.average import Experiments, over
 from ..patching.case import Case, make_case, run_both
-from ..results.edges import EdgeScores, Faithfulness, mean_of_faithfulness, mean_of_scores
+from ..results.edges import EdgeScores, Faithfulness
 from ..results.sweep import DIRECTIONS
 from ..types import Array
 from .attribution import check_steps
@@ -101,7 +101,7 @@ def edge_attribution(
         case = full_case(model, experiment, direction, metric)
         return {"": score_edges(model, experiment, case, steps)}
 
-    return over(experiments, one, mean_of_scores, lambda e: check_length(model, e, "edge attribution"))[""]
+    return over(experiments, one, lambda e: check_length(model, e, "edge attribution"))[""]
 
 
 def full_case(model: Model, experiment: Experiment, direction: str, metric: Any) -> Case:
@@ -230,7 +230,7 @@ def faithfulness(
         )
         return {"": value}
 
-    return over(experiments, one, mean_of_faithfulness, lambda e: check_length(model, e, "faithfulness"))[""]
+    return over(experiments, one, lambda e: check_length(model, e, "faithfulness"))[""]
 
 
 def edge_pairs(edges: Any) -> list[tuple[Node, Node]]:

@@ -1,13 +1,14 @@
 """From a checkpoint's folder to a `Model`: reads and checks `config.json` and the safetensors files."""
 
+from __future__ import annotations
+
 import copyreg
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from ..errors import NanopatchError
 from ..files import Source, read_json
@@ -16,6 +17,9 @@ from . import hub, tokenizer
 from .backward import named_weights
 from .gpt2 import MLP, Attention, Block, Config, Model, Weights
 from .layers import ACTIVATIONS, BLOCK_WEIGHTS
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
 
 #: The number formats that can be read, by safetensors' names. NumPy has no type for BF16; see `_as_numpy`.
 FORMATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}

@@ -5,7 +5,6 @@ package. So nothing is downloaded and no cache folder is written. (tiktoken's ow
 same ranks at the first use.)
 """
 
-import base64
 import functools
 import numbers
 from collections.abc import Iterable
@@ -92,8 +91,10 @@ def is_gpt2_vocabulary(folder: PathLike) -> bool | None:
 
 def _ranks() -> dict[bytes, int]:
     """{byte string: token id} of the shipped rank file. Each line is a base64 string and a number."""
+    from base64 import b64decode
+
     lines = RANK_FILE.read_bytes().splitlines()
-    return {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
+    return {b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
 
 
 def _published_vocabulary() -> dict[str, int]:

@@ -22,8 +22,9 @@ from ..experiments.metrics import Metric, as_metrics
 from ..experiments.patch import Patch, Paths
 from ..files import Source
 from ..model.gpt2 import Model
+from ..results.base import mean_of
 from ..results.panels import Panels
-from ..results.sweep import DIRECTIONS, Sweep, mean_of
+from ..results.sweep import DIRECTIONS, Sweep
 from ..types import Array
 from .average import Experiments, over, usable
 from .case import Case, check_common_positions, make_case, run_both, tokens_of, transplant
@@ -120,7 +121,7 @@ def answer(model: Model, experiments: Experiments, question: Question, method: M
     def one(experiment: Experiment, number: int) -> dict[tuple[str, str, str], Sweep]:
         return answer_one(model, experiment, number, question, method)
 
-    sweeps = over(experiments, one, mean_of, structure)
+    sweeps = over(experiments, one, structure)
     names = [list(question.whats), question.directions, [metric.name for metric in question.metrics]]
 
     def arrange(key: tuple[Any, ...] = ()) -> Sweep | Panels:

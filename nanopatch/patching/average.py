@@ -7,37 +7,36 @@ belongs to the task.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from ..errors import NanopatchError
 from ..experiments.align import Columns
 from ..experiments.experiment import Experiment
 from ..experiments.pairs import PairFile
+from ..results.base import R, mean_of
 from .progress import progress
 
 #: One experiment, a list of them, or what `nanopatch.read_pairs` returns.
 Experiments = Experiment | Sequence[Experiment] | PairFile
-T = TypeVar("T")
 Skipped = list[tuple[str, str]]
 
 
 def over(
     experiments: Experiments,
-    one: Callable[[Experiment, int], dict[Any, T]],
-    mean: Callable[[Sequence[T], Skipped], T],
+    one: Callable[[Experiment, int], dict[Any, R]],
     structure: Callable[[Experiment], Columns],
-) -> dict[Any, T]:
+) -> dict[Any, R]:
     """The results of one experiment, or the means of those of many.
 
-    one: (experiment, its number) -> results by any key. mean: (results, skipped) -> a result. structure: the columns
-    that experiments must have in common to be averaged.
+    one: (experiment, its number) -> results by any key. structure: the columns that experiments must have in common
+    to be averaged.
     """
     if isinstance(experiments, Experiment):
         structure(experiments)  # raises where it cannot be used
         return one(experiments, 0)
     used, skipped = usable(experiments, structure)
     results = [one(experiment, number) for number, experiment in enumerate(progress(used, "pairs"))]
-    return {key: mean([result[key] for result in results], skipped) for key in results[0]}
+    return {key: mean_of([result[key] for result in results], skipped) for key in results[0]}
 
 
 def usable(experiments: Experiments, structure: Callable[[Experiment], Columns]) -> tuple[list[Experiment], Skipped]:

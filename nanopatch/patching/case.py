@@ -27,7 +27,7 @@ from ..types import Array, Sites
 SHORT = 32
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Runs:
     """The unpatched runs of one experiment.
 
@@ -83,7 +83,7 @@ class Runs:
         return [int(random.integers(len(self.replacements(site)))) for _ in range(n)]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Case:
     """One direction of one experiment: everything that is known before the first patch.
 

@@ -32,7 +32,7 @@ from .stack import Edit
 PATH_SITES = ("resid_pre", "q", "k", "v", "z", "attn_out", "resid_mid", "mlp_pre", "mlp_out", "resid_post")
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class PathCells:
     """The cells of a matrix of senders and receivers, made one row after another: a row keeps all of step 1."""
 

@@ -1,4 +1,4 @@
-"""What all results can do: show, save and load themselves."""
+"""What all results can do: show, save and load themselves, and be averaged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import csv
 import io
 import json
 import math
-from dataclasses import fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -24,14 +25,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 R = TypeVar("R", bound="Result")
-Header = dict[str, Any]
-Arrays = dict[str, Array]
+#: What a result holds, by the names of its fields; of a result inside it, its own contents.
+Contents = dict[str, Any]
 
 FORMAT = "nanopatch result 2"
-#: The fields that are arrays.
-ARRAYS = ("grid", "unchanged", "standard_error", "scores", "norm", "product")
-#: The fields that are single numbers, and may be "nan", "inf" or "-inf" in a file.
-FLOATS = ("value", "baseline_clean", "baseline_corrupted", "rounding")
 #: How a file's ending says what `Result.save` writes.
 ENDINGS = (".npz", ".json", ".csv", *(f".{name}" for name in plot.FORMATS))
 
@@ -40,6 +37,8 @@ class Result:
     """The manners of all results. Most are frozen dataclasses, whose fields are what a file holds."""
 
     kind: ClassVar[str]
+    #: The fields that are means where there are several experiments. `standard_error` is that of the first.
+    averaged: ClassVar[tuple[str, ...]] = ()
 
     def plot(self) -> Figure:
         """Draw it: a matplotlib Figure, which belongs to no window; `figure.savefig("x.png")` writes it."""
@@ -60,7 +59,7 @@ class Result:
         writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)
-        return _written(text.getvalue(), path)
+        return written(text.getvalue(), path)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON can hold it: arrays as lists, NaN as None (a single number as "nan"), infinity as "inf"."""
@@ -69,7 +68,7 @@ class Result:
 
     def to_json(self, path: PathLike | None = None) -> str:
         """`to_dict()` as JSON; with a path, also written there (UTF-8). `load` reads it."""
-        return _written(json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False), path)
+        return written(json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False), path)
 
     def save(self, path: PathLike) -> None:
         """Write it to `path`, whose ending says how.
@@ -79,9 +78,9 @@ class Result:
         """
         ending = Path(path).suffix.lower()
         if ending == ".npz":
-            (header, arrays), file = self._pack(), io.BytesIO()
-            text = np.array(json.dumps({"format": FORMAT, **header}, ensure_ascii=False))
-            np.savez(file, **arrays, header=text)  # type: ignore[arg-type]
+            header, arrays = self._pack()
+            text, file = json.dumps({"format": FORMAT, **header}, ensure_ascii=False), io.BytesIO()
+            np.savez(file, **arrays, header=np.array(text))  # type: ignore[arg-type]
             write_whole(path, file.getvalue())
         elif ending == ".json":
             self.to_json(path)
@@ -97,33 +96,34 @@ class Result:
         """Read what `save` wrote as .npz or .json. NanopatchError if the file does not hold such a result."""
         try:
             if Path(path).suffix.lower() == ".json":
-                header, arrays = _split(json.loads(Path(path).read_text(encoding="utf-8")))
+                contents = json.loads(Path(path).read_text(encoding="utf-8"))
             else:
                 with open(path, "rb") as content, np.load(content, allow_pickle=False) as file:
                     arrays = {name: file[name] for name in file.files}
-                header = json.loads(str(arrays.pop("header")))
-            header = cls._known_format(header)
-            if header["kind"] != cls.kind:
-                raise ValueError(f"it holds {header['kind']}, not {cls.kind}")
-            return cls._unpack(header, arrays)
+                contents = json.loads(str(arrays.pop("header")))
+                for name, array in arrays.items():
+                    _put(contents, name, array)
+            contents = cls._known_format(contents)
+            if contents["kind"] != cls.kind:
+                raise ValueError(f"it holds {contents['kind']}, not {cls.kind}")
+            return cls._unpack(contents)
         except OSError as error:
             raise NanopatchError(f"cannot read {path}: {error.strerror or error}") from None
         except Exception as error:  # zip, JSON, NumPy and missing names each raise their own
-            raise NanopatchError(
-                f"{path} does not hold a saved {cls.__name__} ({type(error).__name__}: {error})"
-            ) from None
+            what = f"{path} does not hold a saved {cls.__name__}"
+            raise NanopatchError(f"{what} ({type(error).__name__}: {error}): give a .npz or .json of `save`") from None
 
     @classmethod
-    def _known_format(cls, header: Header) -> Header:
-        """A file's header without its format; ValueError for another format."""
-        if header.pop("format") != FORMAT:
+    def _known_format(cls, contents: Contents) -> Contents:
+        """What a file holds; ValueError for another format."""
+        if contents["format"] != FORMAT:
             raise ValueError("another format")
-        return header
+        return contents
 
-    def _pack(self) -> tuple[Header, Arrays]:
-        """Its kind and fields as JSON can hold them, and its arrays by name; those of a result in it as "name/name"."""
-        header: Header = {"kind": self.kind}
-        arrays: Arrays = {}
+    def _pack(self) -> tuple[Contents, dict[str, Array]]:
+        """Its contents as JSON can hold them, arrays apart; those of a result in it are named "name/name"."""
+        header: Contents = {"kind": self.kind}
+        arrays: dict[str, Array] = {}
         for name, value in self._contents().items():
             if isinstance(value, Result):
                 header[name], inside = value._pack()
@@ -135,21 +135,42 @@ class Result:
         return header, arrays
 
     @classmethod
-    def _unpack(cls: type[R], header: Header, arrays: Arrays) -> R:
-        """A result of what `_pack` gave."""
-        names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
-        return cls(**{name: _field(name, value) for name, value in header.items() if name in names}, **arrays)
+    def _unpack(cls: type[R], contents: Contents) -> R:
+        """A result of its contents."""
+        known = [field for field in fields(cls) if field.name in contents]  # type: ignore[arg-type]
+        return cls(**{field.name: _field(str(field.type), contents[field.name]) for field in known})
+
+    def _mean(self: R, results: Sequence[R]) -> dict[str, Any]:
+        """The fields of the mean over results of which this is the first. `mean_of` adds those that all have."""
+        means = {}
+        for name in self.averaged:
+            values = [getattr(result, name) for result in results]
+            mean = None if values[0] is None else np.mean(values, axis=0)
+            means[name] = float(mean) if mean is not None and not mean.ndim else mean
+        if hasattr(self, "rounding"):
+            means["rounding"] = max(result.rounding for result in results)  # type: ignore[attr-defined]
+        return means
 
     def _contents(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
 
 
-def inside(name: str, arrays: Arrays) -> Arrays:
-    """The arrays of the result that is packed under `name`."""
-    return {key.removeprefix(f"{name}/"): array for key, array in arrays.items() if key.startswith(f"{name}/")}
+def mean_of(results: Sequence[R], skipped: Sequence[tuple[str, str]] = ()) -> R:
+    """The mean over results that differ in their experiment alone, with its standard error; of one, that one.
+
+    The raw metrics are averaged, and `normalised` is made of the means. So a pair with a large difference weighs more;
+    a mean of normalised grids would be ruled by pairs whose baselines happen to be close.
+    """
+    first, n = results[0], len(results)
+    with np.errstate(invalid="ignore"):  # of inf and -inf there is no mean, and of inf no spread: NaN
+        means = first._mean(results)
+        values = np.array([getattr(result, first.averaged[0]) for result in results])  # (n_pairs, ...)
+        error = values.std(axis=0, ddof=1) / np.sqrt(n) if n > 1 else None
+    return replace(first, **means, standard_error=error, n_pairs=n, skipped=tuple(skipped))  # type: ignore[type-var]
 
 
-def _written(text: str, path: PathLike | None) -> str:
+def written(text: str, path: PathLike | None) -> str:
+    """A text; with a path, also written there (UTF-8)."""
     if path is not None:
         write_whole(path, text.encode("utf-8"))
     return text
@@ -174,19 +195,31 @@ def jsonable(value: Any) -> Any:
     return value
 
 
-def _field(name: str, value: Any) -> Any:
-    """A field's value, of what JSON held."""
-    if name == "experiment":
-        return Experiment(**value)
-    if name == "source":
-        return Source(value["name"], known_sha256=value["sha256"])
-    if name == "corruption":
-        return corruption.from_dict(value)
-    if name in ("senders", "receivers"):
-        return tuple(map(node, value))
-    if name in FLOATS and isinstance(value, str):
-        return float(value)
-    return _tuples(value)
+def _field(annotation: str, value: Any) -> Any:
+    """A field's value, of what a file held."""
+    readers: dict[str, Any] = {
+        "Array": _array,
+        "float": float,  # "nan" and "inf" too
+        "Experiment": lambda fields: Experiment(**fields),
+        "Source": lambda source: Source(source["name"], known_sha256=source["sha256"]),
+        "Corruption": corruption.from_dict,
+        "tuple[Node, ...]": lambda names: tuple(map(node, names)),
+    }
+    return None if value is None else readers.get(annotation.removesuffix(" | None"), _tuples)(value)
+
+
+def _array(value: Any) -> Array:
+    """An array of float64 or of bool. In JSON it was lists, with None for NaN, and "inf"."""
+    array = np.asarray(value)
+    return array if array.dtype == bool else np.asarray(value, np.float64)
+
+
+def _put(contents: Contents, name: str, array: Array) -> None:
+    """An array to its place in the contents, by its name of `_pack`."""
+    for key, inside in contents.items():
+        if isinstance(inside, dict) and name.startswith(f"{key}/"):
+            return _put(inside, name.removeprefix(f"{key}/"), array)
+    contents[name] = array
 
 
 def _number(value: Any) -> Any:
@@ -199,21 +232,6 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _tuples(item) for name, item in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def _split(contents: dict[str, Any]) -> tuple[Header, Arrays]:
-    """What `to_dict` gave, as `_pack` has it: arrays apart."""
-    header: Header = {}
-    arrays: Arrays = {}
-    for name, value in contents.items():
-        if isinstance(value, dict) and "kind" in value and "format" in value:
-            header[name], within = _split(value)
-            arrays |= {f"{name}/{key}": array for key, array in within.items()}
-        elif name in ARRAYS and value is not None:
-            arrays[name] = np.array(value, bool if name == "unchanged" else np.float64)
-        else:
-            header[name] = value
-    return header, arrays
 
 
 def visible(token: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import NanopatchError
 from ..types import Array
 from . import plot
-from .base import Arrays, Header, Result, inside
+from .base import Contents, Result
 from .sweep import Sweep
 
 if TYPE_CHECKING:
@@ -93,8 +93,8 @@ class Comparison(Result):
         return [{**exact, "estimate": estimate[metric]} for exact, estimate in both]
 
     @classmethod
-    def _unpack(cls, header: Header, arrays: Arrays) -> Comparison:
-        return cls(*(Sweep._unpack(header[name], inside(name, arrays)) for name in ("exact", "estimate")))
+    def _unpack(cls, contents: Contents) -> Comparison:
+        return cls(*(Sweep._unpack(contents[name]) for name in ("exact", "estimate")))
 
     def _contents(self) -> dict[str, Any]:
         return {"exact": self.exact, "estimate": self.estimate}

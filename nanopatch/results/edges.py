@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,8 +16,8 @@ from ..files import Source, write_whole
 from ..model.graph import Edge, Node
 from ..types import Array, PathLike
 from . import graph_plot, plot
-from .base import Result
-from .sweep import DIRECTIONS, standard_error
+from .base import Result, jsonable
+from .sweep import DIRECTIONS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,6 +45,7 @@ class EdgeScores(Result):
     """
 
     kind: ClassVar[str] = "edges"
+    averaged: ClassVar[tuple[str, ...]] = ("scores", "baseline_clean", "baseline_corrupted")
 
     scores: Array
     senders: tuple[Node, ...]
@@ -141,26 +141,26 @@ class EdgeScores(Result):
             super().save(path)
 
 
-def mean_of_scores(results: Sequence[EdgeScores], skipped: Sequence[tuple[str, str]] = ()) -> EdgeScores:
-    """The mean over scores that differ in their experiment alone, with its standard error."""
-    scores = np.array([r.scores for r in results])  # (n_pairs, n_senders, n_receivers)
-    return replace(
-        results[0],
-        scores=scores.mean(axis=0),
-        standard_error=standard_error(scores),
-        baseline_clean=float(np.mean([r.baseline_clean for r in results])),
-        baseline_corrupted=float(np.mean([r.baseline_corrupted for r in results])),
-        n_pairs=len(results),
-        skipped=tuple(skipped),
-    )
-
-
-@dataclass(frozen=True)
-class Faithfulness:
+@dataclass(frozen=True, repr=False)
+class Faithfulness(Result):
     """The metric of a run in which only a circuit's edges carry the clean run, and of both whole runs.
 
-    Of several experiments the three are means; standard_error is then that of `value`.
+    Attributes
+    ----------
+    metric : str
+    value, baseline_clean, baseline_corrupted : float
+        The metric of the run of the circuit, and of the clean and the corrupted run.
+    rounding : float
+        Baselines closer than this are equal.
+    n_edges : int
+    n_pairs, skipped
+        As of a `Sweep`. Of several experiments the three metrics are means.
+    standard_error : float or None
+        Of the mean of `value`; None for one experiment.
     """
+
+    kind: ClassVar[str] = "faithfulness"
+    averaged: ClassVar[tuple[str, ...]] = ("value", "baseline_clean", "baseline_corrupted")
 
     metric: str
     value: float
@@ -178,8 +178,8 @@ class Faithfulness:
         span = self.baseline_clean - self.baseline_corrupted
         return (self.value - self.baseline_corrupted) / (span if abs(span) > self.rounding else math.nan)
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"normalised": self.normalised}
+    def __repr__(self) -> str:
+        return f"<Faithfulness: {self}>"
 
     def __str__(self) -> str:
         mean = f", mean of {self.n_pairs} pairs" if self.n_pairs > 1 else ""
@@ -188,19 +188,20 @@ class Faithfulness:
             f"(clean {self.baseline_clean:.3f} is 1, corrupted {self.baseline_corrupted:.3f} is 0{mean})"
         )
 
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """Bars of the metric in the three runs; returns the matplotlib Figure."""
+        (row,) = self.to_rows()
+        ax = plot.bars(
+            np.array([row["clean"], row["circuit"], row["corrupted"]]), ["clean", "circuit", "corrupted"], ax
+        )
+        ax.set_title(f"{self.n_edges} edges: {self.metric}, faithfulness {self.normalised:.3f}", fontsize=9)
+        return plot.figure_of(ax)
 
-def mean_of_faithfulness(results: Sequence[Faithfulness], skipped: Sequence[tuple[str, str]] = ()) -> Faithfulness:
-    """The mean over experiments, with the standard error of the value."""
-    values = np.array([[r.value, r.baseline_clean, r.baseline_corrupted] for r in results])  # (n_pairs, 3)
-    value, clean, corrupted = values.mean(axis=0).tolist()
-    error = standard_error(values[:, 0])
-    return replace(
-        results[0],
-        value=value,
-        baseline_clean=clean,
-        baseline_corrupted=corrupted,
-        rounding=max(r.rounding for r in results),
-        n_pairs=len(results),
-        standard_error=None if error is None else float(error),
-        skipped=tuple(skipped),
-    )
+    def to_rows(self) -> list[dict[str, Any]]:
+        """One dict: the number of edges, the metric of the three runs, and it normalised."""
+        metrics = {"circuit": self.value, "clean": self.baseline_clean, "corrupted": self.baseline_corrupted}
+        return [{"n_edges": self.n_edges, **metrics, "normalised": self.normalised}]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as what JSON can hold, with `normalised`."""
+        return super().to_dict() | {"normalised": jsonable(self.normalised)}

@@ -6,7 +6,7 @@ import itertools
 from typing import TYPE_CHECKING, Any, ClassVar, Union
 
 from . import plot
-from .base import Arrays, Header, Result, inside
+from .base import Contents, Result
 from .sweep import Sweep, footer
 
 if TYPE_CHECKING:
@@ -52,10 +52,7 @@ class Panels(dict[str, Union[Sweep, "Panels"]], Result):
         return dict(self)
 
     @classmethod
-    def _unpack(cls, header: Header, arrays: Arrays) -> Panels:
-        panels = cls()
+    def _unpack(cls, contents: Contents) -> Panels:
         kinds: dict[str, type[Any]] = {Sweep.kind: Sweep, cls.kind: cls}
-        for name, own in header.items():
-            if isinstance(own, dict):
-                panels[name] = kinds[own["kind"]]._unpack(own, inside(name, arrays))
-        return panels
+        panels = {name: own for name, own in contents.items() if isinstance(own, dict)}
+        return cls({name: kinds[own["kind"]]._unpack(own) for name, own in panels.items()})

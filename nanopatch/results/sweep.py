@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -17,7 +17,7 @@ from ..experiments.experiment import Experiment
 from ..files import Source
 from ..types import Array
 from . import plot
-from .base import Header, Result, jsonable, visible
+from .base import Contents, Result, jsonable, visible
 from .matrix import Matrix
 from .table import table
 
@@ -87,6 +87,7 @@ class Sweep(Result):
     """
 
     kind: ClassVar[str] = "sweep"
+    averaged: ClassVar[tuple[str, ...]] = ("grid", "baseline_clean", "baseline_corrupted")
 
     grid: Array
     site: str
@@ -351,10 +352,17 @@ class Sweep(Result):
         return super().to_dict() | {"normalised": jsonable(self.normalised), "notes": self.notes}
 
     @classmethod
-    def _known_format(cls, header: Header) -> Header:
-        if header["format"] == "nanopatch sweep 1":
-            return _from_format_1(header)
-        return super()._known_format(header)
+    def _known_format(cls, contents: Contents) -> Contents:
+        old = contents["format"] == "nanopatch sweep 1"
+        return _from_format_1(contents) if old else super()._known_format(contents)
+
+    def _mean(self, results: Sequence[Sweep]) -> dict[str, Any]:
+        unchanged = [s.unchanged for s in results if s.unchanged is not None]
+        return super()._mean(results) | {
+            "clean_tokens": _common([s.clean_tokens for s in results]),
+            "corrupted_tokens": _common([s.corrupted_tokens for s in results]),
+            "unchanged": np.all(unchanged, axis=0) if unchanged else None,
+        }
 
 
 def without_partner(axes: Sequence[str], pieces: Mapping[str, Sequence[Any]], columns: Sequence[Any]) -> Array:
@@ -384,38 +392,6 @@ def footer(sweeps: Sequence[Sweep]) -> list[str]:
     return [*lines, f"{answers}, model {first.source.name}{scale}", *dict.fromkeys(n for s in sweeps for n in s.notes)]
 
 
-def mean_of(sweeps: Sequence[Sweep], skipped: Sequence[tuple[str, str]] = ()) -> Sweep:
-    """The mean over sweeps that differ in their experiment alone, with its standard error; of one, that one.
-
-    The raw metrics are averaged: `grid` and both baselines are means, and `normalised` is made of those means. So a
-    pair with a large difference weighs more; a mean of normalised grids would be ruled by pairs whose baselines
-    happen to be close.
-    """
-    first = sweeps[0]
-    corrupted = [s.baseline_corrupted for s in sweeps if s.baseline_corrupted is not None]
-    unchanged = [s.unchanged for s in sweeps if s.unchanged is not None]
-    with np.errstate(invalid="ignore"):  # of inf and -inf there is no mean, and of inf no spread: NaN
-        grids = np.array([s.grid for s in sweeps])  # (n_pairs, ...)
-        return replace(
-            first,
-            grid=grids.mean(axis=0),
-            clean_tokens=_common([s.clean_tokens for s in sweeps]),
-            corrupted_tokens=_common([s.corrupted_tokens for s in sweeps]),
-            baseline_clean=float(np.mean([s.baseline_clean for s in sweeps])),
-            baseline_corrupted=float(np.mean(corrupted)) if corrupted else None,
-            rounding=max(s.rounding for s in sweeps),
-            n_pairs=len(sweeps),
-            standard_error=standard_error(grids),
-            unchanged=np.all(unchanged, axis=0) if unchanged else None,
-            skipped=tuple(skipped),
-        )
-
-
-def standard_error(values: Array) -> Array | None:
-    """Of the mean over the first axis; None for a single value."""
-    return np.asarray(values.std(axis=0, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
-
-
 def _common(rows: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     """The tokens of the first row, with … after each that is not the same in all rows."""
     return tuple(token if len(set(column)) == 1 else f"{token}…" for token, *column in zip(rows[0], *rows, strict=True))
@@ -425,7 +401,7 @@ def _item(item: Any) -> str:
     return ".".join(map(str, item)) if isinstance(item, tuple) else str(item)
 
 
-def _from_format_1(old: Header) -> Header:
+def _from_format_1(old: Contents) -> Contents:
     """The header of a file that version 0.1.0 wrote, in today's fields."""
     new = {name: value for name, value in old.items() if name not in ("format", "model", "model_sha256")}
     new |= {"kind": Sweep.kind, "source": {"name": old["model"], "sha256": old["model_sha256"]}}

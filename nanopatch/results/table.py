@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import numpy as np
 
 from .matrix import Matrix
@@ -17,7 +15,9 @@ def table(matrix: Matrix, numbered: bool = False, width: int | None = None) -> l
     numbered: put numbers before the names of rows. width: characters a line may have, by default the terminal's;
     further columns follow in a table below.
     """
-    width = width or shutil.get_terminal_size().columns
+    from shutil import get_terminal_size  # here, because it loads four compression libraries
+
+    width = width or get_terminal_size().columns
     darkest = np.abs(matrix.values[np.isfinite(matrix.values)]).max(initial=0 if matrix.signed else 1)
     labels = [f"{i:>3} {label}" if numbered else label for i, label in enumerate(matrix.rows)]
     margin = max(map(len, [*labels, matrix.columns_title])) + 1

@@ -30,8 +30,9 @@ from nanopatch.patching.answer import answer_one, ask
 from nanopatch.patching.case import generator
 from nanopatch.patching.stack import MEMORY
 from nanopatch.patching.sweep import Running
+from nanopatch.results.base import mean_of
 from nanopatch.results.plot import as_bytes
-from nanopatch.results.sweep import DIRECTIONS, mean_of
+from nanopatch.results.sweep import DIRECTIONS
 
 
 def assert_same(a, b):
