@@ -8,7 +8,7 @@ from .experiments.experiment import Experiment
 from .experiments.metrics import Metric
 from .experiments.pairs import read_pairs
 from .experiments.patch import Patch, Paths
-from .gradients.attribution import attribute, compare
+from .gradients.attribution import attribute
 from .gradients.edges import circuit, edge_attribution, faithfulness
 from .gradients.saliency import saliency
 from .model.backward import named_weights, weight_gradients
@@ -29,7 +29,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Comparison", "Config", "EdgeScores", "Experiment", "Mean", "Metric", "Model", "NanopatchError", "Noise",
     "Panels", "Patch", "Paths", "Resample", "Run", "Saliency", "Site", "Sweep", "Zero", "ablate", "attribute",
-    "circuit", "compare", "edge_attribution", "experiments", "faithfulness", "generate", "load", "metrics",
+    "circuit", "edge_attribution", "experiments", "faithfulness", "generate", "load", "metrics",
     "named_weights", "path_patch", "read_pairs", "record", "saliency", "sweep", "tasks", "trace", "weight_gradients",
 ]
 # fmt: on

@@ -41,7 +41,8 @@ print(estimate, "\n")
 #    the slope is below 1.
 print("3. How far off\n")
 for site in ("resid_pre", "attn_out", "mlp_out", "z"):
-    print(nanopatch.compare(model, INDIRECT_OBJECT, site))
+    both = (method(model, INDIRECT_OBJECT, site) for method in (nanopatch.sweep, nanopatch.attribute))
+    print(nanopatch.Comparison(*both))
 print()
 
 # 4. What mends it. Take the slope at several points on that line, and average: integrated gradients. Over all positions

@@ -27,8 +27,6 @@ from ..patching.average import Experiments
 from ..patching.case import Case
 from ..patching.cells import Cells
 from ..patching.stack import Edit, reach
-from ..patching.sweep import sweep
-from ..results.comparison import Comparison
 from ..results.sweep import Sweep
 from ..types import Array
 
@@ -43,7 +41,7 @@ def attribute(
     corruption: Corruption | None = None,
     steps: int = 1,
 ) -> Sweep | Any:
-    """Estimate the grid of `nanopatch.sweep` from derivatives, to be compared with it cell by cell.
+    """Estimate the grid of `nanopatch.sweep` from derivatives. `Comparison(exact, estimate)` sets the two side by side.
 
     The grid is the metric of the base run plus `sum((donor - base) * derivative)` over what a cell patches. So
     patches of several layers in one cell add up, where in a sweep the later overwrite what the earlier did there.
@@ -73,17 +71,12 @@ def attribute(
     >>> model, michelle = nanopatch.load("nano"), nanopatch.experiments.MICHELLE
     >>> nanopatch.attribute(model, michelle, "z")
     <Sweep: attribution: z patched from clean into corrupted (denoising), nano; logit_diff, 4 layers x 4 heads>
+    >>> exact, estimate = nanopatch.sweep(model, michelle, "z"), nanopatch.attribute(model, michelle, "z")
+    >>> nanopatch.Comparison(exact, estimate).correlation > 0.9
+    True
     """
     check_steps(steps)
     return answer(model, experiments, ask(site, direction, metric, corruption), Estimating(steps))
-
-
-def compare(
-    model: Model, experiments: Experiments, site: What = "resid_pre", *, steps: int = 1, **asked: Any
-) -> Comparison:
-    """Exact patching and its estimate, side by side. asked: direction, metric, corruption, as of `nanopatch.sweep`."""
-    exact = sweep(model, experiments, site, **asked)
-    return Comparison(exact, attribute(model, experiments, site, steps=steps, **asked))
 
 
 def check_steps(steps: Any) -> None:

@@ -14,7 +14,6 @@ from nanopatch import (
     Saliency,
     Sweep,
     attribute,
-    compare,
     edge_attribution,
     saliency,
     sweep,
@@ -22,6 +21,13 @@ from nanopatch import (
 
 EXPERIMENT = Experiment([1, 2, 3, 4, 5], [1, 9, 3, 8, 5], 3, 7)
 OTHERS = [[1, 2, 3, 4, 6], [7, 2, 8, 4, 5], [3, 3, 1, 8, 5]]
+
+
+def compare(model, experiments, site="resid_pre", steps=1, **asked):
+    exact = sweep(model, experiments, site, **asked)
+    return Comparison(exact, attribute(model, experiments, site, steps=steps, **asked))
+
+
 SEVERAL = [EXPERIMENT, Experiment([1, 2, 6, 4, 5], [1, 2, 7, 4, 5], 3, 7), Experiment([1], [2], 3, 7)]
 
 

@@ -191,8 +191,9 @@ def test_every_result_has_the_same_manners(michelle, tmp_path):
     results = [
         michelle,
         sweep(nano, MICHELLE, ["z", "resid_pre"], metric=["logit_diff", "probability"]),
-        nanopatch.compare(nano, MICHELLE, "z"),
+        Comparison(sweep(nano, MICHELLE, "z"), nanopatch.attribute(nano, MICHELLE, "z")),
         nanopatch.edge_attribution(nano, MICHELLE),
+        nanopatch.faithfulness(nano, MICHELLE, [("embed", "logits")]),
         nanopatch.saliency(nano, MICHELLE),
     ]
     for result in results:

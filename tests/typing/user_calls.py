@@ -103,7 +103,7 @@ result = nanopatch.ablate(model, michelle, "z", Resample([michelle.corrupted], s
 result = nanopatch.ablate(model, michelle, "attn_out", by=Zero())
 result = nanopatch.trace(model, michelle, noised=[1], seeds=range(2))
 result = nanopatch.path_patch(model, michelle, senders="head", receivers=["q 3", "logits"], between="free mlps")
-comparison: nanopatch.Comparison = nanopatch.compare(model, michelle, "z", steps=2)
+comparison = nanopatch.Comparison(nanopatch.sweep(model, michelle, "z"), nanopatch.attribute(model, michelle, "z"))
 correlation: float = comparison.correlation
 
 scores: nanopatch.EdgeScores = nanopatch.edge_attribution(model, michelle, steps=2)
