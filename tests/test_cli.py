@@ -252,7 +252,10 @@ ERRORS = [
         "answer and wrong answer are both",
     ),
     (["patch", *MICHELLE_OPTIONS, "-o", "/nonexistent/a.png"], "there is no folder /nonexistent"),
-    (["edges", "--experiment", "elon"], "needs prompts of one length; these have 16 and 15 tokens"),
+    (
+        ["edges", "--experiment", "elon"],
+        "edge attribution needs prompts of one length",
+    ),
     (["edges", "--experiment", "michelle", "-n", "3"], "the best 3 edges make no path from embed to logits"),
     (["edges", "--experiment", "michelle", "-n", "480"], "from 1 to 479 edges can be chosen"),
     (["edges", "--experiment", "michelle", "--steps", "0"], "steps=0"),

@@ -13,12 +13,13 @@ of the model when every other edge carries what it carries in the corrupted run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..errors import NanopatchError
+from ..experiments.align import Columns
 from ..experiments.experiment import Experiment
 from ..experiments.metrics import as_metric, check_slope, metric_gradient
 from ..files import Source
@@ -40,9 +41,9 @@ from ..model.graph import (
 from ..model.layers import affine, layer_norm
 from ..model.sites import Run, record
 from ..patching.average import Experiments, over
-from ..patching.case import Case, make_case, run_both
+from ..patching.case import Case, check_equal_positions, make_case, run_both
 from ..results.edges import EdgeScores, Faithfulness
-from ..results.sweep import DIRECTIONS
+from ..results.sweep import check_direction
 from ..types import Array
 from .attribution import check_steps
 
@@ -93,15 +94,14 @@ def edge_attribution(
     >>> len(scores.edges), str(scores.top(1)[0].sender)
     (479, 'embed')
     """
-    if not isinstance(direction, str) or direction not in DIRECTIONS:
-        raise NanopatchError(f'unknown direction {direction!r}: "denoise" (clean into corrupted) or "noise"')
+    check_direction(direction)
     check_steps(steps)
 
     def one(experiment: Experiment, number: int) -> dict[str, EdgeScores]:
         case = full_case(model, experiment, direction, metric)
         return {"": score_edges(model, experiment, case, steps)}
 
-    return over(experiments, one, lambda e: check_length(model, e, "edge attribution"))[""]
+    return over(experiments, one, structure(model, "edge attribution"))[""]
 
 
 def full_case(model: Model, experiment: Experiment, direction: str, metric: Any) -> Case:
@@ -110,13 +110,14 @@ def full_case(model: Model, experiment: Experiment, direction: str, metric: Any)
     return make_case(runs, direction, [as_metric(metric)])
 
 
-def check_length(model: Model, experiment: Experiment, what: str) -> list[Any]:
-    """NanopatchError unless the prompts have one length. Experiments need nothing else in common to be averaged."""
-    columns = experiment.columns(model)
-    if any(i != j for i, j in columns):
-        n_clean, n_corrupted = (sum(pair[side] is not None for pair in columns) for side in (0, 1))
-        raise NanopatchError(f"{what} needs prompts of one length; these have {n_clean} and {n_corrupted} tokens")
-    return []
+def structure(model: Model, what: str) -> Callable[[Experiment], Columns]:
+    """What experiments must have in common to be averaged: nothing, but the prompts of each need one length."""
+
+    def of_experiment(experiment: Experiment) -> Columns:
+        check_equal_positions(model, experiment, what)
+        return []
+
+    return of_experiment
 
 
 def score_edges(model: Model, experiment: Experiment, case: Case, steps: int) -> EdgeScores:
@@ -230,7 +231,7 @@ def faithfulness(
         )
         return {"": value}
 
-    return over(experiments, one, lambda e: check_length(model, e, "faithfulness"))[""]
+    return over(experiments, one, structure(model, "faithfulness"))[""]
 
 
 def edge_pairs(edges: Any) -> list[tuple[Node, Node]]:

@@ -22,12 +22,13 @@ from ..experiments.metrics import Metric, as_metrics
 from ..experiments.patch import Patch, Paths
 from ..files import Source
 from ..model.gpt2 import Model
+from ..model.sites import ATTENTION_SITES
 from ..results.base import mean_of
 from ..results.panels import Panels
-from ..results.sweep import DIRECTIONS, Sweep
+from ..results.sweep import DIRECTIONS, Sweep, check_direction
 from ..types import Array
 from .average import Experiments, over, usable
-from .case import Case, check_common_positions, make_case, run_both, tokens_of, transplant
+from .case import Case, check_equal_positions, make_case, run_both, tokens_of, transplant
 from .cells import Cells, cells_of_patch
 from .paths import PATH_SITES, cells_of_paths
 
@@ -79,10 +80,9 @@ def ask(
     if not sites or not directions:
         raise NanopatchError("a list of sites or directions needs at least one")
     for name in directions:
-        if not isinstance(name, str) or name not in DIRECTIONS or directions.count(name) > 1:
-            raise NanopatchError(
-                f'unknown direction {name!r}: "denoise" (clean into corrupted) or "noise", each at most once'
-            )
+        check_direction(name)
+        if directions.count(name) > 1:
+            raise NanopatchError(f"direction {name!r} is listed twice: each at most once")
         if ablation and name != "noise":
             raise NanopatchError(
                 f'{corruption} is put into the clean run, which is direction="noise": there is no run to {name} into'
@@ -108,10 +108,12 @@ def answer(model: Model, experiments: Experiments, question: Question, method: M
     def structure(experiment: Experiment) -> Columns:
         if question.corruption is not None:
             return [(i, i) for i in range(len(tokens_of(model, experiment, question.corruption).clean))]
-        columns = experiment.columns(model)
-        for site in question.sites:
-            check_common_positions(columns, site)
-        return columns
+        for what in question.whats.values():
+            if isinstance(what, Paths):
+                check_equal_positions(model, experiment, "path patching")
+            elif what.site in ATTENTION_SITES:
+                check_equal_positions(model, experiment, f"patching {what.site}", ": patch z instead")
+        return experiment.columns(model)
 
     for name, what in question.whats.items():
         if isinstance(what, Patch) and isinstance(what.neurons, Integral):
@@ -206,7 +208,7 @@ def most_different(
     for number, experiment in enumerate(experiments):
         for runs in run_both(model, experiment, number, corruption, kept):
             clean, corrupted = (getattr(run, patch.site) for run in (runs.clean, runs.corrupted))
-            moved = transplant(clean, corrupted, runs.columns, patch.site)  # (n_layer, n_tokens, d_mlp)
+            moved = transplant(clean, corrupted, runs.columns)  # (n_layer, n_tokens, d_mlp)
             total += np.abs(moved - clean).max(axis=1)
     best = np.argsort(-total, axis=None, kind="stable")[: int(n)]
     layers, neurons = np.unravel_index(best, total.shape)

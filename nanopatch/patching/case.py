@@ -137,7 +137,7 @@ class Case:
         if runs.corrupted is None:
             return runs.replacements(site)
         donor = runs.clean if self.base is runs.corrupted else runs.corrupted
-        return [transplant(getattr(self.base, site), getattr(donor, site), self.partners, site)]
+        return [transplant(getattr(self.base, site), getattr(donor, site), self.partners)]
 
 
 def run_both(
@@ -236,12 +236,11 @@ def answers_of(metrics: Sequence[Metric], tokens: ExperimentTokens) -> list[int]
     return [tokens.answer, tokens.wrong_answer] if all(m.needs == "answers" for m in metrics) else None
 
 
-def transplant(base: Array, donor: Array, partners: Columns, site: str) -> Array:
+def transplant(base: Array, donor: Array, partners: Columns) -> Array:
     """What a patch copies, shaped as `base`: at each position that has a partner, what `donor` holds there.
 
     base, donor: one site's arrays of both runs, layer axis first.
     """
-    check_common_positions(partners, site)
     if all(i == j for i, j in partners):
         return donor
     moved = base.copy()
@@ -251,10 +250,14 @@ def transplant(base: Array, donor: Array, partners: Columns, site: str) -> Array
     return moved
 
 
-def check_common_positions(columns: Columns, site: str) -> None:
-    """NanopatchError for scores and pattern where a position of one prompt is another position of the other."""
-    if site in ATTENTION_SITES and any(i != j for i, j in columns):
-        raise NanopatchError(f"{site} of prompts whose tokens are shifted has no common positions: patch z instead")
+def check_equal_positions(model: Model, experiment: Experiment, what: str, instead: str = "") -> None:
+    """NanopatchError unless each position of one prompt is paired with the same position of the other."""
+    clean, corrupted, *_ = experiment.tokens(model)
+    if len(clean) != len(corrupted) or any(i != j for i, j in experiment.columns(model)):
+        raise NanopatchError(
+            f"{what} needs prompts of one length, whose tokens are not shifted; these have {len(clean)} and "
+            f"{len(corrupted)} tokens{instead}"
+        )
 
 
 def differing_rows(embeddings: Array, donated: Array, partners: Columns) -> tuple[list[int | None], list[int | None]]:

@@ -58,12 +58,6 @@ class PathCells:
 
 def cells_of_paths(paths: Paths, case: Case) -> Cells:
     """The cells of `Paths`, sender x receiver. NanopatchError if no receiver comes after any sender."""
-    if any(i != j for i, j in case.partners):
-        n_clean, n_corrupted = len(case.runs.tokens.clean), len(case.runs.tokens.corrupted)
-        raise NanopatchError(
-            f"path patching needs prompts of one length, position by position; these have {n_clean} and {n_corrupted} "
-            "tokens"
-        )
     senders, receivers = senders_of(case.model), receivers_of(case.model)
     row_names, row_nodes = zip(*paths.groups("sender", senders), strict=True)
     column_names, column_nodes = zip(*paths.groups("receiver", receivers), strict=True)

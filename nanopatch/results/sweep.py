@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 DIRECTIONS = {"denoise": ("corrupted", "clean"), "noise": ("clean", "corrupted")}
 
 
+def check_direction(name: object) -> None:
+    if not isinstance(name, str) or name not in DIRECTIONS:
+        raise NanopatchError(f'unknown direction {name!r}: "denoise" (clean into corrupted) or "noise" is expected')
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Sweep(Result):
     """A grid of patching results, with everything needed to read it.
@@ -431,6 +436,5 @@ def _from_format_1(old: Contents) -> Contents:
             new["finite_differences"] = True
         elif not re.match("Not patched|Noise takes|Blank where|.* is no finite number", remark):
             new["remarks"].append(remark)
-    if new["direction"] not in DIRECTIONS:
-        raise NanopatchError(f"unknown direction {new['direction']!r}")
+    check_direction(new["direction"])
     return new

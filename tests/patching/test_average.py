@@ -329,7 +329,7 @@ def test_pairs_aligned_otherwise_than_the_first_are_left_out():
     )
     assert result.skipped[1][1].startswith("its prompts have 5 and 5 tokens, those of pair 0 have 5 and 4")
     patterns = sweep(model, pairs, "pattern")
-    assert patterns.n_pairs == 1 and patterns.skipped[0][1].startswith("pattern of prompts whose tokens are shifted")
+    assert patterns.n_pairs == 1 and patterns.skipped[0][1].startswith("patching pattern needs prompts of one length")
 
 
 def test_no_pair_that_can_be_used_is_an_error():
