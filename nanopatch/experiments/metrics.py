@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import NanopatchError
 from ..model.layers import softmax
+from ..progress import progress
 from ..types import Array
 
 
@@ -190,8 +191,6 @@ def by_finite_differences(function: LogitsFunction) -> Callable[[Array, Target],
     """
 
     def gradient(logits: Array, target: Target) -> Array:
-        from tqdm import tqdm
-
         moved, slopes = np.array(logits, np.float64), np.zeros(logits.size)
         flat, shown = moved.reshape(-1), read_only(moved)
         step, value = 1e-4 * max(1.0, np.abs(logits).max()), float(function(shown))
@@ -207,7 +206,7 @@ def by_finite_differences(function: LogitsFunction) -> Callable[[Array, Target],
             return changed
 
         parts = [slice(0, logits.size)]
-        with tqdm(total=logits.size, unit=" logits", disable=None, delay=1, leave=False) as bar:
+        with progress(None, "logits", logits.size) as bar:
             while parts:
                 part = parts.pop()
                 size = part.stop - part.start

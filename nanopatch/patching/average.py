@@ -13,8 +13,8 @@ from ..errors import NanopatchError
 from ..experiments.align import Columns
 from ..experiments.experiment import Experiment
 from ..experiments.pairs import PairFile
+from ..progress import progress
 from ..results.base import R, mean_of
-from .progress import progress
 
 #: One experiment, a list of them, or what `nanopatch.read_pairs` returns.
 Experiments = Experiment | Sequence[Experiment] | PairFile

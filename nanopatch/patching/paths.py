@@ -22,10 +22,10 @@ import numpy as np
 from ..errors import NanopatchError
 from ..experiments.patch import BETWEEN, Paths
 from ..model.graph import Place, comes_after, listing, receivers_of, senders_of
+from ..progress import progress
 from ..types import Array
 from .case import Case
 from .cells import Cells
-from .progress import progress
 from .stack import Edit
 
 #: Where senders write, what receivers read, and what is held.

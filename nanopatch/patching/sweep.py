@@ -20,12 +20,12 @@ from ..errors import NanopatchError
 from ..experiments.corruption import ABLATIONS, Corruption, Noise, Zero
 from ..experiments.patch import Paths
 from ..model.gpt2 import Model
+from ..progress import progress
 from ..results.sweep import Sweep
 from .answer import Values, What, answer, ask
 from .average import Experiments
 from .case import Case
 from .cells import Cells
-from .progress import progress
 from .stack import BASE_SITES, MEMORY, Edit, patched_resids
 
 
@@ -209,7 +209,7 @@ def measure_patches(
 ) -> Iterator[tuple[int, list[float]]]:
     """Run every patch and measure it: yields (number of the patch, [value of each metric])."""
     runs = patched_resids(case.model, case.base, patches, last_only=case.last_only, memory=memory)
-    runs = progress(runs, "patches", len(patches))
+    runs = iter(progress(runs, "patches", len(patches)))
     while some := list(itertools.islice(runs, 64 if case.last_only else 1)):  # the vocabulary is read once for all
         numbers, starts, resids = zip(*some, strict=True)
         logits = case.model.unembed(np.concatenate(resids), case.answers)

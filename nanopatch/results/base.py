@@ -138,7 +138,7 @@ class Result:
     def _unpack(cls: type[R], contents: Contents) -> R:
         """A result of its contents."""
         known = [field for field in fields(cls) if field.name in contents]  # type: ignore[arg-type]
-        return cls(**{field.name: _field(str(field.type), contents[field.name]) for field in known})
+        return cls(**{field.name: of_field(str(field.type), contents[field.name]) for field in known})
 
     def _mean(self: R, results: Sequence[R]) -> dict[str, Any]:
         """The fields of the mean over results of which this is the first. `mean_of` adds those that all have."""
@@ -195,7 +195,7 @@ def jsonable(value: Any) -> Any:
     return value
 
 
-def _field(annotation: str, value: Any) -> Any:
+def of_field(annotation: str, value: Any) -> Any:
     """A field's value, of what a file held."""
     readers: dict[str, Any] = {
         "Array": _array,
@@ -205,7 +205,12 @@ def _field(annotation: str, value: Any) -> Any:
         "Corruption": corruption.from_dict,
         "tuple[Node, ...]": lambda names: tuple(map(node, names)),
     }
-    return None if value is None else readers.get(annotation.removesuffix(" | None"), _tuples)(value)
+    if value is None:
+        return None
+    kinds = {kind.kind: kind for kind in Result.__subclasses__()}
+    if isinstance(value, dict) and value.get("kind") in kinds:
+        return kinds[value["kind"]]._unpack(value)
+    return readers.get(annotation.removesuffix(" | None"), _tuples)(value)
 
 
 def _array(value: Any) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from ..errors import NanopatchError
 from ..types import Array
 from . import plot
-from .base import Contents, Result
+from .base import Result
 from .sweep import Sweep
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class Comparison(Result):
     """An estimate beside exact patching of the same question.
 
@@ -24,37 +26,48 @@ class Comparison(Result):
     ----------
     exact, estimate : Sweep
         The two; NanopatchError unless they are of the same prompts, site, axes, direction and metric.
-    correlation : float
-        Pearson's, over the cells that both have; NaN if one of them is constant.
-    slope : float
-        Of the least-squares line of the estimate over the exact values: 1 where the estimate has the right size.
     """
 
     kind: ClassVar[str] = "comparison"
 
-    def __init__(self, exact: Sweep, estimate: Sweep) -> None:
+    exact: Sweep
+    estimate: Sweep
+
+    def __post_init__(self) -> None:
         asked = []
-        for s in (exact, estimate):
+        for s in (self.exact, self.estimate):
             if not isinstance(s, Sweep):
                 raise NanopatchError(f"a comparison takes two sweeps, of one site, direction and metric; not {s!r:.60}")
             what = (s.experiment.to_dict(), s.site, s.axes, s.pieces, s.direction, s.metric, s.corruption, s.n_pairs)
             asked.append(what)
         if asked[0] != asked[1]:
             raise NanopatchError("an estimate is compared with a sweep of the same prompts, site, axes and metric")
-        self.exact, self.estimate = exact, estimate
-        self.cells = np.argwhere(np.isfinite(exact.grid) & np.isfinite(estimate.grid))
         if not len(self.cells):
             raise NanopatchError("the sweep and its estimate have no cell in which both are numbers")
-        x, y = (values - values.mean() for values in self.values)
-        size, other_size = np.linalg.norm(x), np.linalg.norm(y)
-        self.correlation = float(x @ y / (size * other_size)) if size and other_size else np.nan
-        self.slope = float(x @ y / size**2) if size else np.nan
+
+    @property
+    def cells(self) -> Array:
+        """The cells in which both are numbers: (n_cells, n_axes), indices into the grids."""
+        return np.argwhere(np.isfinite(self.exact.grid) & np.isfinite(self.estimate.grid))
 
     @property
     def values(self) -> tuple[Array, Array]:
         """Both grids' values, flat, in the order of `cells`."""
         where = tuple(self.cells.T)
         return self.exact.grid[where], self.estimate.grid[where]
+
+    @property
+    def correlation(self) -> float:
+        """Pearson's, over `cells`; NaN if one of the two is constant."""
+        x, y = (values - values.mean() for values in self.values)
+        size, other_size = np.linalg.norm(x), np.linalg.norm(y)
+        return float(x @ y / (size * other_size)) if size and other_size else np.nan
+
+    @property
+    def slope(self) -> float:
+        """Of the least-squares line of the estimate over the exact values: 1 where the estimate has the right size."""
+        x, y = (values - values.mean() for values in self.values)
+        return float(x @ y / (x @ x)) if x.any() else np.nan
 
     def worst(self, n: int = 3) -> list[tuple[str, float, float]]:
         """The n cells in which they differ most: [(label, exact, estimate)], in units of the metric."""
@@ -91,10 +104,3 @@ class Comparison(Result):
         metric = self.exact.metric
         both = zip(self.exact.to_rows(), self.estimate.to_rows(), strict=True)
         return [{**exact, "estimate": estimate[metric]} for exact, estimate in both]
-
-    @classmethod
-    def _unpack(cls, contents: Contents) -> Comparison:
-        return cls(*(Sweep._unpack(contents[name]) for name in ("exact", "estimate")))
-
-    def _contents(self) -> dict[str, Any]:
-        return {"exact": self.exact, "estimate": self.estimate}

@@ -6,7 +6,7 @@ import itertools
 from typing import TYPE_CHECKING, Any, ClassVar, Union
 
 from . import plot
-from .base import Contents, Result
+from .base import Contents, Result, of_field
 from .sweep import Sweep, footer
 
 if TYPE_CHECKING:
@@ -53,6 +53,4 @@ class Panels(dict[str, Union[Sweep, "Panels"]], Result):
 
     @classmethod
     def _unpack(cls, contents: Contents) -> Panels:
-        kinds: dict[str, type[Any]] = {Sweep.kind: Sweep, cls.kind: cls}
-        panels = {name: own for name, own in contents.items() if isinstance(own, dict)}
-        return cls({name: kinds[own["kind"]]._unpack(own) for name, own in panels.items()})
+        return cls({name: of_field("Panels", own) for name, own in contents.items() if isinstance(own, dict)})
