@@ -1,7 +1,7 @@
 """The command line: `nanopatch demo`, `patch`, `attribute`, `heads`, `path`, `edges`, `top`, `tokens`, ...
 
-Results go to stdout, progress and errors to stderr. Exit status 0; 1 for an error the user can mend, in one line;
-2 for a wrong command line.
+Results go to stdout, progress and errors to stderr. An error is one line. The exit status is 0; 2 if the command line
+is not of the grammar (an unknown option, a missing text); 1 for every other error (an unknown site, a missing file).
 """
 
 from __future__ import annotations
@@ -215,7 +215,8 @@ def demo_command(options: Namespace) -> None:
 
 def patch_command(options: Namespace) -> None:
     """One sweep, or several side by side; of two prompts, of one that is ablated or noised, or of many pairs."""
-    give_out(sweep(**question(options), site=patches(options)), options)
+    site = patches(options)
+    give_out(sweep(**question(options), site=site), options)
 
 
 def attribute_command(options: Namespace) -> None:
@@ -227,7 +228,7 @@ def attribute_command(options: Namespace) -> None:
             usage_error("--against-exact takes one site, direction and metric")
         if file in options.output:
             usage_error(f"-o and --against-exact both name {file}")
-    asked = question(options) | {"site": patches(options)}
+    asked = {"site": patches(options), **question(options)}
     estimate = attribute(**asked, steps=options.steps)
     if file:
         comparison = Comparison(sweep(**asked), estimate)

@@ -1,4 +1,7 @@
-"""Files: read JSON, write a file whole or not at all, hash files, and say which files a model came from."""
+"""Files: read JSON, write a file whole or not at all, hash files, and say which files a model came from.
+
+Saved results are read and written by `nanopatch.results.base`, weights by `nanopatch.model.checkpoint`.
+"""
 
 import functools
 import json

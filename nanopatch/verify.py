@@ -33,7 +33,7 @@ from .model.checkpoint import load
 from .model.gpt2 import Model
 from .model.sites import SITES
 from .patching.sweep import sweep
-from .results.base import jsonable, written
+from .results.base import jsonable, write_text
 from .results.sweep import Sweep
 from .types import Array, PathLike
 
@@ -111,7 +111,7 @@ class Report:
 
     def to_json(self, path: PathLike | None = None) -> str:
         """`to_dict()` as JSON; with a path, also written there (UTF-8)."""
-        return written(json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False), path)
+        return write_text(json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False), path)
 
     def __str__(self) -> str:
         rows = [["", "difference", "allowed", "largest |value|", "at", ""]]

@@ -433,7 +433,7 @@ def bare_products(model, case, cells):
     """A sweep's matrix products with the weights, in its shapes, and nothing else: a bound for what uses them."""
     import numpy as np
 
-    from nanopatch.patching.stack import reach
+    from nanopatch.patching.reach import reach
 
     n_tokens, starts = case.n_tokens, []  # starts: (layer, position) of each patch that is run
     for edits in itertools.chain.from_iterable(cells.batches):

@@ -242,7 +242,7 @@ ERRORS = [
     (["top", "a " * 200], "tokens, and this model reads 128 at most"),
     (["tokens", ""], "the prompt is empty"),
     (["patch", *("--clean", "a b", "--corrupted", "a", "--answer", " x", "--wrong", " y")], "the prompts have 2 and 1"),
-    (["path", "--experiment", "elon"], "needs prompts of one length"),
+    (["path", "--experiment", "elon"], "needs prompts with the same number of tokens"),
     (
         ["patch", "--clean", "a", "--corrupted", "b", "--answer", "Musk", "--wrong", " x"],
         "leading space it is one: ' Musk'",
@@ -254,7 +254,7 @@ ERRORS = [
     (["patch", *MICHELLE_OPTIONS, "-o", "/nonexistent/a.png"], "there is no folder /nonexistent"),
     (
         ["edges", "--experiment", "elon"],
-        "edge attribution needs prompts of one length",
+        "edge attribution needs prompts with the same number of tokens",
     ),
     (["edges", "--experiment", "michelle", "-n", "3"], "the best 3 edges make no path from embed to logits"),
     (["edges", "--experiment", "michelle", "-n", "480"], "from 1 to 479 edges can be chosen"),

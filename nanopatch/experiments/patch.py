@@ -112,7 +112,10 @@ class Patch:
         for axis in {"head", "neuron"} & set(known):
             pairs = any(isinstance(number, tuple) for piece in pieces[axis] for number in piece)
             if pairs and ("layer" in axes or self.layers is not None):
-                raise NanopatchError(f"(layer, {axis}) pairs name their layers: leave out the axis layer, and layers=")
+                raise NanopatchError(
+                    f'(layer, {axis}) pairs name their layers: give axes without "layer", such as '
+                    f"Patch({self.site!r}, axes={axis!r}, {CHOICES[axis]}=[(0, 1)]), and no layers="
+                )
 
         windows = self.window if isinstance(self.window, Mapping) else {"layer": self.window}
         for axis, width in windows.items():
@@ -122,7 +125,9 @@ class Patch:
                 raise NanopatchError(f"window names {axis!r}; the axes of this grid are {', '.join(axes)}")
             n_entries = len(pieces[axis])
             if not isinstance(width, numbers.Integral) or not 1 <= width <= n_entries:
-                raise NanopatchError(f"window of {width!r} {axis}s: from 1 to {n_entries} stand side by side here")
+                raise NanopatchError(
+                    f"window={width!r}: the axis {axis} has {n_entries} entries here, so give 1 to {n_entries}"
+                )
             before = (width - 1) // 2  # entry i is the middle one; of an even number, the one before the middle
             pieces[axis] = [sum(pieces[axis][max(0, i - before) : i - before + width], []) for i in range(n_entries)]
         whole = {axis for axis in ("head", "neuron") if axis not in axes and getattr(self, CHOICES[axis]) is None}

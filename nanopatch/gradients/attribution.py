@@ -22,11 +22,12 @@ from ..experiments.metrics import check_slope, metric_gradient
 from ..model.backward import backward
 from ..model.gpt2 import Model
 from ..model.sites import SITES, Run, Site, record
-from ..patching.answer import Values, What, answer, ask
 from ..patching.average import Experiments
 from ..patching.case import Case
 from ..patching.cells import Cells
-from ..patching.stack import Edit, reach
+from ..patching.edit import Edit
+from ..patching.question import Values, What, ask, carry_out
+from ..patching.reach import reach
 from ..results.sweep import Sweep
 from ..types import Array
 
@@ -76,7 +77,7 @@ def attribute(
     True
     """
     check_steps(steps)
-    return answer(model, experiments, ask(site, direction, metric, corruption), Estimating(steps))
+    return carry_out(model, experiments, ask(site, direction, metric, corruption), Estimating(steps))
 
 
 def check_steps(steps: Any) -> None:

@@ -30,8 +30,8 @@ from ..files import Source
 from ..types import Array, Prompt, Sites
 from . import tokenizer
 from .backward import backward
-from .layers import ACTIVATIONS, affine, layer_norm, softmax
-from .packing import QueryBlock, Rows, Segment, causal_mask, last_row, one_run
+from .layers import ACTIVATIONS, affine, causal_mask, layer_norm, softmax
+from .packing import QueryBlock, Rows, Segment, last_row, one_run
 from .sites import BLOCK_SITES, Run, Site, known_sites, record
 
 T = TypeVar("T")
@@ -216,7 +216,8 @@ class Model:
         v = self._split_heads(affine(layer_norm(v_input, *block.ln_1, eps), weight_v, bias_v))
         yield from hand_over("v", v)  # (n_tokens, n_head, d_head)
 
-        z = np.zeros_like(q)  # (n_tokens, n_head, d_head), filled segment by segment: usually there is one
+        # Usually there is one segment. In a sweep a segment has many runs, whose axis stands before n_head.
+        z = np.zeros_like(q)  # (n_tokens, n_head, d_head), filled segment by segment
         for segment in rows.segments:
             q_by_head, k_by_head, v_by_head = segment.by_head(q, k, v)  # (n_head, n_query or n_key, d_head) each
             scores = q_by_head * self._attention_scale(layer) @ np.swapaxes(k_by_head, -2, -1)

@@ -42,6 +42,11 @@ def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
     return normed
 
 
+def causal_mask(n_query: int, n_key: int, dtype: np.dtype) -> Array:
+    """0 where a query may look (its own position and earlier), -inf elsewhere. The last query is the last key."""
+    return np.triu(np.full((n_query, n_key), -np.inf, dtype), k=1 + n_key - n_query)
+
+
 def softmax(x: Array) -> Array:
     """exp(x) divided by its sum. The maximum is subtracted first, so that exp cannot overflow."""
     exps = x - x.max(axis=-1, keepdims=True)

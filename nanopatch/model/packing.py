@@ -83,11 +83,6 @@ def last_row(n_tokens: int) -> Rows:
     return Rows(slice(-1, None), [QueryBlock(0, 1, n_tokens)])
 
 
-def causal_mask(n_query: int, n_key: int, dtype: np.dtype) -> Array:
-    """0 where a query may look (its own position and earlier), -inf elsewhere. The last query is the last key."""
-    return np.triu(np.full((n_query, n_key), -np.inf, dtype), k=1 + n_key - n_query)
-
-
 def _by_head(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
     """Head axis first, so that each head's matrices stand together; views, not copies."""
     return np.swapaxes(q, -3, -2), np.swapaxes(k, -3, -2), np.swapaxes(v, -3, -2)

@@ -1,7 +1,7 @@
 """One experiment or many: over many, the mean and its standard error.
 
 One pair of prompts shows what happens in one prompt. The mean over pairs that differ in names and places shows what
-belongs to the task.
+belongs to the task. (The arithmetic of the mean is `nanopatch.results.base.mean_of`.)
 """
 
 from __future__ import annotations

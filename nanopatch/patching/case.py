@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import NanopatchError
 from ..experiments.align import Columns
-from ..experiments.corruption import Corruption, Mean, Noise, Resample
+from ..experiments.corruption import Corruption, Mean, Noise, Resample, Zero
 from ..experiments.experiment import Experiment, ExperimentTokens
 from ..experiments.metrics import Metric, Target, measure
 from ..model.generation import random_generator
@@ -22,6 +22,7 @@ from ..model.gpt2 import Model
 from ..model.sites import ATTENTION_SITES, BLOCK_SITES, Run, known_sites, record
 from ..results.sweep import DIRECTIONS
 from ..types import Array, Sites
+from .reach import changed_rows
 
 #: Tokens of prompts that run as a batch. Of longer ones a batch would record more than each needs.
 SHORT = 32
@@ -53,8 +54,9 @@ class Runs:
 
     def _replacements(self, site: str) -> list[Array]:
         own, corruption = getattr(self.clean, site), self.corruption  # (n_layer, ...)
-        if not isinstance(corruption, (Mean, Resample)):
+        if isinstance(corruption, Zero):
             return [np.where(np.isneginf(own), own, np.zeros_like(own))]  # what is masked in scores stays masked
+        assert isinstance(corruption, (Mean, Resample)), f"no rule for {corruption!r}: write one here"
         if not corruption.prompts:
             raise NanopatchError("prompts=(): give at least one prompt to take activations from")
         bos = self.experiment.prepend_bos
@@ -89,8 +91,8 @@ class Case:
 
     base: the record of the run patched into; base_logits: those of its logits that some metric needs. partners: for
     each column, the position in the base run and in the donor. rows: the base run's position at each column, None
-    where both sides hold the same; own_rows: the same before the attention of block 0. values: of every metric, of
-    the unpatched runs, by "clean" and "corrupted".
+    where both sides hold the same; rows_before_attention: the same before the attention of block 0 (see
+    `changed_rows`). values: of every metric, of the unpatched runs, by "clean" and "corrupted".
     """
 
     runs: Runs
@@ -99,7 +101,7 @@ class Case:
     base_logits: Array
     partners: Columns
     rows: list[int | None]
-    own_rows: list[int | None]
+    rows_before_attention: list[int | None]
     metrics: list[Metric]
     target: Target
     values: dict[str, list[float]]
@@ -213,9 +215,9 @@ def make_case(runs: Runs, direction: str, metrics: list[Metric]) -> Case:
     target = Target(tokens.answer, tokens.wrong_answer, base.tokens, clean_logits)  # type: ignore[arg-type]
     partners = [pair[::-1] if direction == "denoise" else pair for pair in runs.columns]
     everywhere: list[int | None] = [position for position, _ in partners]
-    rows, own_rows = everywhere, everywhere
+    rows, rows_before_attention = everywhere, everywhere
     if runs.corrupted is not None:
-        rows, own_rows = differing_rows(base.resid_pre[0], by_name[donor_name].resid_pre[0], partners)
+        rows, rows_before_attention = changed_rows(base.resid_pre[0], by_name[donor_name].resid_pre[0], partners)
     return Case(
         runs=runs,
         direction=direction,
@@ -223,7 +225,7 @@ def make_case(runs: Runs, direction: str, metrics: list[Metric]) -> Case:
         base_logits=logits[base_name],
         partners=partners,
         rows=rows,
-        own_rows=own_rows,
+        rows_before_attention=rows_before_attention,
         metrics=metrics,
         target=target,
         values={name: measure(metrics, of_run, target, answers is not None) for name, of_run in logits.items()},
@@ -255,20 +257,6 @@ def check_equal_positions(model: Model, experiment: Experiment, what: str, inste
     clean, corrupted, *_ = experiment.tokens(model)
     if len(clean) != len(corrupted) or any(i != j for i, j in experiment.columns(model)):
         raise NanopatchError(
-            f"{what} needs prompts of one length, whose tokens are not shifted; these have {len(clean)} and "
-            f"{len(corrupted)} tokens{instead}"
+            f"{what} needs prompts with the same number of tokens, paired position by position; these have "
+            f"{len(clean)} and {len(corrupted)} tokens{instead}"
         )
-
-
-def differing_rows(embeddings: Array, donated: Array, partners: Columns) -> tuple[list[int | None], list[int | None]]:
-    """The base run's position at each column, or None where both sides hold the same: (anywhere, before attention).
-
-    embeddings, donated: the residual stream entering block 0 of both, (n_tokens, d_model). Attention looks backwards
-    only, so before the first difference nothing differs. And before the attention of block 0 a position depends on
-    its own embedding alone, so there nothing differs but where that does.
-    """
-    differs = [i is None or j is None or bool((embeddings[i] != donated[j]).any()) for i, j in partners]
-    first = differs.index(True) if True in differs else len(partners)
-    first_position = sum(i is not None for i, _ in partners[:first])
-    rows = [i if i is not None and j is not None and i >= first_position else None for i, j in partners]
-    return rows, [i if differ else None for i, differ in zip(rows, differs, strict=True)]

@@ -10,10 +10,8 @@ from ..model.sites import ATTENTION_SITES
 from ..results.sweep import without_partner
 from ..types import Array
 from .case import Case
-from .stack import Edit
-
-#: Sites that in block 0 depend on their own token and position alone.
-BEFORE_ATTENTION = ("resid_pre", "q_input", "k_input", "v_input", "q", "k", "v")
+from .edit import Edit
+from .reach import BEFORE_ATTENTION
 
 
 class Cells(NamedTuple):
@@ -58,7 +56,7 @@ def edits_of(site: str, donor: Array, draw: int, case: Case, piece: dict[str, li
     keys = sorted(set(piece["key"])) if site in ATTENTION_SITES else None
     edits = []
     for layer in dict.fromkeys(piece["layer"]):
-        rows = case.own_rows if layer == 0 and site in BEFORE_ATTENTION else case.rows
+        rows = case.rows_before_attention if layer == 0 and site in BEFORE_ATTENTION else case.rows
         positions = sorted({row for column in columns if (row := rows[column]) is not None})
         within = None
         if parts is not None:

@@ -26,7 +26,7 @@ from ..progress import progress
 from ..types import Array
 from .case import Case
 from .cells import Cells
-from .stack import Edit
+from .edit import Edit
 
 #: Where senders write, what receivers read, and what is held.
 PATH_SITES = ("resid_pre", "q", "k", "v", "z", "attn_out", "resid_mid", "mlp_pre", "mlp_out", "resid_post")

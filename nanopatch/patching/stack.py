@@ -4,6 +4,9 @@ A patched run differs from the run it is patched into (the base run) only from t
 patched position on, for attention looks backwards alone. So each patched run starts as the base run's own rows at its
 layer, from its position to the end. The rows of all of them stand in one tall matrix, so that each weight is read
 once a layer for all. Keys and values of the positions before come from the base run.
+
+From a sweep to the assignment: `sweep` asks a `Question`; `carry_out` makes the cells, lists of `Edit`;
+`measure_patches` gives them to `patched_resids`; `run_stack` stands at each site of each block and calls `Edit.assign`.
 """
 
 from __future__ import annotations
@@ -16,65 +19,15 @@ import numpy as np
 
 from ..model.gpt2 import Model
 from ..model.packing import Rows, Segment
-from ..model.sites import ATTENTION_SITES, BLOCK_SITES, Run, Site
+from ..model.sites import ATTENTION_SITES, Run, Site
 from ..types import Array
+from .edit import Edit
+from .reach import AFTER_KEYS, reach
 
-#: Sites of a block that come after the keys and values are read. In the last block they reach the last token's
-#: logits only through the last position.
-AFTER_KEYS = frozenset(BLOCK_SITES) - {"resid_pre", "k_input", "v_input", "k", "v"}
 #: What must be known of the base run.
 BASE_SITES = ("resid_pre", "k", "v")
 #: Bytes that a stack may take unless told otherwise.
 MEMORY = 2**28
-
-
-class Edit(NamedTuple):
-    """One assignment: at a site of a layer, `array[positions, within] = donor[positions, within]`.
-
-    donor: an array shaped as the site's own for one prompt. positions: a list of the prompt's positions,
-    increasing; for `scores` and `pattern`, of the queries. within: a list of heads of q, k, v, z, scores
-    and pattern, or of columns of the others; None for all. keys: a list of key positions, for `scores`
-    and `pattern`; None for all. draw: where several donors are drawn from, the number of this one.
-    """
-
-    site: str
-    layer: int
-    donor: Array
-    positions: Sequence[int]
-    within: Sequence[int] | None = None
-    keys: Sequence[int] | None = None
-    draw: int = 0
-
-    def where(self, offset: int = 0) -> tuple[Array, ...]:
-        """Where it writes, as an index into one run's array whose positions begin at `offset`."""
-        rows = np.array(self.positions, int) - offset
-        if self.site in ATTENTION_SITES:
-            n_head, _, n_key = self.donor.shape
-            heads = np.arange(n_head) if self.within is None else np.array(self.within, int)
-            return np.ix_(heads, rows, np.arange(n_key) if self.keys is None else np.array(self.keys, int))
-        return (rows,) if self.within is None else np.ix_(rows, np.array(self.within, int))
-
-    def assign(self, array: Array, offset: int) -> None:
-        """The patch itself: assign into one run's array whose positions begin at `offset`."""
-        array[self.where(offset)] = self.donor[self.where()]
-
-
-def reach(model: Model, edits: Sequence[Edit], n_tokens: int, last_only: bool) -> tuple[list[Edit], int]:
-    """The edits that can change the logits that will be read, and the first position they change.
-
-    Decided by the causal mask: in the last block, what comes after the keys and values reaches the last
-    position's logits from that position alone. last_only: only the last position's logits will be read.
-    """
-    kept = []
-    for edit in edits:
-        positions = edit.positions
-        if edit.keys is not None:  # to a query, later keys are masked
-            positions = [position for position in positions if position >= min(edit.keys)]
-        if last_only and edit.layer == model.n_layer - 1 and edit.site in AFTER_KEYS:
-            positions = [position for position in positions if position == n_tokens - 1]
-        if len(positions):
-            kept.append(edit._replace(positions=positions))
-    return kept, min((edit.positions[0] for edit in kept), default=n_tokens)
 
 
 class Job(NamedTuple):
@@ -132,36 +85,33 @@ def run_stack(model: Model, base: Run, jobs: Sequence[Job], last_only: bool) -> 
     """Run some jobs together, block by block; yields as `patched_resids`."""
     n_tokens = base.resid_pre.shape[1]
     jobs = sorted(jobs, key=lambda job: job.start)  # runs of one length stand together: one segment
-    resids: list[Array] = [np.empty(0)] * len(jobs)  # each run's rows of the residual stream, (n_rows, d_model)
+    resids: dict[int, Array] = {}  # by number, each run's rows of the residual stream, (n_rows, d_model)
     for layer in range(min(job.layer for job in jobs), model.n_layer):
-        for i, job in enumerate(jobs):
+        running = [job for job in jobs if job.layer <= layer]
+        for job in running:
             if job.layer == layer:
-                resids[i] = base.resid_pre[layer, job.start :]
-        running = [i for i, job in enumerate(jobs) if job.layer <= layer]
-        spans = row_ranges([len(resids[i]) for i in running])
+                resids[job.number] = base.resid_pre[layer, job.start :]
+        spans = row_ranges([len(resids[job.number]) for job in running])
 
         # In the last block, if only the last logits are read, only each run's last row attends.
         last = last_only and layer == model.n_layer - 1
         query_spans = row_ranges([1] * len(running)) if last else spans
-        query_start = [n_tokens - 1 if last else jobs[i].start for i in running]
         rows = Rows(
             [span.stop - 1 for span in spans] if last else slice(None),
-            segments([jobs[i].start for i in running], spans, query_spans, base.k[layer], base.v[layer]),
+            segments([job.start for job in running], spans, query_spans, base.k[layer], base.v[layer]),
         )
-        edits = [(edit, run) for run, i in enumerate(running) for edit in jobs[i].edits if edit.layer == layer]
-        resid = np.concatenate([resids[i] for i in running])
+        edits = [(edit, run) for run, job in enumerate(running) for edit in job.edits if edit.layer == layer]
+        resid = np.concatenate([resids[job.number] for job in running])
         for site in model.block_steps(layer, resid, sites={"resid_post", *(edit.site for edit, _ in edits)}, rows=rows):
             for edit, run in edits:
-                if (
-                    edit.site == site.name
-                    and (array := array_of_run(site, run, spans[run], query_spans[run])) is not None
-                ):
-                    after_keys = site.name in AFTER_KEYS
-                    edit.assign(array, query_start[run] if after_keys else jobs[running[run]].start)
-        for run, i in enumerate(running):
-            resids[i] = site.array[query_spans[run]]
-    for job, resid in zip(jobs, resids, strict=True):
-        yield job.number, n_tokens - len(resid), resid
+                array = array_of_run(site, run, spans[run], query_spans[run]) if edit.site == site.name else None
+                if array is not None:
+                    only_last_row = last and site.name in AFTER_KEYS
+                    edit.assign(array, n_tokens - 1 if only_last_row else running[run].start)  # the patch
+        for run, job in enumerate(running):
+            resids[job.number] = site.array[query_spans[run]]
+    for number, resid in resids.items():
+        yield number, n_tokens - len(resid), resid
 
 
 def array_of_run(site: Site, run: int, span: slice, query_span: slice) -> Array | None:

@@ -22,11 +22,12 @@ from ..experiments.patch import Paths
 from ..model.gpt2 import Model
 from ..progress import progress
 from ..results.sweep import Sweep
-from .answer import Values, What, answer, ask
 from .average import Experiments
 from .case import Case
 from .cells import Cells
-from .stack import BASE_SITES, MEMORY, Edit, patched_resids
+from .edit import Edit
+from .question import Values, What, ask, carry_out
+from .stack import BASE_SITES, MEMORY, patched_resids
 
 
 def sweep(
@@ -82,7 +83,7 @@ def sweep(
     >>> round(float(result.normalised[0, 1]), 2)  # layer 0, position 1: the surname
     1.0
     """
-    return answer(model, experiments, ask(site, direction, metric, corruption), Running(memory))
+    return carry_out(model, experiments, ask(site, direction, metric, corruption), Running(memory))
 
 
 def ablate(

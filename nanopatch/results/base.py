@@ -59,7 +59,7 @@ class Result:
         writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)
-        return written(text.getvalue(), path)
+        return write_text(text.getvalue(), path)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON can hold it: arrays as lists, NaN as None (a single number as "nan"), infinity as "inf"."""
@@ -68,7 +68,7 @@ class Result:
 
     def to_json(self, path: PathLike | None = None) -> str:
         """`to_dict()` as JSON; with a path, also written there (UTF-8). `load` reads it."""
-        return written(json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False), path)
+        return write_text(json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False), path)
 
     def save(self, path: PathLike) -> None:
         """Write it to `path`, whose ending says how.
@@ -110,8 +110,9 @@ class Result:
         except OSError as error:
             raise NanopatchError(f"cannot read {path}: {error.strerror or error}") from None
         except Exception as error:  # zip, JSON, NumPy and missing names each raise their own
-            what = f"{path} does not hold a saved {cls.__name__}"
-            raise NanopatchError(f"{what} ({type(error).__name__}: {error}): give a .npz or .json of `save`") from None
+            why = "" if "pickle" in str(error) else f" ({type(error).__name__}: {error})"  # what NumPy says of any text
+            what = f"{path} does not hold a saved {cls.__name__}{why}"
+            raise NanopatchError(f"{what}: give a .npz or .json that `save` wrote") from None
 
     @classmethod
     def _known_format(cls, contents: Contents) -> Contents:
@@ -169,7 +170,7 @@ def mean_of(results: Sequence[R], skipped: Sequence[tuple[str, str]] = ()) -> R:
     return replace(first, **means, standard_error=error, n_pairs=n, skipped=tuple(skipped))  # type: ignore[type-var]
 
 
-def written(text: str, path: PathLike | None) -> str:
+def write_text(text: str, path: PathLike | None) -> str:
     """A text; with a path, also written there (UTF-8)."""
     if path is not None:
         write_whole(path, text.encode("utf-8"))

@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import NanopatchError
 from ..types import Array
 from . import plot
-from .base import Result
+from .base import Result, jsonable
 from .sweep import Sweep
 
 if TYPE_CHECKING:
@@ -34,14 +34,13 @@ class Comparison(Result):
     estimate: Sweep
 
     def __post_init__(self) -> None:
-        asked = []
         for s in (self.exact, self.estimate):
             if not isinstance(s, Sweep):
                 raise NanopatchError(f"a comparison takes two sweeps, of one site, direction and metric; not {s!r:.60}")
-            what = (s.experiment.to_dict(), s.site, s.axes, s.pieces, s.direction, s.metric, s.corruption, s.n_pairs)
-            asked.append(what)
-        if asked[0] != asked[1]:
-            raise NanopatchError("an estimate is compared with a sweep of the same prompts, site, axes and metric")
+        for name in ("experiment", "site", "axes", "pieces", "direction", "metric", "corruption", "n_pairs"):
+            ours, theirs = (jsonable(getattr(s, name)) for s in (self.exact, self.estimate))
+            if ours != theirs:
+                raise NanopatchError(f"exact and estimate differ in {name}: {ours!r:.60} and {theirs!r:.60}")
         if not len(self.cells):
             raise NanopatchError("the sweep and its estimate have no cell in which both are numbers")
 

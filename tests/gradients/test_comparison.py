@@ -52,7 +52,7 @@ def test_comparison_with_exact_patching():
     assert comparison.slope == pytest.approx(np.cov(x, y)[0, 1] / np.var(x, ddof=1), rel=1e-9, abs=1e-12)
     line = ax.lines[0].get_xydata()
     assert (line[:, 0] == line[:, 1]).all()  # the identity
-    with pytest.raises(NanopatchError, match="compared with a sweep of the same prompts, site, axes and metric"):
+    with pytest.raises(NanopatchError, match="exact and estimate differ in site: 'attn_out' and 'mlp_out'"):
         Comparison(sweep(model, EXPERIMENT, "attn_out"), attribute(model, EXPERIMENT, "mlp_out"))
     with pytest.raises(NanopatchError, match="a comparison takes two sweeps, of one site, direction and metric"):
         compare(model, EXPERIMENT, ["z", "q"])

@@ -385,7 +385,7 @@ def test_the_average_over_one_pair_is_its_own_result(as_given):
 def test_experiments_that_cannot_be_used_are_left_out_and_listed():
     model, (first, second) = tiny_model(), make_pairs(2)
     strange = [UNEQUAL, "text", Experiment([1, 2], [1, 99], 3, 7), Experiment([1, 2], [1, 3], 5, 5), SHORTER, SHIFTED]
-    reasons = ["one length", "not an Experiment: 'text'", "99", "both 5", *["one length"] * 2]
+    reasons = ["same number", "not an Experiment: 'text'", "99", "both 5", *["same number"] * 2]
     given = [strange[0], first, *strange[1:], second]
     both = edge_attribution(model, [first, second])
     results = [edge_attribution(model, given), faithfulness(model, given, both.top(20))]
@@ -561,12 +561,24 @@ def test_the_picture(tmp_path):
 N_EDGES = len(all_edges(tiny_model()))
 EXISTING = "senders are embed, head 0.0 to head 2.1, mlp 0 to mlp 2; receivers are q 0.0 to q 2.1, k 0.0 to k 2.1, v "
 BAD = [
-    (lambda m: edge_attribution(m, UNEQUAL), "edge attribution needs prompts of one length, .*; these have 3 and 2"),
-    (lambda m: faithfulness(m, UNEQUAL, []), "faithfulness needs prompts of one length, .*; these have 3 and 2 tokens"),
-    (lambda m: edge_attribution(m, SHORTER), "edge attribution needs prompts of one length, .*; these have 3 and 2"),
-    (lambda m: faithfulness(m, SHORTER, []), "faithfulness needs prompts of one length, .*; these have 3 and 2 tokens"),
-    (lambda m: edge_attribution(m, SHIFTED), "edge attribution needs prompts of one length"),
-    (lambda m: faithfulness(m, SHIFTED, []), "faithfulness needs prompts of one length"),
+    (
+        lambda m: edge_attribution(m, UNEQUAL),
+        "edge attribution needs prompts with the same number of tokens, .*; these have 3 and 2",
+    ),
+    (
+        lambda m: faithfulness(m, UNEQUAL, []),
+        "faithfulness needs prompts with the same number of tokens, .*; these have 3 and 2 tokens",
+    ),
+    (
+        lambda m: edge_attribution(m, SHORTER),
+        "edge attribution needs prompts with the same number of tokens, .*; these have 3 and 2",
+    ),
+    (
+        lambda m: faithfulness(m, SHORTER, []),
+        "faithfulness needs prompts with the same number of tokens, .*; these have 3 and 2 tokens",
+    ),
+    (lambda m: edge_attribution(m, SHIFTED), "edge attribution needs prompts with the same number of tokens"),
+    (lambda m: faithfulness(m, SHIFTED, []), "faithfulness needs prompts with the same number of tokens"),
     (lambda m: edge_attribution(m, []), "there are no pairs: give at least one Experiment"),
     (lambda m: faithfulness(m, [], []), "there are no pairs: give at least one Experiment"),
     (

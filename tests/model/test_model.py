@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import nanopatch
 from nanopatch import Experiment, Model, NanopatchError
 from nanopatch.model.backward import named_weights
-from nanopatch.model.packing import causal_mask
+from nanopatch.model.layers import causal_mask
 from nanopatch.model.sites import BLOCK_SITES, SITES
 
 

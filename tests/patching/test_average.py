@@ -26,8 +26,8 @@ from nanopatch import (
 )
 from nanopatch.experiments.pairs import PairFile
 from nanopatch.gradients.attribution import Estimating
-from nanopatch.patching.answer import answer_one, ask
 from nanopatch.patching.case import generator
+from nanopatch.patching.question import ask, carry_out_one
 from nanopatch.patching.stack import MEMORY
 from nanopatch.patching.sweep import Running
 from nanopatch.results.base import mean_of
@@ -210,7 +210,7 @@ QUESTIONS = {
 def alone_at(number, method, model, pair, site="resid_pre", direction=None, metric="logit_diff", corruption=None):
     """The result of one pair as it is at a place in a list."""
     how = Running(MEMORY) if method is sweep else Estimating(1)
-    (result,) = answer_one(model, pair, number, ask(site, direction, metric, corruption), how).values()
+    (result,) = carry_out_one(model, pair, number, ask(site, direction, metric, corruption), how).values()
     return result
 
 
@@ -329,7 +329,9 @@ def test_pairs_aligned_otherwise_than_the_first_are_left_out():
     )
     assert result.skipped[1][1].startswith("its prompts have 5 and 5 tokens, those of pair 0 have 5 and 4")
     patterns = sweep(model, pairs, "pattern")
-    assert patterns.n_pairs == 1 and patterns.skipped[0][1].startswith("patching pattern needs prompts of one length")
+    assert patterns.n_pairs == 1 and patterns.skipped[0][1].startswith(
+        "patching pattern needs prompts with the same number of tokens"
+    )
 
 
 def test_no_pair_that_can_be_used_is_an_error():
@@ -348,7 +350,7 @@ BAD = [
     (lambda: dict(direction="both"), "unknown direction 'both'"),
     (lambda: dict(metric="loss"), "unknown metric 'loss'"),
     (lambda: dict(site=Patch(positions=[7])), "position 7 does not exist"),
-    (lambda: dict(site=Patch(window=4)), "window of 4 layers"),
+    (lambda: dict(site=Patch(window=4)), "window=4"),
     (lambda: dict(site=Patch(neurons=3)), "resid_pre has no neurons"),
     (lambda: dict(corruption="zero"), "corruption='zero': "),
     (lambda: dict(corruption=Noise([7])), r"noise at positions \[7\]: "),

@@ -323,15 +323,15 @@ BAD = [
     (dict(metric="loss"), "unknown metric 'loss'; known are logit_diff"),
     (
         dict(experiments=Experiment([1, 2, 3], [1, 2], 3, 7)),
-        "path patching needs prompts of one length, whose tokens are not shifted; these have 3 and 2 tokens$",
+        "path patching needs prompts with the same number of tokens, .*; these have 3 and 2 tokens$",
     ),
     (
         dict(experiments=Experiment([1, 2, 3], [1, 2], 3, 7, align="diff")),
-        "needs prompts of one length, whose tokens are not shifted; these have 3 and 2 tokens$",
+        "needs prompts with the same number of tokens, .*; these have 3 and 2 tokens$",
     ),
     (
         dict(experiments=Experiment([1, 2, 3, 4], [2, 3, 4, 1], 3, 7, align="diff")),
-        "needs prompts of one length, whose tokens are not shifted; these have 4 and 4 tokens$",
+        "needs prompts with the same number of tokens, .*; these have 4 and 4 tokens$",
     ),
 ]
 

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from nanopatch import Experiment, NanopatchError, Patch, sweep
 from nanopatch.experiments.patch import SITE_AXES
 from nanopatch.model.sites import ATTENTION_SITES, HEAD_SITES
-from nanopatch.patching.stack import BASE_SITES, Edit, bytes_per_row, patched_resids
+from nanopatch.patching.edit import Edit
+from nanopatch.patching.stack import BASE_SITES, bytes_per_row, patched_resids
 from nanopatch.results.sweep import DIRECTIONS
 
 
@@ -214,7 +215,7 @@ def test_aligned_prompts_are_the_same_up_to_the_first_token_without_a_partner():
 
 
 def test_shifted_tokens_have_no_common_positions():
-    with pytest.raises(NanopatchError, match="patching pattern needs prompts of one length, .*: patch z"):
+    with pytest.raises(NanopatchError, match="patching pattern needs prompts .*: patch z"):
         sweep(tiny_model(), Experiment([1, 2, 3, 4], [2, 3, 4, 1], 3, 7, align="diff"), "pattern")
 
 
@@ -298,14 +299,14 @@ BAD_CHOICES = [
     ),
     (dict(heads=[0]), "resid_pre has no heads to choose among; its axes are layer, position"),
     (dict(site="mlp_post", neurons=0), "neurons=0: from 1 to 60 can be chosen"),
-    (dict(window=4), "window of 4 layers: from 1 to 3 stand side by side here"),
-    (dict(window=0), "window of 0 layers"),
+    (dict(window=4), "window=4: the axis layer has 3 entries here, so give 1 to 3"),
+    (dict(window=0), "window=0"),
     (dict(window={"head": 2}), "window names 'head'; the axes of this grid are layer, position$"),
     (
         dict(site="z", axes=("head", "position"), window=3),
         "window names 'layer'; the axes of this grid are head, position$",
     ),
-    (dict(window="3"), "window of '3' layers: from 1 to 3 stand side by side here"),
+    (dict(window="3"), "window='3': the axis layer has 3 entries here, so give 1 to 3"),
     (dict(layers=3), r"layers=3: a list is expected, such as \[0, 2\]"),
     (dict(layers="0"), "layers='0': a list is expected"),
     (dict(layers=[]), r"layers=\[\]: a list is expected"),
@@ -316,7 +317,7 @@ BAD_CHOICES = [
     (dict(site="z", axes="head", heads=[(0, 1, 2)]), r"heads are whole numbers, .* pairs; not \(0, 1, 2\)"),
     (
         dict(site="z", heads=[(0, 1)]),
-        r"\(layer, head\) pairs name their layers: leave out the axis layer, and layers=$",
+        r"\(layer, head\) pairs name their layers: give axes without .layer., such as Patch.*, and no layers=$",
     ),
     (dict(site="z", axes="head", heads=[(0, 1)], layers=[2]), r"\(layer, head\) pairs name their layers"),
     (dict(site="mlp_post", axes=("layer", "neuron"), neurons=3), r"\(layer, neuron\) pairs name their layers"),

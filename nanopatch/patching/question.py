@@ -1,4 +1,4 @@
-"""From a question to its answer: what `sweep` and `attribute` both go through.
+"""A question, and how it is carried out: what `sweep` and `attribute` both go through.
 
 A question says what is patched (`Patch` or `Paths`), what is put in (the other prompt, or a `Corruption`), in which
 direction, what is measured, and over which experiments. A `Method` says how a cell is got: by running it, or by
@@ -102,7 +102,7 @@ def ask(
     return Question(whats, directions, as_metrics(metric), corruption, (many_sites, many_directions, many_metrics))
 
 
-def answer(model: Model, experiments: Experiments, question: Question, method: Method) -> Sweep | Any:
+def carry_out(model: Model, experiments: Experiments, question: Question, method: Method) -> Sweep | Any:
     """A `Sweep`; or `Panels` where sites, directions or metrics are lists."""
 
     def structure(experiment: Experiment) -> Columns:
@@ -115,13 +115,15 @@ def answer(model: Model, experiments: Experiments, question: Question, method: M
                 check_equal_positions(model, experiment, f"patching {what.site}", ": patch z instead")
         return experiment.columns(model)
 
-    for name, what in question.whats.items():
+    whats = dict(question.whats)
+    for name, what in whats.items():
         if isinstance(what, Patch) and isinstance(what.neurons, Integral):
             used = usable(experiments, structure)[0]
-            question.whats[name] = replace(what, neurons=most_different(model, used, what, question.corruption))
+            whats[name] = replace(what, neurons=most_different(model, used, what, question.corruption))
+    question = question._replace(whats=whats)
 
     def one(experiment: Experiment, number: int) -> dict[tuple[str, str, str], Sweep]:
-        return answer_one(model, experiment, number, question, method)
+        return carry_out_one(model, experiment, number, question, method)
 
     sweeps = over(experiments, one, structure)
     names = [list(question.whats), question.directions, [metric.name for metric in question.metrics]]
@@ -136,7 +138,7 @@ def answer(model: Model, experiments: Experiments, question: Question, method: M
     return arrange()
 
 
-def answer_one(
+def carry_out_one(
     model: Model, experiment: Experiment, number: int, question: Question, method: Method
 ) -> dict[tuple[str, str, str], Sweep]:
     """The sweeps of one experiment, by (what is patched, direction, metric). Over seeds of noise, their means."""
