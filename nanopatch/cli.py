@@ -1,7 +1,7 @@
 """The command line: `nanopatch demo`, `patch`, `attribute`, `heads`, `path`, `edges`, `top`, `tokens`, ...
 
-Results go to stdout, progress and errors to stderr. An error is one line. The exit status is 0; 2 if the command line
-is not of the grammar (an unknown option, a missing text); 1 for every other error (an unknown site, a missing file).
+Results go to stdout, progress and errors to stderr. An error is one line. The exit status is 0; 2 for an option or an
+argument that the command does not have or lacks; 1 for any other error, and for a failed check of `verify`.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ MODEL_HELP = "nano (the default), gpt2, gpt2-medium, gpt2-large, gpt2-xl, distil
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command line (by default the program's own); returns its exit status."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal without ␣ or █ gets ? in their place
+    """Run one command line, by default that of this process, and return its exit status."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show ␣ or █ gets ? instead
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     options = parser().parse_args(arguments)
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     except NanopatchError as error:
         print(f"nanopatch: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # the reader (`| head`) went away: not an error, but nothing more can be said
+    except BrokenPipeError:  # the reader (`| head`) has closed the pipe: no error, but nothing more can be written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, whose errors take one line, and whose options are spelled out, so that none is taken for another."""
+    """argparse's parser, with errors in one line. Options cannot be abbreviated, so none is mistaken for another."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
@@ -87,7 +87,7 @@ def parser() -> Parser:
 
     demo = add("demo", demo_command, "run the named experiments and write their heatmaps")
     add_model(demo)
-    demo.add_argument("-o", "--output", default="nanopatch-demo", metavar="FOLDER", help="for pictures (%(default)s)")
+    demo.add_argument("-o", "--output", default="nanopatch-demo", metavar="FOLDER", help="picture folder (%(default)s)")
 
     patch = add("patch", patch_command, "patch one site piece by piece")
     add_question(patch, ENDINGS)
@@ -96,8 +96,8 @@ def parser() -> Parser:
     estimate = add("attribute", attribute_command, "estimate the grid of patch from derivatives (attribution patching)")
     add_question(estimate, ENDINGS)
     add_pieces(estimate)
-    estimate.add_argument("--steps", type=int, default=1, metavar="N", help="more than 1: integrated gradients")
-    estimate.add_argument("--against-exact", metavar="FILE", help="also patch, and draw the estimate against it")
+    estimate.add_argument("--steps", type=int, default=1, metavar="N", help="steps; 2 or more: integrated gradients")
+    estimate.add_argument("--against-exact", metavar="FILE", help="also patch, and draw estimate against exact")
 
     heads = add("heads", heads_command, "patch every head's z, q, k, v and pattern, at all positions at once")
     add_question(heads, ENDINGS)
@@ -107,16 +107,16 @@ def parser() -> Parser:
     senders_help = "embed, head, head 2, head 2.1, attn 1, mlp ..."
     path.add_argument("--senders", type=names, default=["embed", "head", "mlp"], help=senders_help)
     path.add_argument("--receivers", type=names, default=["logits"], help="logits, q 3, k 3.1, v, mlp 2, resid 3 ...")
-    path.add_argument("--between", choices=tuple(BETWEEN), default="frozen", help="what lies between them")
+    path.add_argument("--between", choices=tuple(BETWEEN), default="frozen", help="what happens to nodes in between")
 
-    edges = add("edges", edges_command, "score the edges between heads and MLPs, and run the circuit of the best")
+    edges = add("edges", edges_command, "score the edges between heads and MLPs, and run the circuit of the best edges")
     add_question(edges, (*ENDINGS, ".dot"))
-    edges.add_argument("-n", type=int, default=30, metavar="N", help="edges that make the circuit (%(default)s)")
-    edges.add_argument("--steps", type=int, default=1, metavar="N", help="more than 1: integrated gradients (EAP-IG)")
+    edges.add_argument("-n", type=int, default=30, metavar="N", help="how many of the best edges to take (%(default)s)")
+    edges.add_argument("--steps", type=int, default=1, metavar="N", help="steps; 2 or more: EAP-IG")
 
     top = add("top", top_command, "print the most likely next tokens")
     top.add_argument("prompt")
-    top.add_argument("-k", type=int, default=10, metavar="N", help="how many (%(default)s)")
+    top.add_argument("-k", type=int, default=10, metavar="N", help="how many tokens (%(default)s)")
     add_model(top)
     top.add_argument("--bos", action="store_true", help="put <|endoftext|> before the prompt")
 
@@ -143,15 +143,15 @@ def add_question(command: argparse.ArgumentParser, endings: tuple[str, ...]) -> 
     """The options of every patching command: prompts and answers, model, direction, metric, outputs."""
     add = command.add_argument
     add("--experiment", choices=NAMED, help="a named experiment, instead of the four texts")
-    add("--clean", metavar="TEXT", help="the prompt that calls for the answer")
-    add("--corrupted", metavar="TEXT", help="the prompt that calls for the wrong answer")
+    add("--clean", metavar="TEXT", help="the prompt whose answer is --answer")
+    add("--corrupted", metavar="TEXT", help="the prompt whose answer is --wrong")
     add("--answer", metavar="TOKEN", help='one token, usually with its leading space: " Jones"')
     add("--wrong", metavar="TOKEN", help='one token: " Smith"')
     add("--align", choices=("diff",), help="align prompts of different lengths by their tokens")
     add("--bos", action="store_true", help="put <|endoftext|> before the prompts")
     add("--pairs", metavar="FILE", help="pairs to average over, .jsonl or .csv, instead of the four texts")
     add_model(command)
-    add("--direction", choices=("denoise", "noise", "both"), help="denoise: clean into corrupted, the default")
+    add("--direction", choices=("denoise", "noise", "both"), help="denoise: clean into corrupted (the default)")
     add("--metric", type=names, help=f"{', '.join(METRICS)}; several with commas; logit_diff by default")
     outputs = f"{' '.join(endings)}; may be repeated"
     add("-o", "--output", action="append", default=[], metavar="FILE", help=outputs)
@@ -160,21 +160,21 @@ def add_question(command: argparse.ArgumentParser, endings: tuple[str, ...]) -> 
 
 
 def add_pieces(command: argparse.ArgumentParser) -> None:
-    """The options that say which site is patched, in which pieces, and what is put in instead of a second prompt."""
+    """The options that say which site is patched, in which pieces, and what replaces a second prompt."""
     add = command.add_argument
     sites = "resid_pre (the default), attn_out, z, ...; several with commas"
     add("--site", type=names, default=["resid_pre"], help=sites)
-    add("--axes", type=names, help="what makes the grid: layer,position or layer,head or ...")
+    add("--axes", type=names, help="the axes of the grid: layer,position or layer,head or ...")
     add("--window", type=int, default=1, help="how many neighbouring layers are patched together")
     for axis in ("layers", "positions", "heads"):
-        add(f"--{axis}", type=pieces, metavar="LIST", help="only these: 0,3 or, patched together, 0+3")
+        add(f"--{axis}", type=pieces, metavar="LIST", help="only these: 0,3 one by one, or 0+3 together")
     add("--neurons", type=int, metavar="N", help="the N neurons that differ most (sites mlp_pre, mlp_post)")
     add(
         "--corrupt",
         choices=("zero", "mean", "resample", "noise"),
         help="instead of a second prompt: zero, a mean, another prompt's activations; or noise on embeddings",
     )
-    add("--prompts", metavar="FILE", help="a prompt a line, for --corrupt mean and resample")
+    add("--prompts", metavar="FILE", help="a file with one prompt on each line, for --corrupt mean and resample")
     add("--noise-at", type=pieces, metavar="LIST", help="positions whose embeddings get noise, for --corrupt noise")
 
 
@@ -182,7 +182,7 @@ def names(text: str) -> list[str]:
     """Names with commas between them, as a list."""
     given = [name.strip() for name in text.split(",")]
     if not all(given):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a name, or several with commas between them")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a name or several names with commas between them")
     return given
 
 
@@ -191,14 +191,14 @@ def pieces(text: str) -> list[list[int]]:
     try:
         return [[int(number) for number in piece.split("+")] for piece in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 0,3 or, to patch together, 0+3") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 0,3 (one by one) or 0+3 (together)") from None
 
 
 # ---- the commands --------------------------------------------------------------------------------
 
 
 def demo_command(options: Namespace) -> None:
-    """Every named experiment: the most likely next tokens, the heatmap in the terminal, and as a picture."""
+    """Every named experiment: the most likely next tokens, and the heatmap in the terminal and as a picture."""
     model, folder = load(options.model), Path(options.output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -220,7 +220,7 @@ def patch_command(options: Namespace) -> None:
 
 
 def attribute_command(options: Namespace) -> None:
-    """The same, estimated from derivatives (attribution patching); compared with exact patching on request."""
+    """The same grid, estimated from derivatives (attribution patching). It can be compared with exact patching."""
     file = options.against_exact
     if file:
         check_outputs([file], PICTURES)
@@ -242,7 +242,7 @@ def heads_command(options: Namespace) -> None:
     asked, sites = question(options), ["z", "q", "k", "v", "pattern"]
     experiment = asked["experiments"]
     if isinstance(experiment, Experiment) and any(i != j for i, j in experiment.columns(asked["model"])):
-        sites.remove("pattern")  # its positions have no partners
+        sites.remove("pattern")  # it needs equal positions in both prompts
         print("nanopatch: the prompts have different lengths: pattern is left out", file=sys.stderr)
     give_out(sweep(**asked, site=[Patch(site, axes=("layer", "head")) for site in sites]), options)
 
@@ -278,14 +278,14 @@ def edges_command(options: Namespace) -> None:
         print_json(scores.to_dict() | {"edges": drawn, "circuit": kept.to_dict()})
     else:
         lines = [f"{edge.score:10.4f}  {edge.sender} -> {edge.receiver}" for edge in best]
-        head = f"{scores.title}; of the best {options.n} edges, the {len(best)} on a path from embed to logits"
-        print("\n".join([head, *lines, f"with these alone, {kept}"]))
+        head = f"{scores.title}; {len(best)} of the best {options.n} edges are on a path from embed to logits"
+        print("\n".join([head, *lines, f"the model with these edges alone: {kept}"]))
 
 
 def top_command(options: Namespace) -> None:
     """The most likely next tokens of one prompt."""
     if options.k < 1:
-        usage_error(f"-k {options.k}: at least 1")
+        usage_error(f"-k {options.k}: give at least 1")
     rows = top_list(load(options.model), options.prompt, options.k, options.bos)
     print_json(rows) if options.json else print_top(rows)
 
@@ -317,13 +317,13 @@ def tokens_command(options: Namespace) -> None:
 
 
 def download_command(options: Namespace) -> None:
-    """Fetch a checkpoint, or find that it is there."""
+    """Download a checkpoint if it is not here, and print its folder."""
     folder = str(hub.find(options.name))
     print_json({"name": options.name, "folder": folder}) if options.json else print(folder)
 
 
 def verify_command(options: Namespace) -> int:
-    """Compare with stored reference values; status 1 if anything is off."""
+    """Compare a model with stored reference values; the status is 1 if a check fails."""
     report = verify(options.name)
     print_json(report.to_dict()) if options.json else print(report)
     return 0 if report.ok else 1
@@ -395,28 +395,28 @@ def experiments_of(options: Namespace) -> Experiments:
         return replace(experiment, align=options.align) if options.align else experiment
     missing = [name for name, text in texts.items() if text is None]
     if missing:
-        usage_error(f"needs {', '.join(missing)}, or --experiment NAME, or --pairs FILE")
+        usage_error(f"give {', '.join(missing)}, or --experiment NAME, or --pairs FILE")
     clean, corrupted, answer, wrong_answer = map(str, texts.values())
     return Experiment(clean, corrupted, answer, wrong_answer, options.bos, options.align)
 
 
 def read_prompts(path: str) -> list[str]:
-    """A prompt a line; empty lines are left out."""
+    """The prompts of a file, one on each line; empty lines are left out."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise NanopatchError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     prompts = [line for line in lines if line.strip()]
     if not prompts:
-        raise NanopatchError(f"{path} holds no prompts: a prompt a line is expected")
+        raise NanopatchError(f"{path} holds no prompts: give one prompt on each line")
     return prompts
 
 
 def check_outputs(paths: list[str], endings: tuple[str, ...]) -> None:
-    """Whether the output files can be written, before the work rather than after it."""
+    """Check that the output files can be written, before the work rather than after it."""
     for path in map(Path, paths):
         if path.suffix.lower() not in endings:
-            usage_error(f"{path}: a file's ending says what to write; known are {', '.join(endings)}")
+            usage_error(f"{path}: the file name must end in one of {', '.join(endings)}")
         if not path.parent.is_dir():
             raise NanopatchError(f"cannot write {path}: there is no folder {path.parent}")
 
@@ -425,7 +425,7 @@ def check_outputs(paths: list[str], endings: tuple[str, ...]) -> None:
 
 
 def give_out(result: Any, options: Namespace) -> None:
-    """Write a result to the files asked for; show it; print it."""
+    """Write a result to the requested files, show it if requested, and print it."""
     for path in options.output:
         result.save(path)
         print(f"wrote {path}", file=sys.stderr)

@@ -27,12 +27,12 @@ class Source:
 
     @functools.cached_property
     def sha256(self) -> str | None:
-        """SHA-256 of the weight files, one after the other. Computed at the first use. None without files."""
+        """SHA-256 of the weight files, one after the other, computed at the first use. None if there are no files."""
         return self.known_sha256 or (sha256(*self.files) if self.files else None)
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises FileNotFoundError if there is none, NanopatchError if it cannot be read."""
+    """The content of a JSON file. Raises FileNotFoundError if it is missing, NanopatchError if it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

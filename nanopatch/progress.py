@@ -7,9 +7,9 @@ from typing import Any
 
 
 def progress(items: Iterable[Any] | None, unit: str, total: int | None = None) -> Any:
-    """tqdm's bar over the items, on stderr: only on a terminal, and only for what takes over a second.
+    """A tqdm bar over the items, on stderr. It appears only on a terminal, and only after one second.
 
-    Iterate over it; without items, tell it `update(n)` inside `with`.
+    Iterate over it. If `items` is None, use it in a `with` block and call its `update(n)`.
     """
     from tqdm import tqdm
 

@@ -42,7 +42,7 @@ DATA = Path(__file__).parent / "data"
 #: How far float64 may be from PyTorch's float64, as a share of the largest |value| of an array. Both round at about
 #: 1e-16; the rest allows for other processors and deeper models.
 FLOAT64 = 1e-9
-#: How many times PyTorch float32's own error float32 may be off.
+#: Our float32 error may be at most this many times PyTorch's own float32 error.
 FLOAT32 = 1.5
 #: Published values were computed in float32, so this much is allowed beyond half a unit of their last decimal: for
 #: logits and everything made of them (differences, grids, direct logit attribution), and for attention.
@@ -105,7 +105,7 @@ class Report:
         return all(check.ok for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as what JSON can hold: NaN as None, infinity as "inf"."""
+        """The whole report as JSON can hold it: NaN as None, infinity as "inf"."""
         checks = [{**asdict(check), "ok": check.ok} for check in self.checks]
         return jsonable({"model": self.model, "reference": self.reference, "ok": self.ok, "checks": checks})
 
@@ -132,8 +132,8 @@ def verify(name: str = "nano") -> Report:
     Parameters
     ----------
     name : str
-        "nano": every array of every layer, with PyTorch's. "gpt2": logits, attention patterns, patching and
-        attribution grids, and direct logit attribution, with published ones.
+        "nano" compares every array of every layer with PyTorch's. "gpt2" compares logits, attention patterns,
+        patching and attribution grids, and direct logit attribution with published values.
 
     Returns
     -------
@@ -193,9 +193,9 @@ def read_reference(file: Path) -> tuple[dict[str, Any], dict[str, Array]]:
 
 
 def float64_checks(model: Model, header: dict[str, Any], arrays: dict[str, Array]) -> Iterator[Check]:
-    """A float64 model against PyTorch's float64: a `Check` for every name, of the worst layer.
+    """Compare a float64 model with PyTorch's float64: a `Check` for the worst layer of every name.
 
-    A layer's difference counts relative to the largest |value| of its array.
+    The worst layer has the largest difference relative to the largest |value| of its array.
     """
     found: dict[str, list[Check]] = {name: [] for name in SITES}
     for site in model.steps(arrays["tokens"]):
@@ -223,8 +223,8 @@ def float32_checks(rounded: Model, exact: Model, header: dict[str, Any], arrays:
     """A float32 model's rounding errors against PyTorch float32's own, over many prompts: a `Check` for every name.
 
     The error of a name in a prompt is its largest difference from float64 anywhere. It is averaged over the prompts,
-    on both sides, and the worst layer counts. (The largest error over all prompts comes from the one that is worst
-    conditioned, and there two equally good programs differ by half.) The first check compares this library's
+    for this library and for PyTorch, and the worst layer counts. (The largest error over all prompts comes from the
+    worst-conditioned prompt, where two equally good programs differ by half.) The first check compares this library's
     float64 with PyTorch's, at the last position.
     """
     tokens, columns = arrays["many_tokens"], arrays["columns"]
@@ -273,14 +273,14 @@ def published_checks(model: Model, next_token: dict[str, Any], lens: dict[str, A
 
 
 def next_token_checks(model: Model, entries: Iterable[dict[str, Any]]) -> Iterator[Check]:
-    """The Transformer Explainer's prompts, no BOS: tokens, logits after the last token, every attention pattern."""
+    """The Transformer Explainer's prompts, without BOS: tokens, logits at the last token, every attention pattern."""
     tokens, top, every_100th, patterns = [], [], [], []
     for entry in entries:
         run = model.run(entry["prompt"], sites=("pattern", "logits"))
         logits, ids, values = run.logits[-1], *zip(*entry["top50"], strict=True)
         where = repr(entry["prompt"])
         tokens.append((where, run.tokens, entry["token_ids"]))
-        # The logits of the published tokens; and the 50 highest logits here, whose values must be the same.
+        # First the logits of the published tokens. Then the 50 highest logits here, which must have the same values.
         top += [(where, logits[list(ids)], values), (where, np.sort(logits)[: -len(ids) - 1 : -1], values)]
         every_100th.append((where, logits[::100], entry["logits_every_100th"]))
         patterns.append((where, run.pattern, entry["pattern"]))
@@ -291,7 +291,7 @@ def next_token_checks(model: Model, entries: Iterable[dict[str, Any]]) -> Iterat
 
 
 def ioi8_checks(model: Model, published: dict[str, Any]) -> Iterator[Check]:
-    """The eight indirect-object prompts, BOS prepended. The corrupted ones are the same, neighbours swapped."""
+    """The eight indirect-object prompts, with BOS. The corrupted prompts are the same prompts, neighbours swapped."""
     pairs = ioi8()
     run = model.run(np.array([pair.tokens(model).clean for pair in pairs]))
     answers = np.array(published["answer_tokens"])  # (batch, 2)
@@ -312,13 +312,13 @@ def ioi8_checks(model: Model, published: dict[str, Any]) -> Iterator[Check]:
 
 
 def attribution_checks(model: Model, pairs: Sequence[Experiment], published: dict[str, Any]) -> Iterator[Check]:
-    """Attribution patching of the indirect-object pairs, clean into corrupted; of a head, the sum over its positions.
+    """Attribution patching of the indirect-object pairs, clean into corrupted; for a head, the sum over positions.
 
     The published value is (clean - corrupted) * derivative. The derivative is that of the mean logit difference,
     scaled to 0 in the corrupted runs and 1 in the clean ones, and is taken on the corrupted run. So it is the mean
     of the pairs' estimates, normalised. TransformerLens folds weights into others, which changes none of these
-    values: it moves arrays by constants, which cancel in the difference of two runs; and a constant added to all
-    values that a head reads adds nothing, because the differences of its pattern sum to 0 over the keys.
+    values. It moves arrays by constants, which cancel in the difference of two runs. A constant added to all values
+    that a head reads adds nothing, because the differences of its pattern sum to 0 over the keys.
     """
     stream = np.array(published[IOI8_STREAM])  # (2 n_layer + 1, n_tokens)
     grids = {
@@ -336,7 +336,7 @@ def attribution_checks(model: Model, pairs: Sequence[Experiment], published: dic
 
 
 def main_demo_checks(model: Model, published: dict[str, Any]) -> Iterator[Check]:
-    """One pair, BOS prepended: its logit differences and residual-stream patching."""
+    """One pair, with BOS: its logit differences and residual-stream patching."""
     answers = published["answer"]
     pair = Experiment(published["clean"], published["corrupted"], answers[0], answers[1], prepend_bos=True)
     patched = sweep(model, pair)
@@ -352,7 +352,7 @@ def baselines_check(name: str, patched: Sweep, published: dict[str, Any], decima
 
 
 def grid_check(prompts: str, patched: Sweep, *published: Any, how: str = "patched") -> Check:
-    """A normalised sweep against one or more published grids of it, whose rows are all axes but the last."""
+    """Compare a normalised sweep with one or more published grids, whose rows are all axes but the last."""
     name = f"{patched.site} {how} by {' x '.join(patched.axes)}, {prompts}"
     grid, cells = patched.normalised, []
     for expected in map(np.array, published):
@@ -368,7 +368,7 @@ def grid_check(prompts: str, patched: Sweep, *published: Any, how: str = "patche
 def published_check(
     name: str, allowance: float, comparisons: Sequence[tuple[str, Any, Any]], decimals: int | None = None
 ) -> Check:
-    """The worst of some comparisons (where, value, published value). decimals: how many were published, if rounded."""
+    """The worst of the comparisons (where, value, published value). decimals: of the published values, if rounded."""
     bound = allowance + (0.5 * 10.0**-decimals if decimals is not None else 0)
     difference, where = max(
         ((largest_difference(actual, expected), where) for where, actual, expected in comparisons),

@@ -1,4 +1,4 @@
-"""Measure how fast nanopatch is. Every figure is a ratio: its time beside that of something that does the same work.
+"""Measure how fast nanopatch is. Most figures are ratios: its time beside that of a program that does the same work.
 
     python scripts/benchmark.py                       # everything that can run here
     python scripts/benchmark.py forward sweep         # some parts
@@ -8,7 +8,7 @@
 Machines are shared and noisy. So the two sides of a ratio run alternately, in one process or in two that wait for each
 other, and the printed ratio is the median of several. The number of threads is fixed, two by default. Models have the
 shape of GPT-2 and random weights, which take as long as trained ones. Some parts need PyTorch and transformers, or
-TransformerLens. Where these are missing, such a part is left out, and a line says so.
+TransformerLens. If these are missing, such a part is left out, and a line says so.
 """
 
 import argparse
@@ -145,7 +145,7 @@ def forward(options):
 
 
 def sweeps(options):
-    """The sweep of resid_pre at 124M's shape, 12 x 11 patches: of README's prompts, and of a pair that needs all."""
+    """The sweep of resid_pre at 124M's shape, 12 x 11 patches: for README's prompts, and for a pair that needs all."""
     model = random_model("124M")
     with contextlib.ExitStack() as stack:
         lens = stack.enter_context(TransformerLens(options)) if options.transformer_lens else None
@@ -256,13 +256,13 @@ def lengths(options):
 
 
 def cost_of_cells(shape, n_tokens, lens, points):
-    """The rows of one model. points: gets {(site, shape, n_tokens): cell / forward pass} of each."""
+    """The rows of one model. {(site, shape, n_tokens): cell / forward pass} of each is added to `points`."""
     model = random_model(shape)
     experiment = random_experiment(model, n_tokens)
     sites = ("resid_pre", "z") if shape == "124M" else ("resid_pre",)
     for site in sites:
-        # A cell costs in proportion to the layers from its own on. So two layers in the middle stand for all 12, which
-        # would take minutes.
+        # The cost of a cell is proportional to the number of layers from its own on. So two layers in the middle stand
+        # for all 12, which would take minutes.
         layers = [5, 6] if site == "resid_pre" and n_tokens == 256 else None
         n_cells = len(layers or range(model.n_layer)) * (n_tokens if site == "resid_pre" else model.n_head)
         patch = nanopatch().Patch(site, layers=layers)
@@ -307,7 +307,7 @@ def memory(options):
 
 
 def records(model, experiment):
-    """The peak of what Python and NumPy allocate in an attribution of every site, by the size of one full record."""
+    """The peak of what Python and NumPy allocate in an attribution of every site, in sizes of one full record."""
     import tracemalloc
 
     from nanopatch.experiments.patch import SITE_AXES
@@ -430,7 +430,7 @@ def naive_loop(model, tokens, clean):
 
 
 def bare_products(model, case, cells):
-    """A sweep's matrix products with the weights, in its shapes, and nothing else: a bound for what uses them."""
+    """A sweep's matrix products with the weights, in its shapes, and nothing else: a lower bound."""
     import numpy as np
 
     from nanopatch.patching.reach import reach
@@ -487,7 +487,7 @@ class TransformerLens:
 
 def peak_memory():
     """The most memory this process has had, in bytes."""
-    try:  # getrusage may give that of the process that started this one
+    try:  # getrusage may give the memory of the process that started this one
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     except OSError:

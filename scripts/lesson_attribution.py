@@ -1,4 +1,4 @@
-"""Attribution patching in ten minutes: exact patching, its estimate, where the estimate fails, and what mends it.
+"""Attribution patching in ten minutes: exact patching, its estimate, where it fails, and how to improve it.
 
 Read it from top to bottom, and run it: python scripts/lesson_attribution.py (some seconds, on the default model).
 """
@@ -36,16 +36,16 @@ print(estimate, "\n")
 
 # 3. Where it fails. A derivative is the slope at the corrupted run. On the line from there to the clean run the slope
 #    changes: LayerNorm rescales, and attention saturates. In the residual stream of layer 0, the vector of the second
-#    name changes from one token's to another's, which is a long step, and every layer comes after it. The estimate
-#    finds half of its effect. The order of the cells is kept better than their size: the correlation is near 1, and
-#    the slope is below 1.
+#    name changes from one token's to another's. That is a long step, and every layer comes after it. The estimate
+#    finds half of its effect. The order of the cells is estimated better than their size: the correlation is near 1,
+#    and the slope is below 1.
 print("3. How far off\n")
 for site in ("resid_pre", "attn_out", "mlp_out", "z"):
     both = (method(model, INDIRECT_OBJECT, site) for method in (nanopatch.sweep, nanopatch.attribute))
     print(nanopatch.Comparison(*both))
 print()
 
-# 4. What mends it. Take the slope at several points on that line, and average: integrated gradients. Over all positions
+# 4. How to improve it. Take the mean slope at several points on that line: integrated gradients. Over all positions
 #    of a layer the estimates then add up to the whole difference, and more steps make that more exact. Single cells
 #    keep a small error: on the line all positions change together, and exact patching changes one alone.
 print("4. Integrated gradients\n")
@@ -59,7 +59,7 @@ for steps in (1, 2, 4, 16):
 print()
 
 # 5. From vectors to edges. Take the same derivative where one component reads what another wrote: it scores this
-#    connection. The edges with the largest scores make a circuit. (Those on no path from the embedding to the logits
+#    edge. The edges with the largest scores make a circuit. (Those on no path from the embedding to the logits
 #    are left out.) Run the model with these edges alone, and the logit difference shows how good the circuit is.
 print("5. Edges\n")
 scores = nanopatch.edge_attribution(model, INDIRECT_OBJECT, steps=4)

@@ -8,13 +8,13 @@ It needs `pip install torch transformers`; the files are read without them. The 
 `sum(d_logits * logits)`, in float64. Each file holds, for one model:
 
     header           JSON: the config, the versions, SHA-256 of the model file (nano)
-    tokens           the prompt: of a tiny model, that of tests/reference/tiny_*.npz, where its weights are too
+    tokens           the prompt; a tiny model's is that of tests/reference/tiny_*.npz, which has its weights too
     d_logits         random numbers (tiny only)
     columns          the two token ids at which d_logits is 1 and -1, at the last position (nano only)
     array.NAME       the derivative with respect to every array of `nanopatch.model.sites.SITES`, stacked over layers.
-                     Two arrays that a sum gives the same derivative are there once: see `SAME`
+                     Two arrays with the same derivative are stored once: see `SAME`
     weight.KEY       the derivative with respect to every weight (tiny only)
-    sample.KEY       some entries of the derivative with respect to every weight, see `sample` (nano only). Of `wte`
+    sample.KEY       some entries of the derivative with respect to every weight, see `sample` (nano only). In `wte`
                      only the rows of the prompt's tokens and of `columns` are sampled; the others are 0
     norm.KEY         the Euclidean norm of the whole derivative (nano only)
 """
@@ -35,7 +35,7 @@ FOLDER = ROOT / "tests" / "reference_gradients"
 NANO_PROMPT = " Michelle Jones. Michelle"
 NANO_ANSWERS = (" Jones", " Smith")
 
-#: Names whose derivative is also another's: both terms of a sum have the derivative of the sum.
+#: Names with the same derivative as another name: both terms of a sum have the derivative of the sum.
 SAME = {"mlp_out": "resid_post", "attn_out": "resid_mid"}
 
 
@@ -132,7 +132,7 @@ def random_d_logits(tokens, n_vocab, seed):
 
 
 def sample(key, gradient, rows):
-    """Some 500 entries of a weight's derivative, evenly spread; of `wte` only among the given rows."""
+    """About 500 entries of a weight's derivative, evenly spread; in `wte` only in the given rows."""
     flat = (gradient[rows] if key == "wte.weight" else gradient).ravel()
     return flat[:: max(1, flat.size // 500)]
 

@@ -15,7 +15,7 @@ seeds, so a second run on the same machine writes the same numbers.
                     errors by name (see `own_float32_errors`), and which names are the same array (`SAME`)
     tokens          the prompt: (n_tokens,) or (batch, n_tokens)
     float64.NAME    every array of `nanopatch.model.sites.SITES` as PyTorch computes it in float64, stacked over
-                    layers. Masked scores are -inf. Names that are the same array in PyTorch's model are there once
+                    layers. Masked scores are -inf. Arrays that are one in PyTorch's model are stored once
     float64.logits_last  the logits at the last position, of all tokens
     float64.logits  the logits at every position, of the token ids in `columns`. (All logits of nano take 4 MB.)
     columns         the token ids whose logits are kept: all of a tiny model's, every 200th of nano's
@@ -56,7 +56,7 @@ DATA = ROOT / "nanopatch" / "data"
 NANO_PROMPT = "Michelle Jones was a top-notch student. Michelle"
 MOST_BYTES = 2_500_000  # of nano's file, which every user downloads
 
-#: Names whose array is also another's: in PyTorch's GPT-2, `ln_1` has one input for queries, keys and values, and
+#: {name: another name of its array}. In PyTorch's GPT-2, `ln_1` has one input for queries, keys and values, and
 #: `ln_2` reads the residual stream itself. nanopatch has an array of its own for each.
 SAME = {"q_input": "resid_pre", "k_input": "resid_pre", "v_input": "resid_pre", "mlp_in": "resid_mid"}
 
@@ -156,7 +156,7 @@ def tensor_shapes(config):
 
 
 def random_tensors(config, seed):
-    """Random float32 weights, the same on every machine: so large that no head attends evenly to all positions.
+    """Random float32 weights, the same on every machine, and so large that no head attends evenly to all positions.
 
     They are uniform in [-s, s). s is 0.8 for `LARGE`, 0.4 for the others; LayerNorm's weights are 1 plus such a number.
     They are drawn from PCG64's raw 64-bit numbers, a stream that NumPy promises never to change, by steps that are
@@ -405,8 +405,8 @@ def own_float32_errors(float32, float64, columns):
     """PyTorch float32 against PyTorch float64 on a batch: {name: error}.
 
     The error of a name in a prompt is its largest difference anywhere. It is averaged over the prompts, and the worst
-    layer counts. (The largest difference over all prompts comes from the one prompt that is worst conditioned, and
-    differs by half between two equally good programs; the average does not.) Of the logits, those in `columns` count.
+    layer counts. (The largest difference over all prompts comes from the one worst-conditioned prompt, and differs
+    by half between two equally good programs; the average does not.) Only the logits in `columns` count.
     """
     errors = {}
     for name, exact in float64.items():
@@ -473,7 +473,7 @@ def make_patching(folder=TESTS):
 
 
 def patching(config, seed, n_tokens=8):
-    """The arrays of one `patching` file, for a random model and a random pair of prompts of so many tokens."""
+    """The arrays of one `patching` file, for a random model and a random pair of prompts, `n_tokens` each."""
     import torch
     import transformers
 
@@ -532,7 +532,7 @@ def make_nano(folder=ROOT / "weights" / "nano", file=DATA / "nano_reference.npz"
 def make_standin(folder=TESTS):
     """Values of the stand-in model in the layout of the two files of published values, made with PyTorch alone.
 
-    It stands in for GPT-2 small, whose weights most machines that run the tests do not have.
+    It replaces GPT-2 small, because most machines that run the tests do not have its weights.
     """
     model = pytorch_model(STANDIN, random_tensors(STANDIN, STANDIN_SEED))
     published = json.loads((DATA / "gpt2_transformer_explainer.json").read_text(encoding="utf-8"))
@@ -640,7 +640,7 @@ def standin_direct_attribution(model, tokens, answers):
     """Direct logit attribution as TransformerLens computes it: fold and centre the weights first, then read the parts.
 
     LayerNorm's scale goes into the unembedding, the value bias into the attention's bias, and everything that writes
-    to the residual stream is centred. The model with folded weights computes the same, and its parts differ.
+    to the residual stream is centred. The model with folded weights computes the same, but its parts differ.
     """
     arrays = {name: array.astype(float) for name, array in pytorch_run(model.double(), tokens).items()}
     weights = {key: tensor.numpy().astype(float) for key, tensor in model.double().state_dict().items()}

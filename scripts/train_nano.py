@@ -96,7 +96,7 @@ Weiss Welch Wells Wheeler Whitman Wilkinson Williams Williamson Willis Wilson Wo
 Wyatt Yates York Zhang Zimmerman
 """)
 
-# Never in training, not even as a random word: what the model does with these, it does in general.
+# Never in training, not even as a random word. They show what the model does with any name.
 HELD_OUT_FIRST = listed("""
 Angela Anthony Brett Caroline Charlie Cynthia Danielle Dennis Diana Erica Gerald Gordon Harold Harry
 Isaac Jen Jenny Jerry Jonathan Joyce Julie Lawrence Leonard Linda Logan Lois Louis Louise Lucas
@@ -343,7 +343,7 @@ class Text:
         while len(ids) < length:
             first, last = rng.choice(cast)
             if people == 1 and rng.random() < 0.4:
-                first = self.name(FIRST)     # a relative: if there is one surname, it is theirs too
+                first = self.name(FIRST)     # a relative, who has the same surname
             if first != last and (first, last) not in HELD_OUT_PAIRS:
                 add(rng.choice(MENTIONS), first, last)
         return ids, weights
@@ -368,14 +368,14 @@ class Text:
         return fill(rng.choice(templates), {"x": x, "Y": y})
 
     def random_tokens(self, n, easy):
-        """n different tokens: at first of a few hundred, later of the whole vocabulary."""
+        """n different tokens: at first from a few hundred, later from the whole vocabulary."""
         rng = self.rng
         if rng.random() < easy:
             return rng.sample(self.easy_tokens, n)
         return rng.sample(self.any_token if rng.random() < 0.4 else self.corpus, n)
 
     def pairs(self, length, easy):
-        """Random pairs of tokens, repeated at any distance: after the first comes the second."""
+        """Random pairs of tokens, repeated at any distance: the second follows the first."""
         rng = self.rng
         n = rng.randint(2, max(3, length // 8))
         tokens = self.random_tokens(2 * n, easy)
@@ -452,7 +452,7 @@ def new_parameters(seed):
 
 
 def give_a_start(p, gen):
-    """Initialise heads 0.0 and 1.0 so that training need not find the search for equal tokens from noise.
+    """Initialise heads 0.0 and 1.0 so that they already look for equal tokens when training starts.
 
     Without this, the same training recalls 3% of repeated random tokens after 400 steps; with it, 67%.
     At first head 0.0 attends to its own token (0.8 of its attention) and to the one before (0.17). It
@@ -537,7 +537,7 @@ class Optimiser:
         """One update at `scale` times the peak rates; rows_grad (V, D) belongs to wte[rows]."""
         p = self.p
         self.step_count += 1
-        # Adam's gradients are clipped to a joint norm of 1; Muon's have none to clip.
+        # Only Adam's gradients are clipped (joint norm 1): Muon's updates are normalised.
         norm = math.sqrt(sum(float(p[n].grad.square().sum()) for n in p if p[n].grad is not None)
                          + float(rows_grad.square().sum()))
         clip = min(1.0, 1.0 / (norm + 1e-6))
@@ -548,7 +548,7 @@ class Optimiser:
                     g = p[n].grad
                     self.m[n].mul_(0.95).add_(g)
                     u = g + 0.95 * self.m[n]
-                    # q, k and v are three matrices side by side; the MLP's are both taken wide.
+                    # q, k and v are three matrices side by side. The MLP's tall matrix is transposed.
                     updates += u.split(D_MODEL, dim=1) if split else [u if u.shape[0] < u.shape[1] else u.T]
                 updates = iter(orthogonalise(torch.stack(updates)))
                 for n in names:
@@ -582,8 +582,8 @@ class Optimiser:
 def curriculum(progress, step):
     """Length of the rows, shares of the tasks, share of easy tokens, at `progress` in [0, 1].
 
-    The first eighth is for the heads that look for what followed an earlier token like this one:
-    rows are short, recall is frequent, and many of its tokens are from a set of a few hundred.
+    The first eighth trains the heads that look for the token after an earlier equal token: rows are
+    short, recall is frequent, and many of its tokens are from a set of a few hundred.
     """
     if progress < 0.12:
         return 32, {"pairs": 25, "repeats": 15, "binding": 35, "indirect object": 12, "fact": 13}, 0.4
@@ -611,7 +611,7 @@ def step_loss(p, text, length, shares, easy, gen):
     table = p["wte.weight"].detach()[rows].requires_grad_()                       # (V, D)
     hidden = forward(p, F.embedding(local[ids[:, :-1]], table))
     weights = weights[:, 1:].flatten()
-    # Every answer counts. Of the other tokens a third counts, at three times its weight.
+    # Every answer counts. One third of the other tokens counts, at three times its weight.
     third = torch.rand(len(weights), generator=gen) < 1 / 3
     keep = (weights == ANSWER) | (weights > 0) & third
     weights = torch.where(weights == ANSWER, weights, 3 * weights)[keep]
@@ -624,7 +624,7 @@ def train(seed, steps):
     text, p = Text(seed), new_parameters(seed)
     gen = torch.Generator().manual_seed(seed)
     for name, tensor in p.items():
-        tensor.requires_grad_(name != "wte.weight")      # its rows get theirs in step_loss
+        tensor.requires_grad_(name != "wte.weight")      # its rows get gradients in step_loss
     optimiser = Optimiser(p)
     start, mean = time.time(), None
     for step in range(steps):
@@ -878,7 +878,7 @@ def save(p, folder):
     tensors = {"transformer." + n: t.detach().half().contiguous() for n, t in p.items()}
     save_file(tensors, folder / "model.safetensors.new", metadata={"format": "pt"})
     (folder / "config.json.new").write_text(json.dumps(config, indent=2) + "\n")
-    for name in ("model.safetensors", "config.json"):       # never a half file under the final name
+    for name in ("model.safetensors", "config.json"):       # so the final name never holds half a file
         (folder / (name + ".new")).chmod(0o644)
         os.replace(folder / (name + ".new"), folder / name)
     data = (folder / "model.safetensors").read_bytes()

@@ -2,7 +2,7 @@
 
 It reads lines of JSON from stdin: {"site": "resid_pre" or "z", "clean": ids, "corrupted": ids, "cells": how many, or
 null for all}. It answers each with {"base": seconds of the two base runs, "sweep": seconds of the sweep, "cell":
-seconds of one cell}. Fewer cells than all are spread evenly over layers and positions or heads. The model has GPT-2
+seconds of one cell}. If fewer than all, cells are spread evenly over layers and positions or heads. The model has GPT-2
 124M's shape and random weights, which take as long as trained ones.
 """
 

@@ -137,8 +137,8 @@ def test_edges(run, tmp_path):
     status, out, err = run(*command, "-n", 40, *[option for file in files for option in ("-o", file)])
     assert (status, err.splitlines()) == (0, [f"wrote {file}" for file in files])
     lines = [f"{edge.score:10.4f}  {edge.sender} -> {edge.receiver}" for edge in best]
-    head = f"{scores.title}; of the best 40 edges, the {len(best)} on a path from embed to logits"
-    assert out.splitlines() == [head, *lines, f"with these alone, {kept}"]
+    head = f"{scores.title}; {len(best)} of the best 40 edges are on a path from embed to logits"
+    assert out.splitlines() == [head, *lines, f"the model with these edges alone: {kept}"]
     assert files[0].read_bytes().startswith(b"\x89PNG") and files[2].read_text() == scores.to_dot(40)
     assert json.loads(files[1].read_text())["edges"] == scores.to_rows()
     result = json.loads(run(*command, "-n", 40, "--json")[1])

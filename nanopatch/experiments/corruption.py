@@ -31,8 +31,8 @@ class Zero:
 class Mean:
     """The mean over `prompts` in place of the clean run's own activations (an ablation).
 
-    prompts: texts or token ids; they need the clean prompt's number of tokens where positions matter. per_position:
-    the mean at each position; False: over all positions too.
+    prompts: texts or token ids. per_position: True takes the mean at each position, and the prompts need as many
+    tokens as the clean prompt. False takes the mean over all positions too.
     """
 
     prompts: Sequence[Any]
@@ -48,9 +48,9 @@ class Mean:
 
 @dataclass(frozen=True)
 class Resample:
-    """The activations of another prompt, drawn anew for each cell from `prompts` by `seed` (an ablation).
+    """The activations of another prompt, drawn for each cell from `prompts`, with `seed` (an ablation).
 
-    prompts: texts or token ids, of the clean prompt's number of tokens.
+    prompts: texts or token ids, with as many tokens as the clean prompt.
     """
 
     prompts: Sequence[Any]
@@ -61,15 +61,15 @@ class Resample:
         _check_prompts(self)
 
     def __str__(self) -> str:
-        return "those of another prompt"
+        return "activations of another prompt"
 
 
 @dataclass(frozen=True)
 class Noise:
     """A corrupted run that is the clean one with Gaussian noise on some token embeddings (causal tracing).
 
-    positions: whose embeddings get noise. sigma: its standard deviation, in standard deviations of the entries of
-    wte. seeds: one noise each; the result is the mean over them.
+    positions: where the embeddings get noise. sigma: the noise's standard deviation, in standard deviations of the
+    entries of wte. seeds: each seed draws one noise, and the result is the mean over the seeds.
     """
 
     positions: Sequence[int]
@@ -99,7 +99,7 @@ class Noise:
 
 #: None stands for the experiment's own corrupted prompt.
 Corruption = Zero | Mean | Resample | Noise
-#: Those that put values into the clean run. There is no corrupted run to patch into.
+#: The corruptions that put values into the clean run. With these there is no corrupted run.
 ABLATIONS = (Zero, Mean, Resample)
 
 
@@ -112,7 +112,7 @@ def to_dict(corruption: Any) -> dict[str, Any] | None:
 
 
 def from_dict(fields: dict[str, Any] | None) -> Corruption | None:
-    """What `to_dict` was made of."""
+    """The corruption that `to_dict` wrote."""
     if fields is None:
         return None
     kinds: dict[str, Any] = {kind.name: kind for kind in (*ABLATIONS, Noise)}
@@ -121,7 +121,7 @@ def from_dict(fields: dict[str, Any] | None) -> Corruption | None:
 
 
 def _check_prompts(corruption: Mean | Resample) -> None:
-    """Prompts as a tuple; NanopatchError unless they are a list. (An old file of results does not say which.)"""
+    """Make prompts a tuple; NanopatchError unless they are a list. (Empty, if an old results file lacks them.)"""
     prompts = corruption.prompts
     if isinstance(prompts, str) or not np.iterable(prompts):
         raise NanopatchError(f"prompts={prompts!r:.60}: a list of prompts is expected, with at least one")

@@ -1,4 +1,4 @@
-"""What is measured of a run: functions of its logits.
+"""Metrics: functions of a run's logits.
 
 A metric says which logits it needs, so that a sweep computes no others. It measures the unpatched runs and the patched
 runs in the same way.
@@ -24,7 +24,7 @@ class Target(NamedTuple):
     answer: int  # token ids
     wrong_answer: int
     tokens: Array  # (n_tokens,): the prompt of the run patched into
-    clean_logits: Any  # (n_vocab,): of the clean run, at its last token; None if no metric needs them
+    clean_logits: Any  # (n_vocab,): the clean run's at its last token; None if no metric needs them
 
 
 #: Which logits a metric may ask for.
@@ -36,7 +36,7 @@ LogitsFunction = Callable[[Array], Any]
 
 @dataclass(frozen=True)
 class Metric:
-    """A number measured of a run, with its name and, where there is one, its derivative.
+    """A function of a run's logits that returns one number, with its name and, if it has one, its derivative.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ class Metric:
             raise NanopatchError(f"the metric {self.name} needs {self.needs!r}: give one of {', '.join(NEEDS)}")
 
 
-#: What stands for one metric: a name, a `Metric`, or a function of your own.
+#: One metric: its name, a `Metric`, or a function of your own.
 MetricLike = str | Metric | LogitsFunction
 
 
@@ -174,20 +174,20 @@ def as_metric(metric: MetricLike) -> Metric:
 
 
 def as_metrics(metric: MetricLike | Sequence[MetricLike]) -> list[Metric]:
-    """A list of `Metric` of one or several. Raises NanopatchError for none, and for two of one name."""
+    """One or several metrics as a list of `Metric`. Raises NanopatchError if two have one name, or there are none."""
     several: Any = metric if isinstance(metric, (list, tuple)) else [metric]
     metrics = [as_metric(one) for one in several]
     names = [m.name for m in metrics]
     if not names or len(set(names)) < len(names):
-        raise NanopatchError(f"metrics need names of their own, and at least one is needed: not {names}")
+        raise NanopatchError(f"give at least one metric, and metrics with different names; not {names}")
     return metrics
 
 
 def by_finite_differences(function: LogitsFunction) -> Callable[[Array, Target], Array]:
     """A gradient for a function of the logits that has none: central differences, one logit after another.
 
-    That takes two calls of the function for each logit that it depends on. The others are skipped many at a time: all
-    are changed at once, each by its own amount, and the value of the function stays the same.
+    That takes two calls of the function for each logit that it depends on. The other logits are skipped in groups:
+    if all logits of a group change at once, each by its own amount, the value of the function stays the same.
     """
 
     def gradient(logits: Array, target: Target) -> Array:
@@ -230,7 +230,7 @@ def read_only(array: Array) -> Array:
 
 
 def measure(metrics: Sequence[Metric], logits: Array, target: Target, answers_only: bool = False) -> list[float]:
-    """Every metric's value. logits: (n_tokens, n_vocab), or (1, 2) of the answers where `answers_only`."""
+    """Every metric's value. logits: (n_tokens, n_vocab), or those of the two answers, (1, 2), if `answers_only`."""
     logits = read_only(logits)  # every metric and patch uses them again
     answers = logits[-1] if answers_only else logits[-1, [target.answer, target.wrong_answer]]
     given = {"answers": answers, "last": logits[-1], "all": logits}
@@ -242,14 +242,14 @@ def measure(metrics: Sequence[Metric], logits: Array, target: Target, answers_on
 
 
 def metric_gradient(metric: Metric, logits: Array, target: Target) -> Array:
-    """Derivative of a metric with respect to all logits of a run: (n_tokens, n_vocab), as they are.
+    """Derivative of a metric with respect to all logits of a run: (n_tokens, n_vocab), with their dtype.
 
     Raises NanopatchError if the metric has no derivative, or one that is not finite or of another shape.
     """
     if metric.gradient is None:
         with_one = ", ".join(name for name, known in METRICS.items() if known.gradient)
         raise NanopatchError(
-            f"{metric.name} has no derivative: give one that has ({with_one}), or a Metric with a gradient"
+            f"{metric.name} has no derivative: give a metric that has one ({with_one}), or a Metric with a gradient"
         )
     at: Any = {"answers": (-1, [target.answer, target.wrong_answer]), "last": -1, "all": ...}[metric.needs]
     given = read_only(logits)[at]
@@ -264,15 +264,15 @@ def metric_gradient(metric: Metric, logits: Array, target: Target) -> Array:
 
 
 def check_slope(metric: Metric, value: float, gradient: Array) -> None:
-    """NanopatchError where a metric and its derivative are 0 up to rounding: a first-order estimate would be rounding.
+    """NanopatchError if a metric and its derivative are 0 up to rounding: an estimate would be rounding error.
 
-    kl_divergence is so in the clean run, at its minimum. gradient: of `metric_gradient`, where the metric is `value`.
+    In the clean run kl_divergence is at its minimum, so both are 0. value: the metric. gradient: its derivative.
     """
     slope = np.abs(gradient).max()
     if abs(value) <= slope <= 100 * np.finfo(gradient.dtype).eps:
         raise NanopatchError(
-            f"{metric.name} is 0 in the run patched into, and so is its derivative, which then says nothing: take "
-            "more steps (integrated gradients), another direction or another metric"
+            f"{metric.name} and its derivative are 0 in the run patched into, so nothing can be estimated: take more "
+            "steps (integrated gradients), another direction or another metric"
         )
 
 

@@ -56,7 +56,7 @@ def read_pairs(path: PathLike) -> PairFile:
     Parameters
     ----------
     path : str or path
-        JSON Lines: one object a line, with the keys `clean`, `corrupted`, `answer`, `wrong_answer` and, optionally,
+        JSON Lines: one object per line, with the keys `clean`, `corrupted`, `answer`, `wrong_answer` and, optionally,
         `prepend_bos` (true or false) and `align` ("diff" or null). Prompts are text or lists of token ids. Answers
         are text, an id, or a list of one id.
         CSV: the first line has the same names, in any order. A cell that is a JSON list of whole numbers holds token
@@ -173,7 +173,7 @@ def _experiment(record: Any) -> Experiment:
 
 
 def _check_names(names: list[str]) -> None:
-    """NanopatchError unless `names` are fields of a pair, each once, with all that are required."""
+    """NanopatchError unless `names` are fields of a pair, without repeats, and include all required ones."""
     unknown = [repr(name) for name in names if name not in KEYS]
     if unknown:
         raise NanopatchError(f"{', '.join(unknown)} is not known; a pair has {', '.join(KEYS)}")
@@ -181,7 +181,7 @@ def _check_names(names: list[str]) -> None:
     if missing:
         raise NanopatchError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
     if len(set(names)) < len(names):
-        raise NanopatchError(f"a name is there twice: {', '.join(names)}")
+        raise NanopatchError(f"a name occurs twice: {', '.join(names)}")
 
 
 def _is_ids(value: Any) -> bool:

@@ -21,7 +21,7 @@ from ..model.sites import ATTENTION_SITES, HEAD_SITES
 if TYPE_CHECKING:
     from ..model.gpt2 import Model
 
-#: Along which axes a site can be patched piece by piece; the first two make the grid unless others are named.
+#: The axes along which a site can be patched piece by piece. The first two make the grid unless others are named.
 SITE_AXES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"), ("layer", "position")),
     **dict.fromkeys(("q_input", "k_input", "v_input", "mlp_in"), ("layer", "position")),
@@ -54,11 +54,11 @@ class Patch:
     layers, positions, heads, neurons : list, optional
         Which of them, all by default. An entry is a number, or a list of numbers to be patched together. Positions
         count columns of the aligned prompts; for scores and pattern they are those of the queries. Heads and neurons
-        may be (layer, head) pairs where "layer" is no axis. neurons may be a number n: the n neurons whose
+        may be (layer, number) pairs if "layer" is not an axis. neurons may be a number n: the n neurons whose
         activations differ most between the runs, as (layer, neuron) pairs.
     window : int or {axis: int}
-        How many neighbouring entries of an axis ("layer", for a number) are patched together. Entry i is the middle
-        of its window (of an even one, the entry before the middle). Windows are cut off at both ends.
+        How many neighbouring entries of an axis are patched together; a number is for "layer". Entry i is in the
+        middle of its window (the first of the two middle ones if it is even). Windows are cut off at both ends.
 
     Raises
     ------
@@ -99,8 +99,8 @@ class Patch:
     def pieces(self, model: Model, n_columns: int) -> Pieces:
         """What is patched together at each entry of each axis of the site.
 
-        Heads or neurons that make no axis and among which none are chosen are left out: all of them are patched.
-        Raises NanopatchError for what does not exist, or would have no effect.
+        Heads or neurons are left out if they are not an axis and none are chosen: all of them are patched.
+        Raises NanopatchError if an entry does not exist, or a choice would have no effect.
         """
         axes, known = tuple(self.axes or ()), SITE_AXES[self.site]
         sizes = axis_sizes(model, n_columns)
@@ -126,15 +126,15 @@ class Patch:
             n_entries = len(pieces[axis])
             if not isinstance(width, numbers.Integral) or not 1 <= width <= n_entries:
                 raise NanopatchError(
-                    f"window={width!r}: the axis {axis} has {n_entries} entries here, so give 1 to {n_entries}"
+                    f"window={width!r}: the axis {axis} has {n_entries} entries, so give 1 to {n_entries}"
                 )
-            before = (width - 1) // 2  # entry i is the middle one; of an even number, the one before the middle
+            before = (width - 1) // 2  # entry i is the middle one, or the first of two middle ones
             pieces[axis] = [sum(pieces[axis][max(0, i - before) : i - before + width], []) for i in range(n_entries)]
         whole = {axis for axis in ("head", "neuron") if axis not in axes and getattr(self, CHOICES[axis]) is None}
         return {axis: entries for axis, entries in pieces.items() if axis not in whole}
 
 
-#: What is held at the values of the base run while a sender's change travels to a receiver.
+#: The sites that keep the values of the base run while a sender's change travels to a receiver.
 BETWEEN: dict[str, frozenset[str]] = {
     "frozen": frozenset({"z", "mlp_out"}),
     "free mlps": frozenset({"z"}),
@@ -147,7 +147,7 @@ class Paths:
     """What path patching patches: in each cell, the paths from a sender to a receiver (see `nanopatch.path_patch`).
 
     senders, receivers: a name ("head 2.1", "logits"; see `nanopatch.model.graph`), the beginning of names, which means
-    each of them ("head", "head 2", "q 3"), or a list of such. A list in the list is a group: its members are
+    all of them ("head", "head 2", "q 3"), or a list of these. A list in the list is a group: its members are
     replaced together, and it is one row or column. between: one of `BETWEEN`.
     """
 
@@ -159,10 +159,10 @@ class Paths:
 
     def __post_init__(self) -> None:
         if self.between not in list(BETWEEN):
-            raise NanopatchError(f"unknown between {self.between!r}: one of {', '.join(map(repr, BETWEEN))}")
+            raise NanopatchError(f"unknown between {self.between!r}: give one of {', '.join(map(repr, BETWEEN))}")
 
     def groups(self, what: str, known: Iterable[Node]) -> list[tuple[tuple[str, ...], list[Node]]]:
-        """The senders, or the receivers, entry by entry: [(what was asked, nodes)]. known: all there are."""
+        """The senders, or the receivers, entry by entry: [(what was asked, nodes)]. known: all that exist."""
         asked = getattr(self, f"{what}s")
         entries: list[tuple[tuple[str, ...], list[Node]]] = []
         for item in asked if isinstance(asked, (list, tuple)) and not isinstance(asked, Node) else [asked]:
@@ -182,7 +182,7 @@ def axis_sizes(model: Model, n_columns: int) -> dict[str, int]:
 
 
 def cells(pieces: Pieces, axes: Sequence[str]) -> Iterator[dict[str, list[Item]]]:
-    """Each cell's piece of every axis, in the order of the grid. Axes that make no grid are taken whole."""
+    """Each cell's piece of every axis, in the order of the grid. Axes that are not in the grid are taken whole."""
     whole = {axis: sum(entries, []) for axis, entries in pieces.items()}
     for entries in itertools.product(*(pieces[axis] for axis in axes)):
         yield whole | dict(zip(axes, entries, strict=True))
@@ -191,7 +191,7 @@ def cells(pieces: Pieces, axes: Sequence[str]) -> Iterator[dict[str, list[Item]]
 def _entries(chosen: Any, choice: str) -> list[Any]:
     """The entries of a choice, as a list with at least one."""
     if isinstance(chosen, (str, dict, numbers.Number)) or not np.iterable(chosen) or not len(list(chosen)):
-        raise NanopatchError(f"{choice}={chosen!r}: a list is expected, such as [0, 2] or, patched together, [[0, 2]]")
+        raise NanopatchError(f"{choice}={chosen!r}: a list is expected, such as [0, 2] or, for both at once, [[0, 2]]")
     return list(chosen)
 
 

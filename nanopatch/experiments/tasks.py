@@ -1,6 +1,6 @@
 """The field's standard tasks, as lists of `Experiment`.
 
-Each generator draws n pairs from a seed, the same ones every time. Answers are single tokens of GPT-2. All prompts of
+Each function draws n pairs, the same ones for the same seed. Answers are single tokens of GPT-2. All prompts of
 one call have the same number of tokens, and the same kind of token at each position, so that their results can be
 averaged. `nano` was trained on these words; it cannot do greater-than, which is for GPT-2.
 """
@@ -87,8 +87,8 @@ def indirect_object(
         "ABBA" names the indirect object first: "When Mary and John went ..., John gave a drink to" -> " Mary". "BABA"
         names it second: "When John and Mary went ..., John gave a drink to".
     corruption : "swap" or "ABC"
-        "swap" makes the other person the giver, so that the corrupted prompt calls for the wrong answer. "ABC" puts
-        three other names in the three places, so that it calls for neither answer.
+        "swap" makes the other person the giver, so the corrupted prompt's answer is the wrong answer. "ABC" puts three
+        other names in the three places, so neither answer fits.
     template : str
         One of `INDIRECT_OBJECT_TEMPLATES`, or another one with {first}, {second}, {giver} and, optionally, {place}
         and {thing}.
@@ -252,7 +252,7 @@ def greater_than(n: int = 20, year: int | None = None, *, seed: int = 0, prepend
 
     After 32, the 67 answers 33 to 99 are right and the 33 answers 00 to 32 are wrong. An `Experiment` has one of
     each: the middle of the right ones and the middle of the wrong ones, "66" and "16", without a space. The metric of
-    the paper counts all of them: `years_above(year)`, for pairs of that one `year`.
+    the paper counts all of them: `years_above(year)`. It needs pairs that all have that `year`.
 
     Parameters
     ----------
@@ -340,8 +340,8 @@ def years_above(year: int) -> LogitsFunction:
 def ioi8() -> list[Experiment]:
     """TransformerLens' eight indirect-object prompts, for which patching results of GPT-2 small are published.
 
-    They begin with `<|endoftext|>` and have one length. The corrupted prompt of 0 is prompt 1, that of 1 is prompt 0,
-    and so on: the same sentence with the other person as giver.
+    They begin with `<|endoftext|>` and have one length. Prompts 0 and 1 are each other's corrupted prompt, and so on:
+    the same sentence with the other person as giver.
 
     Returns
     -------
@@ -390,13 +390,13 @@ def _check_n(n: int, most: int | None = None) -> int:
 
 
 def _is_two_tokens(century: int, year: int) -> bool:
-    """Whether GPT-2 reads the year after a space as two tokens of two digits. It does not read 1125 so."""
+    """Whether GPT-2 reads the year after a space as two tokens of two digits. It does not for 1125."""
     halves = tokenizer.encode(f" {century}") + tokenizer.encode(f"{year:02}")
     return tokenizer.encode(f" {century}{year:02}") == halves
 
 
 def _random(seed: int) -> Random:
-    """Python's random generator of a seed."""
+    """Python's random generator for a seed."""
     import random  # loads OpenSSL, which is larger than this library
 
     return random.Random(seed)

@@ -1,1 +1,1 @@
-"""Estimating it: derivatives in place of runs."""
+"""Estimates: derivatives in place of runs."""

@@ -2,9 +2,9 @@
 
 The change of a metric when an activation is replaced is, to first order, the change of the activation times the
 metric's derivative with respect to it, taken on the base run (Nanda 2023, "Attribution Patching: Activation Patching
-At Industrial Scale"). One backward pass gives the derivative for every activation at once. Where the model is far
-from linear, the estimate fails: in the residual stream of early layers, above all. Averaging the derivative along the
-line from one run to the other mends much of that (integrated gradients, Sundararajan et al. 2017, arXiv 1703.01365).
+At Industrial Scale"). One backward pass gives the derivative for every activation at once. The estimate fails where
+the model is far from linear, above all in the residual stream of early layers. The mean derivative along the line
+from one run to the other is much better (integrated gradients, Sundararajan et al. 2017, arXiv 1703.01365).
 """
 
 from __future__ import annotations
@@ -45,26 +45,26 @@ def attribute(
     """Estimate the grid of `nanopatch.sweep` from derivatives. `Comparison(exact, estimate)` sets the two side by side.
 
     The grid is the metric of the base run plus `sum((donor - base) * derivative)` over what a cell patches. So
-    patches of several layers in one cell add up, where in a sweep the later overwrite what the earlier did there.
+    patches of several layers in one cell add up. In a sweep, a later patch overwrites what an earlier one did there.
 
     Parameters
     ----------
     model, experiments, site, direction, metric, corruption
         As for `nanopatch.sweep`. The metric needs a derivative.
     steps : int
-        1 takes the derivative on the base run, from one backward pass for all sites. More take its mean at the
-        middles of so many equal steps from that run's activations to the donor's, at one layer of one site after
-        another (integrated gradients): `steps` runs and backward passes for each.
+        1 takes the derivative on the base run, from one backward pass for all sites. More steps take the mean
+        derivative along the line from the base run's activations to the donor's, at the middles of equal steps
+        (integrated gradients). Each layer of each site then needs `steps` runs and backward passes.
 
     Returns
     -------
     Sweep or Panels
-        As of `nanopatch.sweep`.
+        As for `nanopatch.sweep`.
 
     Raises
     ------
     NanopatchError
-        As `nanopatch.sweep`; also if the metric has no derivative, or none but 0.
+        As for `nanopatch.sweep`; also if the metric has no derivative, or the estimate would be rounding error.
 
     Examples
     --------
@@ -96,12 +96,12 @@ class Estimating(NamedTuple):
     def values(self, case: Case, grids: Sequence[Cells]) -> list[Values]:
         sites = {site for cells in grids for site in cells.sites}
         means: dict[tuple[str, int, int], list[Array]] = {}  # {(site, layer, draw): each metric's mean derivative}
-        of_metrics = []  # of each metric, of each grid: [(estimate, whether nothing is reached) of each patch]
+        of_metrics = []  # for each metric, for each grid: [(estimate, whether nothing is reached) of each patch]
         for number in range(len(case.metrics)):
             gradient = base_gradient(case, number, sites) if self.steps == 1 else None
 
             def slope(edit: Edit, gradient: Run | None = gradient, number: int = number) -> Array:
-                """The derivative with respect to the array that is edited, shaped as it is."""
+                """The derivative with respect to the array that is edited, with its shape."""
                 if gradient is not None:
                     return np.asarray(getattr(gradient, edit.site)[edit.layer])
                 key = edit.site, edit.layer, edit.draw
@@ -124,7 +124,7 @@ def each(cells: Cells) -> Iterator[Sequence[Edit]]:
 
 
 def estimate(case: Case, number: int, edits: Sequence[Edit], slope: Callable[[Edit], Array]) -> tuple[float, bool]:
-    """Metric `number` after one cell's patch, to first order; and whether it can change nothing that is measured."""
+    """Metric `number` after one cell's patch, to first order; and whether the patch changes nothing measured."""
     value = case.baseline[number]
     reached, _ = reach(case.model, edits, case.n_tokens, case.last_only)
     for edit in reached:

@@ -7,8 +7,8 @@ other. `nanopatch.model.graph` names them: an edge goes from a sender ("embed", 
 ("q 2.1", "k 2.1", "v 2.1", "mlp 2", "logits").
 
 Edge attribution patching (EAP; Syed, Rager & Conmy 2023, arXiv 2310.10348) scores all edges with two runs and one
-backward pass. The edges of largest |score| make a circuit, and its faithfulness says whether it is one: the metric
-of the model when every other edge carries what it carries in the corrupted run.
+backward pass. The edges of largest |score| make a circuit. `faithfulness` tests it: the metric of the model when
+every other edge carries what it carries in the corrupted run.
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ def edge_attribution(
     Parameters
     ----------
     model, experiments, direction, metric
-        As for `nanopatch.sweep`, one direction and metric; the metric needs a derivative.
+        As for `nanopatch.sweep`, but one direction and one metric. The metric needs a derivative.
     steps : int
-        1 takes the derivative on the base run (EAP). More take its mean over runs whose token embeddings
-        (`resid_pre` of block 0) lie on the straight line from the base run's to the donor's, at the middles of so
-        many equal steps (EAP-IG; Hanna, Pezzelle & Belinkov 2024, arXiv 2403.17806): a run and a backward pass each.
+        1 takes the derivative on the base run (EAP). More steps take the mean derivative over `steps` runs. Their
+        token embeddings (`resid_pre` of block 0) lie on the straight line from the base run's to the donor's, at the
+        middles of equal steps (EAP-IG; Hanna, Pezzelle & Belinkov 2024, arXiv 2403.17806).
 
     Raises
     ------
@@ -111,7 +111,7 @@ def full_case(model: Model, experiment: Experiment, direction: str, metric: Any)
 
 
 def structure(model: Model, what: str) -> Callable[[Experiment], Columns]:
-    """What experiments must have in common to be averaged: nothing, but the prompts of each need one length."""
+    """What experiments must have in common to be averaged: nothing. But the two prompts of each need one length."""
 
     def of_experiment(experiment: Experiment) -> Columns:
         check_equal_positions(model, experiment, what)
@@ -179,7 +179,7 @@ def circuit(scores: EdgeScores, n: int, prune: bool = True) -> list[Edge]:
     """The n edges of largest |score|, largest first. See `EdgeScores.top` for ties.
 
     prune: leave out, as the literature does, edges that are on no path from the embedding to the logits. They carry
-    nothing, so the circuit's faithfulness is the same without them. There may be none left.
+    nothing, so the circuit's faithfulness is the same without them. The result may be empty.
 
     Examples
     --------
@@ -197,16 +197,16 @@ def faithfulness(
 ) -> Faithfulness:
     """Run the clean prompt with all edges but `edges` patched to the corrupted run, and measure.
 
-    Nothing is estimated. All three runs are measured as runs of the clean prompt, which only a metric that looks at
-    the prompt's own tokens (cross_entropy) can tell.
+    Nothing is estimated. All three runs are measured as runs of the clean prompt. This makes a difference only for a
+    metric that reads the prompt's own tokens (cross_entropy).
 
     Parameters
     ----------
     model, experiments, metric
-        As for `nanopatch.sweep`, one metric. Of several experiments the result is the mean.
+        As for `nanopatch.sweep`, but one metric. For several experiments the result is the mean.
     edges : list
-        Of `circuit`, or (sender, receiver) pairs of names or nodes. [] gives the corrupted run, every edge the
-        clean one.
+        From `circuit`, or (sender, receiver) pairs of names or nodes. [] gives the corrupted run; all edges give
+        the clean run.
 
     Raises
     ------
@@ -235,7 +235,7 @@ def faithfulness(
 
 
 def edge_pairs(edges: Any) -> list[tuple[Node, Node]]:
-    """Edges as (sender, receiver) pairs of nodes, each once. NanopatchError for other things."""
+    """Edges as (sender, receiver) pairs of nodes, without repeats. NanopatchError if they are anything else."""
     edges = list(edges) if np.iterable(edges) else [edges]
     for edge in edges:
         if not isinstance(edge, (tuple, list)) or isinstance(edge, Node) or len(edge) < 2:
@@ -246,9 +246,9 @@ def edge_pairs(edges: Any) -> list[tuple[Node, Node]]:
 def circuit_logits(model: Model, embedding: Array, corrupted: Run, edges: Sequence[tuple[Node, Node]]) -> Array:
     """Logits (n_tokens, n_vocab) of a run in which each receiver has an input of its own.
 
-    That input is the residual stream of the corrupted run, plus the change of what each sender writes that has an
-    edge to it: what it writes in this run, less what it writes in the corrupted run. embedding: the token embeddings
-    of this run, (n_tokens, d_model). corrupted: a full record.
+    That input is the residual stream of the corrupted run, plus a change for each sender that has an edge to the
+    receiver: what the sender writes in this run minus what it writes in the corrupted run. embedding: the token
+    embeddings of this run, (n_tokens, d_model). corrupted: a full record.
     """
     senders, receivers = graph(model)
     feeding: dict[Node, list[Node]] = {receiver: [] for receiver in receivers}
@@ -267,7 +267,7 @@ def circuit_logits(model: Model, embedding: Array, corrupted: Run, edges: Sequen
 
     heads, eps = range(model.n_head), model.config.layer_norm_epsilon
     for layer, block in enumerate(model.h):
-        # Every reading is assigned to, so nothing reads the residual stream that goes into the block.
+        # The loop assigns every input of a node, so nothing depends on the residual stream given to the block.
         stream = corrupted.resid_pre[layer]  # (n_tokens, d_model)
         for site in model.block_steps(layer, stream, sites=("q", "k", "v", "z", "mlp_in", "mlp_out")):
             if site.name in ("q", "k", "v"):

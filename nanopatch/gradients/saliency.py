@@ -18,14 +18,14 @@ from ..types import Prompt
 def saliency(model: Model, prompt: Prompt | Experiment, *, metric: Any = "logit_diff") -> Saliency:
     """The metric's derivative with respect to the embedding of each token of a prompt.
 
-    Any other array's gradient x activation comes from the same record: `run.z * model.backward(run, d_logits).z`.
+    For any other array, such as z, gradient x activation is `run.z * model.backward(run, d_logits).z`.
 
     Parameters
     ----------
     model : Model
     prompt : Experiment, str, or token ids
-        Of an experiment, the clean prompt runs. Of a prompt, the likeliest next token is the answer and the second
-        likeliest the wrong answer.
+        An experiment's clean prompt is run. For a prompt, the likeliest next token is the answer and the second
+        likeliest is the wrong answer.
     metric : str, Metric or callable
         As for `nanopatch.sweep`; it needs a derivative.
 
@@ -42,7 +42,7 @@ def saliency(model: Model, prompt: Prompt | Experiment, *, metric: Any = "logit_
     else:
         tokens, answers = model.tokenize(prompt), None
     if tokens.ndim != 1:
-        raise NanopatchError(f"saliency is of one prompt, not of a batch of {len(tokens)}")
+        raise NanopatchError(f"saliency takes one prompt, not a batch of {len(tokens)}")
     measured, run = as_metric(metric), model.run(tokens)
     if answers is None:
         (answer, _), (wrong_answer, _) = top_tokens(run.logits[-1], 2)

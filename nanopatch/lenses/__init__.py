@@ -1,1 +1,1 @@
-"""Reading one run: which part of it says what."""
+"""Lenses: what the parts of one run show."""

@@ -33,10 +33,10 @@ def direct_logit_attribution(model: Model, run: Run, answers: Array) -> dict[str
     Returns
     -------
     dict of str to list
-        `logit_lens_pre_mid`: of the residual stream itself, `resid_pre` and `resid_mid` of each layer and the end.
-        `layers_embed_pos_attn_mlp`: of the parts whose sum it is, in that order.
-        `heads`: (n_layer, n_head), of each head without its share of the value bias, which TransformerLens counts
-        as bias of the attention layer.
+        `logit_lens_pre_mid`: the residual stream itself, `resid_pre` and `resid_mid` of each layer, then the end.
+        `layers_embed_pos_attn_mlp`: the parts of that sum, token and position embedding, then each layer's two.
+        `heads`: (n_layer, n_head), each head without its share of the value bias. TransformerLens counts that
+        share as part of the attention layer's bias.
 
     References
     ----------

@@ -24,12 +24,12 @@ def head_scores(pattern: Array, period: int) -> dict[str, Array]:
     dict of str to ndarray, (n_layer, n_head) each
         `previous_token`: attention to the token before the query.
         `duplicate_token`: attention to the query's own token in the first copy.
-        `induction`: attention to the token after that, which comes next.
+        `induction`: attention to the token after that one, which is the token to predict.
 
     Raises
     ------
     NanopatchError
-        If the pattern is not that of 2 * period tokens or more.
+        If the period is below 2, or the pattern has fewer than 2 * period tokens.
 
     References
     ----------

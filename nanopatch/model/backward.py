@@ -97,7 +97,7 @@ def backward(model: Model, run: Run, d_logits: Array, sites: Sites = None) -> Ru
     gradients = {name: np.empty(getattr(run, name).shape, model.dtype) for name in SITES if name in keep}
 
     # logits = ln_final @ lm_head.T. Most metrics read few tokens. The rows of lm_head for the others add nothing.
-    # Leaving them out needs a copy of the other rows, which does not pay if there are many.
+    # Leaving them out needs a copy of the other rows, which is slower if there are many.
     read = np.flatnonzero(d_logits.any(axis=tuple(range(d_logits.ndim - 1))))
     used = read if 0 < read.size < model.n_vocab // 8 else slice(None)
     d_ln_final = affine(d_logits[..., used], model.lm_head[used])  # (n_tokens, d_model)
@@ -256,7 +256,7 @@ def weight_gradients(model: Model, run: Run, gradients: Run) -> dict[str, Array]
     grads["ln_f.weight"], grads["ln_f.bias"] = layer_norm_weights(run.resid_post[-1], gradients.ln_final, eps)
     d_lm_head, _ = affine_weights(gradients.logits, run.ln_final)  # (n_vocab, d_model)
 
-    # wte[tokens] + wpe[positions]: each row adds to the rows it was made of.
+    # resid_pre = wte[tokens] + wpe[positions]: each row's derivative is added to both rows that made it.
     d_embed = gradients.resid_pre[0]  # (n_tokens, d_model)
     tied = model.lm_head is model.wte
     grads["wte.weight"] = d_lm_head if tied else np.zeros_like(model.wte)

@@ -204,7 +204,7 @@ def build(
         if array is None:
             raise NanopatchError(f"{where}: {name} must be in one of the number formats {', '.join(FORMATS)}")
         if array.shape != expected[name]:
-            raise NanopatchError(f"{where}: {name} has shape {array.shape}; config.json makes it {expected[name]}")
+            raise NanopatchError(f"{where}: {name} has shape {array.shape}; config.json expects {expected[name]}")
         # NumPy's matrix product copies an array that does not start at a multiple of its item size, at every call.
         # One copy here is better.
         with np.errstate(over="ignore", invalid="ignore"):  # the next check refuses infinity and NaN
@@ -256,8 +256,8 @@ def _as_numpy(numbers: Array, entry: dict[str, Any]) -> Array | None:
 
 def _all_finite(array: Array) -> bool:
     """Whether no element is NaN or infinite."""
-    # A product of the array with itself keeps NaN and infinity. It is as fast as the memory and needs no temporary
-    # array. The product of large finite numbers may overflow; only then each element is checked.
+    # A product of the array with itself keeps NaN and infinity. It is as fast as reading the array, and needs no
+    # temporary array. The product of large finite numbers may overflow. Only then is each element checked.
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(np.vdot(array, array))) or bool(np.isfinite(array).all())
 
@@ -269,7 +269,7 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _pickled(model: Model) -> tuple[Any, ...]:
-    """How a model is pickled: by where it is loaded from; whole if its weights are not those of its files."""
+    """How a model is pickled: as the place to load it from, or whole if its weights are not those of its files."""
     if model.source and model.source.files:
         name = model.source.name
         again = load(name if name in hub.NAMES else model.source.files[0].parent.absolute(), model.dtype)

@@ -1,4 +1,4 @@
-"""Continuing a prompt, one token after another, with the keys and values of earlier positions kept."""
+"""Continuing a prompt, one token after another. The keys and values of earlier positions are kept."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def generate(
 ) -> Array:
     """The token ids (n_tokens,) with which the model continues a prompt.
 
-    Each token passes through the model once, against the kept keys and values of those before it.
+    Each token passes through the model once, and attends to the kept keys and values of earlier tokens.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def generate(
     temperature : float
         0 takes the likeliest token each time. Above 0, tokens are drawn from the softmax of logits / temperature.
     seed : int
-        Of the random generator that draws them.
+        The seed of the random generator that draws the tokens.
     prepend_bos : bool
         Put `<|endoftext|>` before the prompt.
 
@@ -57,10 +57,10 @@ def generate(
         raise NanopatchError(f"generate continues one prompt, shape (n_tokens,), not {tokens.shape}")
     if n_tokens < 0 or len(tokens) + n_tokens > model.n_ctx:
         raise NanopatchError(
-            f"{len(tokens)} tokens of prompt and {n_tokens} new ones: this model reads {model.n_ctx} at most, in all"
+            f"{len(tokens)} prompt tokens and {n_tokens} new tokens: this model reads {model.n_ctx} at most in all"
         )
     if not temperature >= 0:
-        raise NanopatchError(f"temperature is 0 or above, not {temperature}")
+        raise NanopatchError(f"temperature must be 0 or above, not {temperature}")
     random = random_generator(seed)
     nothing = np.zeros((0, model.n_head, model.d_head), model.dtype)
     keys, values = [nothing] * model.n_layer, [nothing] * model.n_layer  # of each layer, (n_past, n_head, d_head)
@@ -85,7 +85,7 @@ def generate(
 
 
 def random_generator(seed: Any) -> np.random.Generator:
-    """NumPy's random generator of a seed. NanopatchError unless it is a whole number of at least 0."""
+    """NumPy's random generator for a seed. NanopatchError unless the seed is a whole number of at least 0."""
     if not isinstance(seed, numbers.Integral) or seed < 0:
         raise NanopatchError(f"seed {seed!r}: a whole number is expected, 0 or above")
     return np.random.default_rng(int(seed))

@@ -8,7 +8,7 @@ Shapes are for one prompt; any leading axes (a batch) may stand before them.
 
     n_tokens  positions of the prompt             d_model  width of the residual stream
     n_head    attention heads of a block          d_head   width of one head, d_model / n_head
-    n_query, n_key  positions that attend, and that are attended to
+    n_query, n_key  positions that attend, and positions that are attended to
     d_mlp     neurons of a block's MLP            n_vocab  size of the vocabulary
 
 Weights keep the names of the published checkpoint (`wte`, `h[3].attn.c_attn.weight`, ...),
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Config:
-    """What a checkpoint's `config.json` says of the model, under the names it uses there."""
+    """What a checkpoint's `config.json` says about the model, under the same names."""
 
     n_layer: int
     n_head: int
@@ -51,7 +51,7 @@ class Config:
     activation_function: str = "gelu_new"
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
-    tie_word_embeddings: bool = True  # whether lm_head may be missing, being wte
+    tie_word_embeddings: bool = True  # whether lm_head may be missing, because it is wte
 
 
 class Weights(NamedTuple):
@@ -90,10 +90,10 @@ class Model:
     config : Config
         What its `config.json` says.
     wte, wpe, h, ln_f, lm_head
-        The weights: wte (n_vocab, d_model), wpe (n_ctx, d_model), h a tuple of `Block`, lm_head (n_vocab, d_model);
-        where they are tied, lm_head is the same array as wte.
+        The weights: wte (n_vocab, d_model), wpe (n_ctx, d_model), h a tuple of `Block`, lm_head (n_vocab, d_model).
+        If they are tied, lm_head is the same array as wte.
     dtype : numpy.dtype
-        That of the weights and of every activation.
+        The dtype of the weights and of every activation.
     source : Source or None
         Where the weights came from.
     reads_text : bool
@@ -138,8 +138,8 @@ class Model:
         prepend_bos : bool
             Put `<|endoftext|>` before it.
         sites : str or iterable of str, optional
-            Names to hand over, all by default; the last is then `logits`, (n_tokens, n_vocab). Fewer cost less:
-            without `ln_final` and `logits` the unembedding is left out.
+            Names to hand over, all by default; the last is then `logits`, (n_tokens, n_vocab). Fewer names take less
+            time: without `ln_final` and `logits` the unembedding is left out.
 
         Raises
         ------
@@ -199,7 +199,7 @@ class Model:
         resid_pre = self._check_resid(resid).copy()  # (n_tokens, d_model)
         yield from hand_over("resid_pre", resid_pre)
 
-        # Queries, keys and values each read the residual stream, and each can be made to read another.
+        # Queries, keys and values each read the residual stream. Each can be given another input.
         rows = rows or one_run(resid_pre.shape[-2], in_blocks=not sites & {"scores", "pattern"})
         resid_read = resid_pre[..., rows.that_attend, :]  # (n_query, d_model): usually all rows
         q_input, k_input, v_input = resid_read.copy(), resid_pre.copy(), resid_pre.copy()
@@ -245,7 +245,7 @@ class Model:
         activation = ACTIVATIONS[self.config.activation_function]
         if "mlp_pre" in sites:
             mlp_post = activation(mlp_pre)  # (n_tokens, d_mlp)
-        else:  # in the same memory, which is a tenth faster for long prompts; the name goes, so that no edit gets lost
+        else:  # in the same memory: a tenth faster for long prompts. mlp_pre is deleted, so that no edit of it is lost
             mlp_post = activation(mlp_pre, out=mlp_pre)
             del mlp_pre
         yield from hand_over("mlp_post", mlp_post)
@@ -260,7 +260,7 @@ class Model:
     def _unembed_steps(
         self, resid: Array, sites: frozenset[str], tokens: list[int] | None = None
     ) -> Generator[Site, None, Array]:
-        """What follows the last block: the final LayerNorm, and the unembedding of all tokens, or of some."""
+        """What follows the last block: the final LayerNorm, and the logits of all tokens or of some."""
         ln_final = layer_norm(self._check_resid(resid), *self.ln_f, self.config.layer_norm_epsilon)
         if "ln_final" in sites:
             yield Site("ln_final", None, ln_final)  # (n_tokens, d_model)
@@ -298,15 +298,15 @@ class Model:
     def backward(self, run: Run, d_logits: Array, *, sites: Sites = None) -> Run:
         """Derivatives of `sum(d_logits * logits)` with respect to every named array, or those in `sites`, as a `Run`.
 
-        run: a full record of a run of this model; d_logits: an array of the shape of its logits. What exactly
-        is computed: `nanopatch.model.backward.backward`.
+        run: a full record of a run of this model. d_logits: an array of the shape of its logits.
+        `nanopatch.model.backward.backward` says what exactly is computed.
         """
         return backward(self, run, d_logits, sites)
 
     def embed(self, prompt: Prompt, start: int = 0) -> Array:
         """The residual stream entering block 0, `wte[tokens] + wpe[positions]`: (n_tokens, d_model).
 
-        start: the position of the first token, where the prompt goes on from an earlier one.
+        start: the position of the first token, if the prompt continues an earlier one.
         """
         tokens = self.tokenize(prompt)
         end = start + tokens.shape[-1]
@@ -317,19 +317,19 @@ class Model:
 
     def block(self, layer: int, resid: Array) -> Array:
         """One block: residual stream in, residual stream out, both (n_tokens, d_model); the input is not changed."""
-        # Every array is handed over, so that each can be edited at a breakpoint inside; the result stays open.
+        # Every array is handed over, so that each can be edited at a breakpoint inside; the result stays writable.
         return _result(self.block_steps(layer, resid, sites=set(BLOCK_SITES) - {"resid_post"}))
 
     def unembed(self, resid: Array, tokens: Prompt | None = None) -> Array:
         """Logits (n_tokens, n_vocab) of the residual stream after the last block, (n_tokens, d_model).
 
-        tokens: ids whose logits are wanted, in their order; the whole vocabulary by default.
+        tokens: the ids to compute logits of, in this order; the whole vocabulary by default.
         """
         ids = None if tokens is None else self._in_vocabulary(np.array(_one_prompt(tokens), np.int64)).tolist()
         return _result(self._unembed_steps(resid, frozenset(), ids))
 
     def next_logits(self, prompt: Prompt, *, prepend_bos: bool = False) -> Array:
-        """Logits (n_vocab,) of the token that follows the prompt: `run(prompt).logits[-1]`, computing no others."""
+        """Logits (n_vocab,) of the token that follows the prompt: `run(prompt).logits[-1]`, and no others."""
         resid = self.embed(self.tokenize(prompt, prepend_bos=prepend_bos))
         for layer in range(self.n_layer):
             last = layer == self.n_layer - 1
@@ -340,7 +340,7 @@ class Model:
     # ---- tokens ---------------------------------------------------------------------------------
 
     def tokenize(self, prompt: Prompt, *, prepend_bos: bool = False, special_tokens: bool = False) -> Array:
-        """Token ids of a prompt, checked: an int64 array (n_tokens,), or (batch, n_tokens) if so given.
+        """Token ids of a prompt, checked: an int64 array (n_tokens,), or (batch, n_tokens) for a batch.
 
         Parameters
         ----------
@@ -369,7 +369,7 @@ class Model:
             try:
                 tokens = np.asarray(prompt)
             except ValueError:  # rows of unequal lengths
-                raise NanopatchError("a batch of prompts needs rows of one length: run others one by one") from None
+                raise NanopatchError("a batch needs prompts of one length: run the others one by one") from None
             if tokens.size and tokens.dtype.kind not in "iu":
                 raise NanopatchError(f"a prompt is text or whole-number token ids, not {prompt!r:.60}")
             if tokens.ndim not in (1, 2):
@@ -394,7 +394,7 @@ class Model:
         return tokenizer.decode(_one_prompt(tokens))
 
     def token_strings(self, tokens: Prompt | int) -> list[str]:
-        """Each token of (n_tokens,) ids as a text of its own, for labels; `#id` where the vocabulary is not GPT-2's."""
+        """Each token of (n_tokens,) ids as a text of its own, for labels; `#id` if the vocabulary is not GPT-2's."""
         return [tokenizer.decode([token]) if self.reads_text else f"#{token}" for token in _one_prompt(tokens)]
 
     # ---- small helpers --------------------------------------------------------------------------
@@ -444,7 +444,7 @@ def _one_prompt(tokens: Any) -> list[int]:
 
 
 def _result(steps: Generator[Any, None, T]) -> T:
-    """Run a generator to its end; what it returns."""
+    """Run a generator to its end, and return what it returns."""
     while True:
         try:
             next(steps)

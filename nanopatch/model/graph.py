@@ -1,6 +1,6 @@
 """A GPT-2 as a graph: the nodes that write to the residual stream, and those that read it.
 
-The residual stream is numbered here by half blocks. Point 2 l is what enters block l, where its attention reads.
+Points of the residual stream are numbered by half blocks. At point 2 l it enters block l, and attention reads it.
 Point 2 l + 1 is between attention and MLP. Point 2 n_layer is the end. A receiver comes after a sender if it reads
 at, or after, the first point that the sender has written to.
 
@@ -39,12 +39,12 @@ class Node(NamedTuple):
 
     @property
     def component(self) -> Node:
-        """The part of the model that it belongs to: the head, for its q, k and v; else itself."""
+        """The part of the model that the node belongs to: the head for q, k and v, else the node itself."""
         return self._replace(kind="head") if self.kind in ("q", "k", "v") else self
 
 
 class Edge(NamedTuple):
-    """From what one node writes to one input of another, and its score."""
+    """A connection from the output of one node to an input of another, and its score."""
 
     sender: Node
     receiver: Node
@@ -64,13 +64,13 @@ def node(name: str | Node) -> Node:
     """The node of a name. NanopatchError if no node has such a name."""
     match = re.fullmatch(r"(embed|logits)|(head|q|k|v) (\d+)\.(\d+)|(attn|mlp|resid) (\d+)", str(name))
     if not match:
-        raise NanopatchError(f'{name!r} is no node: "embed", "head 2.1", "q 2.1", "mlp 2", "logits", ... are')
+        raise NanopatchError(f'{name!r} is not a node; nodes are "embed", "head 2.1", "q 2.1", "mlp 2", "logits", ...')
     alone, of_head, layer, head, kind, of_layer = match.groups()
     return Node(alone) if alone else Node(of_head, int(layer), int(head)) if of_head else Node(kind, int(of_layer))
 
 
 def senders_of(model: Model) -> dict[Node, Place]:
-    """Everything that can send. Its point is the first at which the residual stream holds what it writes."""
+    """All senders. The point of each is the first at which the residual stream holds what it writes."""
     places = {Node("embed"): Place("resid_pre", 0, None, 0)}
     for layer in range(model.n_layer):
         for head in range(model.n_head):
@@ -81,7 +81,7 @@ def senders_of(model: Model) -> dict[Node, Place]:
 
 
 def receivers_of(model: Model) -> dict[Node, Place]:
-    """Everything that can receive. Its point is where it reads the residual stream."""
+    """All receivers. The point of each is where it reads the residual stream."""
     places = {}
     for layer in range(model.n_layer):
         places[Node("resid", layer)] = Place("resid_pre", layer, None, 2 * layer)
@@ -94,7 +94,7 @@ def receivers_of(model: Model) -> dict[Node, Place]:
 
 
 def comes_after(receiver: Place, senders: Iterable[Place]) -> bool:
-    """Whether the receiver reads where one of the senders, or a change of it, has arrived."""
+    """Whether the receiver reads at or after the first point that one of the senders has written to."""
     return receiver.point >= min(sender.point for sender in senders)
 
 
@@ -132,7 +132,7 @@ def head_input(model: Model, site: str, layer: int, head: int) -> tuple[Array, A
 
 
 def written(model: Model, place: Place, array: Array) -> Array:
-    """What a sender adds to the residual stream, (n_tokens, d_model). array: its site's, (n_layer, ...)."""
+    """What a sender adds to the residual stream, (n_tokens, d_model). array: that of its site, (n_layer, ...)."""
     if place.head is None:
         return np.asarray(array[place.layer])
     return head_output(model, array[place.layer][:, place.head], place.layer, place.head)

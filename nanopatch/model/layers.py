@@ -1,7 +1,7 @@
 """The few functions a GPT-2 block is made of. Each acts on the last axis and keeps the array's dtype.
 
 `out` is the array to write the result into. It may be the (contiguous) input itself, which saves memory
-traffic if nobody needs the input any more. Without `out` the input stays as it is.
+traffic if the input is not needed any more. Without `out` the input stays as it is.
 """
 
 import math
@@ -19,7 +19,7 @@ def affine(x: Array, weight: Array, bias: Array | None = None) -> Array:
 
     x: (..., n_in); weight: (n_in, n_out); bias: (n_out,) or None; returns (..., n_out).
     """
-    rows = x.reshape(-1, x.shape[-1]) @ weight  # one tall product, however many leading axes
+    rows = x.reshape(-1, x.shape[-1]) @ weight  # one tall product for any number of leading axes
     if bias is not None:
         rows += bias
     return rows.reshape(*x.shape[:-1], -1)
@@ -28,7 +28,7 @@ def affine(x: Array, weight: Array, bias: Array | None = None) -> Array:
 def standardise(x: Array, eps: float) -> tuple[Array, Array]:
     """`x` with zero mean and unit variance, and the standard deviation sigma by which it was divided."""
     normed = x - x.mean(axis=-1, keepdims=True)
-    squares = np.einsum("...i,...i->...", normed, normed)[..., None]  # their sum, without an array of them
+    squares = np.einsum("...i,...i->...", normed, normed)[..., None]  # the sum of squares, without storing them
     sigma = np.sqrt(squares / x.shape[-1] + eps)
     normed /= sigma
     return normed, sigma

@@ -4,7 +4,7 @@ Everything in a block except attention acts on each row alone. So the rows of ma
 matrix, and every weight is read once for all of them. Only attention must know which rows belong together.
 It works on one *segment* after another, and each segment cuts its queries, keys and values out of the block's arrays:
 
-    by_head(q, k, v)   the rows that attend, (..., n_head, n_query, d_head), and what they may attend to,
+    by_head(q, k, v)   the rows that attend, (..., n_head, n_query, d_head), and the rows they may attend to,
                        (..., n_head, n_key, d_head); the last query's own position is the last key
     assign(z, values)  writes what the rows that attend have read, (..., n_head, n_query, d_head), into `z`
 """
@@ -18,8 +18,8 @@ import numpy as np
 
 from ..types import Array
 
-#: Queries that attention works on at once where nobody looks at scores and pattern. Fewer would be slower products,
-#: more would compute more masked entries.
+#: How many queries attention works on at once if scores and pattern are not handed over. With fewer, products are
+#: slower. With more, more masked entries are computed.
 BLOCK = 128
 
 
@@ -38,7 +38,7 @@ class QueryBlock(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Runs of one length in a matrix of packed rows. Each goes on from the same known first positions.
+    """Runs of one length in a matrix of packed rows. All continue the same known first positions.
 
     runs: their numbers. rows: where they stand, one after the other, in the matrix of keys and values.
     query_rows: where they stand among the rows that attend. past_k, past_v: keys and values of the
@@ -73,7 +73,7 @@ class Rows(NamedTuple):
 
 
 def one_run(n_tokens: int, in_blocks: bool) -> Rows:
-    """Every row attends to itself and to those before it; in one segment, or in blocks, which is faster when long."""
+    """Every row attends to itself and to those before it; in one segment, or in blocks (faster if long)."""
     ends = [*range(BLOCK, n_tokens, BLOCK), n_tokens] if in_blocks else [n_tokens]
     return Rows(slice(None), [QueryBlock(begin, end, end) for begin, end in zip([0, *ends], ends, strict=False)])
 

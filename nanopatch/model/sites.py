@@ -36,7 +36,7 @@ class Site:
     """One named array of a forward pass, open for edits until the pass moves on.
 
     `site.array[...] = x`, `site.array = x` and `site.array += x` all write into that array, and the forward pass
-    carries on with what it then holds. Once the pass has moved on, the array is read-only: a late edit raises.
+    carries on with what it then holds. Once the pass has moved on, the array is read-only, and a late edit fails.
 
     Attributes
     ----------
@@ -64,14 +64,14 @@ class Site:
         if value is self._array:  # what `site.array += x` assigns after adding in place
             return
         if not self._array.flags.writeable:
-            raise NanopatchError(f"{self} is read-only, for the run has moved on: edit it before taking the next site")
+            raise NanopatchError(f"{self} is read-only, because the run has moved on: edit it before the next site")
         try:
-            if np.asarray(value).dtype.kind not in "fiub":  # None and text would be made numbers of
+            if np.asarray(value).dtype.kind not in "fiub":  # None and text would be turned into numbers
                 raise ValueError
             self._array[...] = value
         except ValueError:
             raise NanopatchError(
-                f"{self} takes numbers of its shape, or that broadcast to it; not {value!r:.60}"
+                f"{self} takes numbers of its shape, or numbers that broadcast to it; not {value!r:.60}"
             ) from None
 
     def __repr__(self) -> str:
@@ -138,9 +138,9 @@ class Run:
         """The names of the arrays it holds, in the order of the forward pass."""
         return tuple(name for name in SITES if name in self.__dict__)
 
-    if not TYPE_CHECKING:  # or a type checker would take every misspelt name for an array
+    if not TYPE_CHECKING:  # otherwise a type checker would accept every misspelt name as an array
 
-        def __getattr__(self, name):  # called only for what is not there
+        def __getattr__(self, name):  # called only if there is no such attribute
             if name in SITES:
                 raise NotRecordedError(f"{name} was not recorded; this run holds {', '.join(self.names) or 'nothing'}")
             raise AttributeError(f"a run has no array {name!r}; the names are {', '.join(SITES)}")
@@ -172,8 +172,8 @@ def record(steps: Iterable[Site], sites: Sites = None) -> Run:
     Returns
     -------
     Run
-        Arrays as they are when the forward pass has moved past them, so with all edits: `resid_post[l]` differs
-        from `resid_pre[l + 1]` where the latter was patched.
+        Each array as it is after the forward pass has moved on, with all edits: `resid_post[l]` differs from
+        `resid_pre[l + 1]` where the latter was patched.
 
     Raises
     ------

@@ -75,8 +75,8 @@ def decode(token_ids: Iterable[int]) -> str:
 def is_gpt2_vocabulary(folder: PathLike) -> bool | None:
     """Whether the tokenizer file in a checkpoint's folder holds GPT-2's vocabulary.
 
-    Reads the first file of `VOCABULARIES` that is there. None if none is there. Raises NanopatchError if it cannot be
-    read.
+    Reads the first file of `VOCABULARIES` that exists. None if there is none. Raises NanopatchError if the file
+    cannot be read.
     """
     for name, keys in VOCABULARIES.items():
         try:

@@ -1,1 +1,1 @@
-"""Running it: what is patched, what is put in, and the runs that measure it."""
+"""Patching: what is patched, what is put in, and the runs that measure it."""

@@ -1,4 +1,4 @@
-"""One experiment or many: over many, the mean and its standard error.
+"""One experiment, or the mean over many with its standard error.
 
 One pair of prompts shows what happens in one prompt. The mean over pairs that differ in names and places shows what
 belongs to the task. (The arithmetic of the mean is `nanopatch.results.base.mean_of`.)
@@ -26,13 +26,13 @@ def over(
     one: Callable[[Experiment, int], dict[Any, R]],
     structure: Callable[[Experiment], Columns],
 ) -> dict[Any, R]:
-    """The results of one experiment, or the means of those of many.
+    """The results of one experiment, or the means of the results of many.
 
     one: (experiment, its number) -> results by any key. structure: the columns that experiments must have in common
     to be averaged.
     """
     if isinstance(experiments, Experiment):
-        structure(experiments)  # raises where it cannot be used
+        structure(experiments)  # raises if it cannot be used
         return one(experiments, 0)
     used, skipped = usable(experiments, structure)
     results = [one(experiment, number) for number, experiment in enumerate(progress(used, "pairs"))]
@@ -43,7 +43,7 @@ def usable(experiments: Experiments, structure: Callable[[Experiment], Columns])
     """Which experiments can be averaged, and (where, reason) of the others.
 
     An experiment is left out if it cannot be used, or if its columns differ from the first usable one's. Raises
-    NanopatchError if none is left.
+    NanopatchError if no experiment is left.
     """
     if isinstance(experiments, PairFile):
         numbered = list(experiments.numbered)
@@ -52,7 +52,7 @@ def usable(experiments: Experiments, structure: Callable[[Experiment], Columns])
         numbered = [(f"pair {number}", experiment, None) for number, experiment in enumerate(given)]
     used: list[Experiment] = []
     skipped: Skipped = []
-    standard: tuple[str, Columns] = ("", [])  # of the first that can be used: where that is, and its columns
+    standard: tuple[str, Columns] = ("", [])  # the first usable experiment: where it is, and its columns
     for where, experiment, reason in numbered:
         try:
             if experiment is None:
@@ -80,7 +80,7 @@ def _difference(columns: Columns, where: str, standard: Columns) -> str:
     """Why a pair with these columns cannot be averaged with the pair at `where`."""
     ours, theirs = ([sum(pair[side] is not None for pair in pairs) for side in (0, 1)] for pairs in (columns, standard))
     if ours == theirs:
-        return f"its tokens are aligned in another way than those of {where}, so they cannot be averaged"
+        return f"its tokens are aligned differently from those of {where}, so they cannot be averaged"
     return (
         f"its prompts have {ours[0]} and {ours[1]} tokens, those of {where} have {theirs[0]} and {theirs[1]}, so they "
         "cannot be averaged"

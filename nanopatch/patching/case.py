@@ -1,4 +1,4 @@
-"""The two sides of a patch: the base run, which is patched into, and the donors, what is put in.
+"""The two sides of a patch: the base run, which is patched into, and the donors, which are patched from.
 
 Base and donor are the two prompts of an experiment, in either direction. Or a corruption takes the place of the
 second prompt: noise makes a corrupted run of the clean one; zero, a mean or a resample are donors without a run.
@@ -24,7 +24,7 @@ from ..results.sweep import DIRECTIONS
 from ..types import Array, Sites
 from .reach import changed_rows
 
-#: Tokens of prompts that run as a batch. Of longer ones a batch would record more than each needs.
+#: Prompts of at most this many tokens run as a batch. With longer ones, a batch records much that is not needed.
 SHORT = 32
 
 
@@ -32,8 +32,8 @@ SHORT = 32
 class Runs:
     """The unpatched runs of one experiment.
 
-    number: of the experiment among many, so that each draws for itself. columns: the aligned positions. corrupted:
-    None for an ablation, which puts in values that no run has.
+    number: that of the experiment among many; each draws its own random numbers. columns: the aligned positions.
+    corrupted: None for an ablation, which puts in values that no run has.
     """
 
     model: Model
@@ -89,10 +89,10 @@ class Runs:
 class Case:
     """One direction of one experiment: everything that is known before the first patch.
 
-    base: the record of the run patched into; base_logits: those of its logits that some metric needs. partners: for
-    each column, the position in the base run and in the donor. rows: the base run's position at each column, None
-    where both sides hold the same; rows_before_attention: the same before the attention of block 0 (see
-    `changed_rows`). values: of every metric, of the unpatched runs, by "clean" and "corrupted".
+    base: the record of the run patched into. base_logits: its logits that some metric needs. partners: for each
+    column, the position in the base run and in the donor. rows: the base run's position at each column, None where
+    both runs hold the same. rows_before_attention: like rows, before the attention of block 0 (see `changed_rows`).
+    values: every metric of the unpatched runs, under "clean" and "corrupted".
     """
 
     runs: Runs
@@ -145,9 +145,9 @@ class Case:
 def run_both(
     model: Model, experiment: Experiment, number: int, corruption: Corruption | None, sites: Mapping[str, Sites]
 ) -> Iterator[Runs]:
-    """The unpatched runs of an experiment; with noise, one after the other for each seed.
+    """The unpatched runs of an experiment; with noise, those of one seed after another.
 
-    number: of the experiment among many. sites: what the clean and the corrupted run record.
+    number: that of the experiment among many. sites: what the clean and the corrupted run record.
     """
     tokens = tokens_of(model, experiment, corruption)
     runs = functools.partial(Runs, model, experiment, number, corruption, tokens)
@@ -191,8 +191,8 @@ def tokens_of(model: Model, experiment: Experiment, corruption: Corruption | Non
 
 
 def generator(seed: int, number: int) -> np.random.Generator:
-    """The random generator of one experiment among many; of the first it is the seed's own."""
-    random_generator(seed)  # its checks
+    """The random generator of one experiment among many. That of the first depends on the seed alone."""
+    random_generator(seed)  # checks the seed
     return np.random.default_rng([seed, number])
 
 
@@ -208,9 +208,9 @@ def make_case(runs: Runs, direction: str, metrics: list[Metric]) -> Case:
             "a metric of all positions needs prompts of one length: these have "
             f"{len(tokens.clean)} and {len(tokens.corrupted)} tokens"
         )
-    # Of the unpatched runs, as of the patched ones, no more logits are computed than some metric needs.
+    # For the unpatched runs, as for the patched ones, only the logits that some metric needs are computed.
     logits = {n: model.unembed(run.resid_post[-1][0 if every else -1 :], answers) for n, run in by_name.items()}
-    # Every run is measured as the base run is: a metric that looks at the prompt looks at the base run's tokens.
+    # Every run is measured like the base run: a metric that reads the prompt reads the base run's tokens.
     clean_logits = None if answers else logits["clean"][-1]
     target = Target(tokens.answer, tokens.wrong_answer, base.tokens, clean_logits)  # type: ignore[arg-type]
     partners = [pair[::-1] if direction == "denoise" else pair for pair in runs.columns]
@@ -239,7 +239,7 @@ def answers_of(metrics: Sequence[Metric], tokens: ExperimentTokens) -> list[int]
 
 
 def transplant(base: Array, donor: Array, partners: Columns) -> Array:
-    """What a patch copies, shaped as `base`: at each position that has a partner, what `donor` holds there.
+    """What a patch copies, shaped as `base`: at each position that has a partner, what `donor` holds at the partner.
 
     base, donor: one site's arrays of both runs, layer axis first.
     """

@@ -17,9 +17,9 @@ from .reach import BEFORE_ATTENTION
 class Cells(NamedTuple):
     """The cells of one grid.
 
-    pieces: {axis: what is patched together at each entry}. chosen: what was chosen of axes that make no grid.
-    batches: lists of cells, each a list of `Edit`, that fill the grid one after the other. sites: that are assigned
-    to. blank: like the grid, where nothing can be patched. adds_layers: whether a cell has edits of several layers.
+    pieces: {axis: what is patched together at each entry}. chosen: what was chosen of axes that are not in the grid.
+    batches: lists of cells, each a list of `Edit`, that fill the grid one after the other. sites: those assigned to.
+    blank: like the grid, True if nothing can be patched. adds_layers: whether a cell has edits of several layers.
     """
 
     pieces: dict[str, tuple[tuple[Any, ...], ...]]

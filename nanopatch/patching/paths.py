@@ -4,9 +4,9 @@ Activation patching replaces what a component writes, for everything that reads 
 reader only: from a *sender* to a *receiver*. (Goldowsky-Dill et al. 2023, arXiv 2304.05969; Wang et al. 2022, arXiv
 2211.00593, section 3.1 and appendix B.) It takes two runs:
 
-1. Run the base prompt with the sender's output replaced by the donor's, and what is in between held as stated. Keep
-   what the receiver then reads; throw the rest away.
-2. Run it again with only the receiver's reading replaced, everything else free, and measure.
+1. Run the base prompt with the sender's output replaced by the donor's. `between` says which nodes in between keep
+   the base run's values. Keep what the receiver then reads, and discard the rest.
+2. Run the base prompt again, replace only what the receiver reads, and measure.
 
 The second run is a patch like any other; this module makes its assignments.
 """
@@ -28,13 +28,13 @@ from .case import Case
 from .cells import Cells
 from .edit import Edit
 
-#: Where senders write, what receivers read, and what is held.
+#: The sites that senders write, that receivers read, and that may be held at the base run's values.
 PATH_SITES = ("resid_pre", "q", "k", "v", "z", "attn_out", "resid_mid", "mlp_pre", "mlp_out", "resid_post")
 
 
 @dataclass(eq=False, repr=False)
 class PathCells:
-    """The cells of a matrix of senders and receivers, made one row after another: a row keeps all of step 1."""
+    """The cells of a matrix of senders and receivers, one row at a time, because a row keeps all of step 1."""
 
     case: Case
     between: str
@@ -67,7 +67,7 @@ def cells_of_paths(paths: Paths, case: Case) -> Cells:
     if blank.all():
         later = listing(n for n, place in receivers.items() if comes_after(place, rows[0]))
         sender, receiver = "+".join(row_names[0]), "+".join(column_names[0])
-        raise NanopatchError(f"{receiver} does not come after {sender}; after {sender} come {later}")
+        raise NanopatchError(f"{receiver} does not come after {sender}; receivers after {sender} are {later}")
     return Cells(
         pieces={"sender": row_names, "receiver": column_names},
         chosen={},
@@ -81,7 +81,7 @@ def cells_of_paths(paths: Paths, case: Case) -> Cells:
 def replace_senders(case: Case, senders: list[Place], draw: int, between: str) -> dict[tuple[str, int], Array]:
     """Step 1: the base run with the senders' outputs replaced by the donor's: {(site, layer): array}.
 
-    The arrays begin at the earliest sender's layer. What comes before is as in the base run.
+    The arrays begin at the earliest sender's layer. Earlier ones are as in the base run.
     """
     first, held = min(sender.layer for sender in senders), BETWEEN[between]
     readings = {}

@@ -1,8 +1,8 @@
 """A question, and how it is carried out: what `sweep` and `attribute` both go through.
 
 A question says what is patched (`Patch` or `Paths`), what is put in (the other prompt, or a `Corruption`), in which
-direction, what is measured, and over which experiments. A `Method` says how a cell is got: by running it, or by
-estimating it.
+direction, what is measured, and over which experiments. A `Method` says how each cell is computed: by a run, or by
+an estimate.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ Values = tuple[Array, Array]
 
 
 class Method(Protocol):
-    """How the cells are got."""
+    """How each cell is computed."""
 
     @property
     def steps(self) -> int | None:
-        """As of a `Sweep`."""
+        """As in a `Sweep`."""
 
     def needs(self, sites: Iterable[str]) -> Iterable[str]:
         """What the base run must record, to be patched at `sites`."""
@@ -68,7 +68,7 @@ class Question(NamedTuple):
 def ask(
     site: What | Sequence[What], direction: str | Sequence[str] | None, metric: Any, corruption: Corruption | None
 ) -> Question:
-    """The question that the arguments of `sweep` ask. NanopatchError for what is unknown, or said twice."""
+    """The question that the arguments of `sweep` ask. NanopatchError if a part is unknown, or listed twice."""
     if corruption is not None and not isinstance(corruption, (*ABLATIONS, Noise)):
         raise NanopatchError(f"corruption={corruption!r:.60}: Zero(), Mean(), Resample() or Noise() is expected")
     ablation = isinstance(corruption, ABLATIONS)
@@ -85,7 +85,7 @@ def ask(
             raise NanopatchError(f"direction {name!r} is listed twice: each at most once")
         if ablation and name != "noise":
             raise NanopatchError(
-                f'{corruption} is put into the clean run, which is direction="noise": there is no run to {name} into'
+                f'an ablation patches {corruption} into the clean run: its direction is "noise", not "{name}"'
             )
     whats: dict[str, Patch | Paths] = {}
     seen: set[tuple[str, str]] = set()
@@ -103,7 +103,7 @@ def ask(
 
 
 def carry_out(model: Model, experiments: Experiments, question: Question, method: Method) -> Sweep | Any:
-    """A `Sweep`; or `Panels` where sites, directions or metrics are lists."""
+    """A `Sweep`; or `Panels` if sites, directions or metrics are lists."""
 
     def structure(experiment: Experiment) -> Columns:
         if question.corruption is not None:
@@ -129,7 +129,7 @@ def carry_out(model: Model, experiments: Experiments, question: Question, method
     names = [list(question.whats), question.directions, [metric.name for metric in question.metrics]]
 
     def arrange(key: tuple[Any, ...] = ()) -> Sweep | Panels:
-        """The panels of every sweep whose key begins so."""
+        """The panels of every sweep whose key begins with `key`."""
         if len(key) == len(names):
             return sweeps[key]
         inside = {name: arrange((*key, name)) for name in names[len(key)]}
@@ -141,8 +141,8 @@ def carry_out(model: Model, experiments: Experiments, question: Question, method
 def carry_out_one(
     model: Model, experiment: Experiment, number: int, question: Question, method: Method
 ) -> dict[tuple[str, str, str], Sweep]:
-    """The sweeps of one experiment, by (what is patched, direction, metric). Over seeds of noise, their means."""
-    # Only a base run needs more than what is copied out of it, so that few arrays are held at once.
+    """The sweeps of one experiment, by (what is patched, direction, metric). With noise, the means over its seeds."""
+    # A donor run needs only the arrays that are copied out of it. So few arrays are held at once.
     donor_sites = {*question.sites, "resid_pre", "resid_post"}
     base_sites = {*donor_sites, *method.needs(question.sites)}
     bases = {DIRECTIONS[direction][0] for direction in question.directions}

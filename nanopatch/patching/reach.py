@@ -14,7 +14,7 @@ from ..model.sites import BLOCK_SITES
 from ..types import Array
 from .edit import Edit
 
-#: Sites that in block 0 depend on their own token and position alone.
+#: In block 0, these sites at a position depend only on its own token and position.
 BEFORE_ATTENTION = ("resid_pre", "q_input", "k_input", "v_input", "q", "k", "v")
 #: Sites of a block that come after the keys and values are read. In the last block they reach the last token's
 #: logits only through the last position.
@@ -24,8 +24,8 @@ AFTER_KEYS = frozenset(BLOCK_SITES) - {"resid_pre", "k_input", "v_input", "k", "
 def reach(model: Model, edits: Sequence[Edit], n_tokens: int, last_only: bool) -> tuple[list[Edit], int]:
     """The edits that can change the logits that will be read, and the first position they change.
 
-    Decided by the causal mask: in the last block, what comes after the keys and values reaches the last
-    position's logits from that position alone. last_only: only the last position's logits will be read.
+    The causal mask decides this: in the last block, sites after the keys and values reach the last
+    position's logits only from that position. last_only: only the last position's logits will be read.
     """
     kept = []
     for edit in edits:
@@ -40,11 +40,11 @@ def reach(model: Model, edits: Sequence[Edit], n_tokens: int, last_only: bool) -
 
 
 def changed_rows(embeddings: Array, donated: Array, partners: Columns) -> tuple[list[int | None], list[int | None]]:
-    """The base run's position at each column, or None where both sides hold the same: (anywhere, before attention).
+    """The base run's position at each column, or None where both runs hold the same: (anywhere, before attention).
 
     embeddings, donated: the residual stream entering block 0 of both, (n_tokens, d_model). Attention looks backwards
-    only, so before the first difference nothing differs. And before the attention of block 0 a position depends on
-    its own embedding alone, so there nothing differs but where that does.
+    only, so before the first difference nothing differs. And before the attention of block 0, a position depends only
+    on its own embedding, so it differs only if its embedding does.
     """
     differs = [i is None or j is None or bool((embeddings[i] != donated[j]).any()) for i, j in partners]
     first = differs.index(True) if True in differs else len(partners)

@@ -1,9 +1,9 @@
-"""Many patched runs of one prompt at the price of what they change.
+"""Many patched runs of one prompt, where only what they change is computed.
 
 A patched run differs from the run it is patched into (the base run) only from the patched layer on and only from the
-patched position on, for attention looks backwards alone. So each patched run starts as the base run's own rows at its
-layer, from its position to the end. The rows of all of them stand in one tall matrix, so that each weight is read
-once a layer for all. Keys and values of the positions before come from the base run.
+patched position on, because attention only looks backwards. So each patched run starts as the base run's own rows at
+its layer, from its position to the end. The rows of all runs stand in one tall matrix, so that each weight is read
+only once for all. Keys and values of the positions before come from the base run.
 
 From a sweep to the assignment: `sweep` asks a `Question`; `carry_out` makes the cells, lists of `Edit`;
 `measure_patches` gives them to `patched_resids`; `run_stack` stands at each site of each block and calls `Edit.assign`.
@@ -24,9 +24,9 @@ from ..types import Array
 from .edit import Edit
 from .reach import AFTER_KEYS, reach
 
-#: What must be known of the base run.
+#: The sites that the base run must record.
 BASE_SITES = ("resid_pre", "k", "v")
-#: Bytes that a stack may take unless told otherwise.
+#: Bytes that a stack may take by default.
 MEMORY = 2**28
 
 
@@ -44,10 +44,10 @@ def patched_resids(
 ) -> Iterator[tuple[int, int, Array]]:
     """Run every patch to the end of the last block: yields (number of the patch, first position, rows).
 
-    base: the run patched into, a record of `BASE_SITES` at least. patches: the edits of each. rows: the residual
-    stream after the last block from that position on, (n_rows, d_model), or with last_only of the last position,
-    (1, d_model). Patches that can change nothing are left out. memory: bytes that the stack may take; more patches
-    than fit are run one stack after another.
+    base: the run patched into, a record of `BASE_SITES` at least. patches: the edits of each patch. rows: the
+    residual stream after the last block from that position on, (n_rows, d_model), or with last_only at the last
+    position, (1, d_model). Patches that can change nothing are left out. memory: bytes that a stack may take; if not
+    all patches fit, there are several stacks.
     """
     n_tokens = base.resid_pre.shape[1]
     jobs = []
@@ -61,7 +61,7 @@ def patched_resids(
 
 
 def bytes_per_row(model: Model, n_tokens: int) -> int:
-    """About what one row of the stack takes at the fullest moment of a block, temporaries included."""
+    """About how many bytes one row of the stack takes at the peak of a block, temporaries included."""
     widths = 8 * model.d_model + 2 * model.d_mlp + 2 * model.n_head * n_tokens
     return widths * model.dtype.itemsize
 
@@ -82,7 +82,7 @@ def split(jobs: Sequence[Job], n_tokens: int, row_bytes: int, memory: int) -> It
 
 
 def run_stack(model: Model, base: Run, jobs: Sequence[Job], last_only: bool) -> Iterator[tuple[int, int, Array]]:
-    """Run some jobs together, block by block; yields as `patched_resids`."""
+    """Run some jobs together, block by block; yields what `patched_resids` does."""
     n_tokens = base.resid_pre.shape[1]
     jobs = sorted(jobs, key=lambda job: job.start)  # runs of one length stand together: one segment
     resids: dict[int, Array] = {}  # by number, each run's rows of the residual stream, (n_rows, d_model)
@@ -115,7 +115,7 @@ def run_stack(model: Model, base: Run, jobs: Sequence[Job], last_only: bool) -> 
 
 
 def array_of_run(site: Site, run: int, span: slice, query_span: slice) -> Array | None:
-    """One run's part of a packed site, a view; None where it is in another segment of scores or pattern."""
+    """One run's part of a packed site, a view; None if it is in another segment of scores or pattern."""
     if site.name in ATTENTION_SITES:
         assert isinstance(site.segment, Segment)
         return site.array[site.segment.runs.index(run)] if run in site.segment.runs else None

@@ -1,11 +1,11 @@
 """Activation patching: which activation carries the difference between two prompts?
 
 A patch copies some activations of one run into another run, and the metric says how far the prediction moved.
-Denoising copies clean into corrupted: what is enough to bring the answer back. Noising copies corrupted into clean:
-what is needed to keep it. (Zhang & Nanda 2023, arXiv 2309.16042; Heimersheim & Nanda 2024, arXiv 2404.15255.)
+Denoising copies clean into corrupted, and shows what is enough to bring the answer back. Noising copies corrupted into
+clean, and shows what is needed to keep it (Zhang & Nanda 2023, Heimersheim & Nanda 2024: arXiv 2309.16042, 2404.15255).
 
-The grid is what one gets by running the model once for each patch, in a loop over `model.steps` with an assignment in
-it. `nanopatch.patching.stack` computes the same for less.
+The grid is that of a plain loop over `model.steps`, which runs the model once for each patch and makes one assignment.
+`nanopatch.patching.stack` computes the same in less time.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def sweep(
     model : Model
         From `nanopatch.load`.
     experiments : Experiment, list of Experiment, or PairFile
-        The prompts and answers. Of several, each is measured with its own answers, and the result is the mean, with
-        its standard error; those that cannot be used, or whose token counts or alignment differ from the first
+        The prompts and answers. Each of several is measured with its own answers, and the result is the mean, with
+        its standard error. Experiments that cannot be used, or whose token counts or alignment differ from the first
         usable one's, are listed in `skipped`.
     site : str, Patch or Paths
         What is patched: the name of an array, along its first two axes; or a `Patch`, which also says the axes,
@@ -60,7 +60,7 @@ def sweep(
     corruption : Zero, Mean, Resample or Noise, optional
         What takes the place of the corrupted prompt.
     memory : int
-        Bytes to compute in, besides the model. With less, it takes longer.
+        Bytes to compute in, besides the model. Less memory takes more time.
 
     Returns
     -------
@@ -94,12 +94,12 @@ def ablate(
     *,
     metric: Any = "logit_diff",
 ) -> Sweep | Any:
-    """Replace a site of the clean run piece by piece, and measure every run: relative changes.
+    """Replace a site of the clean run piece by piece, and measure every run. `normalised` has relative changes.
 
     It is `sweep(..., corruption=by)`. by: `Zero()` by default, `Mean(prompts)` or
-    `Resample(prompts)`. Of the experiments only the clean prompts and the answers are used. Estimated ablations are
-    `nanopatch.attribute(..., corruption=by)`. They are bad where the whole residual stream goes to zero: LayerNorm
-    sees its direction alone, so nearly all of the change comes in the last step.
+    `Resample(prompts)`. Only the clean prompts and the answers of the experiments are used.
+    `nanopatch.attribute(..., corruption=by)` estimates an ablation. The estimate is bad if the whole residual stream
+    goes to zero: LayerNorm sees only its direction, so nearly all of the change comes in the last step.
 
     Examples
     --------
@@ -126,8 +126,8 @@ def trace(
     """Causal tracing: noise on token embeddings, a site restored piece by piece, averaged over seeds.
 
     It is `sweep(..., corruption=Noise(noised, sigma, seeds))`. noised: the positions whose embeddings get noise.
-    sigma: its standard deviation, in standard deviations of the entries of wte. Of the experiments only the clean
-    prompts and the answers are used. The result lists the known objections. (Meng et al. 2022, arXiv 2202.05262.)
+    sigma: its standard deviation, in standard deviations of the entries of wte. Only the clean prompts and the answers
+    of the experiments are used. The result lists the known objections. (Meng et al. 2022, arXiv 2202.05262.)
 
     Examples
     --------
@@ -158,13 +158,13 @@ def path_patch(
     model, experiments, direction, metric
         As for `sweep`. The prompts need one length.
     senders, receivers : str or list
-        A name ("head 2.1", "logits"; see `nanopatch.model.graph`), the beginning of names, which means each of them
-        ("head", "head 2", "q 3"), or a list of such. A list in the list is a group: its members are replaced
+        A name ("head 2.1", "logits"; see `nanopatch.model.graph`), the beginning of names, which means all of them
+        ("head", "head 2", "q 3"), or a list of these. A list in the list is a group: its members are replaced
         together, and it is one row or column. (In a group, a residual stream overwrites what earlier members do.)
     between : str
         What happens to everything else in step 1. "frozen": attention heads and MLPs keep the values of the base
         run, so only the direct path through the residual stream counts. "free mlps": heads keep theirs, MLPs are
-        computed anew (Wang et al. 2022). "free": nothing is held.
+        recomputed (Wang et al. 2022). "free": heads and MLPs are recomputed.
 
     Returns
     -------
@@ -192,7 +192,7 @@ class Running(NamedTuple):
         return BASE_SITES
 
     def values(self, case: Case, grids: Sequence[Cells]) -> list[Values]:
-        """What can change nothing is not run: it leaves the metrics of the base run."""
+        """A patch that can change nothing is not run: its metrics are those of the base run."""
         results = []
         for cells in grids:
             values, unchanged = [], []

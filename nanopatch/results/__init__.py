@@ -1,1 +1,1 @@
-"""What comes out: results that know what they are, and show, save and load themselves."""
+"""Results: they say what they are, and show, save and load themselves."""

@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 R = TypeVar("R", bound="Result")
-#: What a result holds, by the names of its fields; of a result inside it, its own contents.
+#: The values of a result's fields, by name. A result inside a result is such a dict itself.
 Contents = dict[str, Any]
 
 FORMAT = "nanopatch result 2"
-#: How a file's ending says what `Result.save` writes.
+#: The file endings that `Result.save` can write.
 ENDINGS = (".npz", ".json", ".csv", *(f".{name}" for name in plot.FORMATS))
 
 
 class Result:
-    """The manners of all results. Most are frozen dataclasses, whose fields are what a file holds."""
+    """What all results can do. Most are frozen dataclasses, whose fields are what a file holds."""
 
     kind: ClassVar[str]
-    #: The fields that are means where there are several experiments. `standard_error` is that of the first.
+    #: The fields that are means if there are several experiments. `standard_error` is that of the first field here.
     averaged: ClassVar[tuple[str, ...]] = ()
 
     def plot(self) -> Figure:
@@ -45,7 +45,7 @@ class Result:
         raise NotImplementedError
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """Its numbers as one dict a row."""
+        """Its numbers, one dict for each row."""
         raise NotImplementedError
 
     def _repr_png_(self) -> bytes:  # how a notebook shows it
@@ -73,7 +73,7 @@ class Result:
     def save(self, path: PathLike) -> None:
         """Write it to `path`, whose ending says how.
 
-        .npz and .json hold all of it, to the bit, and `load` reads them; .csv holds `to_rows()`; .png, .svg and
+        .npz and .json hold the whole result exactly, and `load` reads them; .csv holds `to_rows()`; .png, .svg and
         .pdf hold its picture. Raises NanopatchError for another ending, or a path that cannot be written.
         """
         ending = Path(path).suffix.lower()
@@ -122,7 +122,7 @@ class Result:
         return contents
 
     def _pack(self) -> tuple[Contents, dict[str, Array]]:
-        """Its contents as JSON can hold them, arrays apart; those of a result in it are named "name/name"."""
+        """Its contents as JSON can hold them, and its arrays. Those of a result inside it are named "name/name"."""
         header: Contents = {"kind": self.kind}
         arrays: dict[str, Array] = {}
         for name, value in self._contents().items():
@@ -137,12 +137,12 @@ class Result:
 
     @classmethod
     def _unpack(cls: type[R], contents: Contents) -> R:
-        """A result of its contents."""
+        """A result, made from its contents."""
         known = [field for field in fields(cls) if field.name in contents]  # type: ignore[arg-type]
         return cls(**{field.name: of_field(str(field.type), contents[field.name]) for field in known})
 
     def _mean(self: R, results: Sequence[R]) -> dict[str, Any]:
-        """The fields of the mean over results of which this is the first. `mean_of` adds those that all have."""
+        """The fields of the mean over `results`; this is the first. `mean_of` adds the fields that all results have."""
         means = {}
         for name in self.averaged:
             values = [getattr(result, name) for result in results]
@@ -157,13 +157,13 @@ class Result:
 
 
 def mean_of(results: Sequence[R], skipped: Sequence[tuple[str, str]] = ()) -> R:
-    """The mean over results that differ in their experiment alone, with its standard error; of one, that one.
+    """The mean over results that differ only in their experiment, with its standard error; for one result, itself.
 
-    The raw metrics are averaged, and `normalised` is made of the means. So a pair with a large difference weighs more;
-    a mean of normalised grids would be ruled by pairs whose baselines happen to be close.
+    The raw metrics are averaged, and `normalised` is made of the means. So a pair with a large difference counts more.
+    A mean of normalised grids would depend mostly on the pairs whose baselines happen to be close.
     """
     first, n = results[0], len(results)
-    with np.errstate(invalid="ignore"):  # of inf and -inf there is no mean, and of inf no spread: NaN
+    with np.errstate(invalid="ignore"):  # inf and -inf have no mean, and inf has no spread: NaN
         means = first._mean(results)
         values = np.array([getattr(result, first.averaged[0]) for result in results])  # (n_pairs, ...)
         error = values.std(axis=0, ddof=1) / np.sqrt(n) if n > 1 else None
@@ -197,7 +197,7 @@ def jsonable(value: Any) -> Any:
 
 
 def of_field(annotation: str, value: Any) -> Any:
-    """A field's value, of what a file held."""
+    """A field's value, made from what a file holds."""
     readers: dict[str, Any] = {
         "Array": _array,
         "float": float,  # "nan" and "inf" too
@@ -221,7 +221,7 @@ def _array(value: Any) -> Array:
 
 
 def _put(contents: Contents, name: str, array: Array) -> None:
-    """An array to its place in the contents, by its name of `_pack`."""
+    """Put an array into its place in the contents, by the name that `_pack` gave it."""
     for key, inside in contents.items():
         if isinstance(inside, dict) and name.startswith(f"{key}/"):
             return _put(inside, name.removeprefix(f"{key}/"), array)
@@ -241,5 +241,5 @@ def _tuples(value: Any) -> Any:
 
 
 def visible(token: str) -> str:
-    """A token's text with what would not be seen made visible: a space as ␣, control characters escaped."""
+    """A token's text with invisible characters made visible: a space as ␣, control characters escaped."""
     return "".join("␣" if c == " " else c if c.isprintable() else c.encode("unicode_escape").decode() for c in token)

@@ -25,7 +25,7 @@ class Comparison(Result):
     Attributes
     ----------
     exact, estimate : Sweep
-        The two; NanopatchError unless they are of the same prompts, site, axes, direction and metric.
+        The two sweeps. NanopatchError unless they have the same prompts, site, axes, direction and metric.
     """
 
     kind: ClassVar[str] = "comparison"
@@ -57,14 +57,14 @@ class Comparison(Result):
 
     @property
     def correlation(self) -> float:
-        """Pearson's, over `cells`; NaN if one of the two is constant."""
+        """Pearson's correlation over `cells`; NaN if one of the two is constant."""
         x, y = (values - values.mean() for values in self.values)
         size, other_size = np.linalg.norm(x), np.linalg.norm(y)
         return float(x @ y / (size * other_size)) if size and other_size else np.nan
 
     @property
     def slope(self) -> float:
-        """Of the least-squares line of the estimate over the exact values: 1 where the estimate has the right size."""
+        """The slope of the least-squares line of estimate against exact: 1 if the estimate has the right size."""
         x, y = (values - values.mean() for values in self.values)
         return float(x @ y / (x @ x)) if x.any() else np.nan
 
@@ -99,7 +99,7 @@ class Comparison(Result):
         return plot.figure_of(ax)
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """One dict a patch: the exact sweep's row, and under "estimate" the estimated metric."""
+        """One dict for each patch: the exact sweep's row, and under "estimate" the estimated metric."""
         metric = self.exact.metric
         both = zip(self.exact.to_rows(), self.estimate.to_rows(), strict=True)
         return [{**exact, "estimate": estimate[metric]} for exact, estimate in both]

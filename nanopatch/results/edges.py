@@ -31,17 +31,17 @@ class EdgeScores(Result):
     Attributes
     ----------
     scores : ndarray
-        (n_senders, n_receivers), float64; NaN where there is no edge, the receiver not coming after the sender.
+        (n_senders, n_receivers), float64; NaN if there is no edge, because the receiver is not after the sender.
     senders, receivers : tuple of Node
         In the order of the run.
     direction, metric, experiment, source, n_pairs, skipped
-        As of a `Sweep`.
+        As in a `Sweep`.
     steps : int
         1 for EAP, more for EAP-IG.
     baseline_clean, baseline_corrupted : float
         The metric of the two unpatched runs.
     standard_error : ndarray or None
-        Of the mean over experiments, like `scores`; None for one experiment.
+        The standard error of the mean over experiments, shaped as `scores`; None for one experiment.
     """
 
     kind: ClassVar[str] = "edges"
@@ -68,7 +68,7 @@ class EdgeScores(Result):
         return [Edge(self.senders[i], self.receivers[j], float(self.scores[i, j])) for i, j in places]
 
     def top(self, n: int) -> list[Edge]:
-        """The n edges of largest |score|, largest first; of equal ones, the first of `edges` first."""
+        """The n edges of largest |score|, largest first; equal ones stand in the order of `edges`."""
         edges = self.edges
         if not isinstance(n, Integral) or not 1 <= n <= len(edges):
             raise NanopatchError(f"n={n!r}: from 1 to {len(edges)} edges can be chosen")
@@ -112,15 +112,15 @@ class EdgeScores(Result):
         return plot.figure_of(ax)
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """One dict an edge: sender, receiver, score."""
+        """One dict for each edge: sender, receiver, score."""
         return [{"sender": str(e.sender), "receiver": str(e.receiver), "score": e.score} for e in self.edges]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as what JSON can hold, with the edges as rows."""
+        """The whole result as JSON can hold it, with the edges as rows."""
         return super().to_dict() | {"edges": self.to_rows()}
 
     def to_dot(self, n: int = 30) -> str:
-        """The circuit of the best n edges in the language of Graphviz, edges into heads labelled q, k or v."""
+        """The circuit of the best n edges in the language of Graphviz. Edges into heads are labelled q, k or v."""
         edges = self.circuit(min(n, len(self.edges)))
         lines = ["digraph circuit {", "  rankdir=BT; node [shape=box];"]
         for sender, receiver, score in edges:
@@ -151,12 +151,12 @@ class Faithfulness(Result):
     value, baseline_clean, baseline_corrupted : float
         The metric of the run of the circuit, and of the clean and the corrupted run.
     rounding : float
-        Baselines closer than this are equal.
+        Baselines closer than this count as equal.
     n_edges : int
     n_pairs, skipped
-        As of a `Sweep`. Of several experiments the three metrics are means.
+        As in a `Sweep`. For several experiments the three metrics are means.
     standard_error : float or None
-        Of the mean of `value`; None for one experiment.
+        The standard error of the mean of `value`; None for one experiment.
     """
 
     kind: ClassVar[str] = "faithfulness"
@@ -174,7 +174,7 @@ class Faithfulness(Result):
 
     @property
     def normalised(self) -> float:
-        """0: as the corrupted run; 1: as the clean one; NaN where these two are equal."""
+        """0 is like the corrupted run, 1 like the clean run; NaN if these two are equal."""
         span = self.baseline_clean - self.baseline_corrupted
         return (self.value - self.baseline_corrupted) / (span if abs(span) > self.rounding else math.nan)
 
@@ -198,10 +198,10 @@ class Faithfulness(Result):
         return plot.figure_of(ax)
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """One dict: the number of edges, the metric of the three runs, and it normalised."""
+        """One dict: the number of edges, the metric of the three runs, and its normalised value."""
         metrics = {"circuit": self.value, "clean": self.baseline_clean, "corrupted": self.baseline_corrupted}
         return [{"n_edges": self.n_edges, **metrics, "normalised": self.normalised}]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as what JSON can hold, with `normalised`."""
+        """The whole result as JSON can hold it, with `normalised`."""
         return super().to_dict() | {"normalised": jsonable(self.normalised)}

@@ -56,8 +56,8 @@ def depth(node: Node) -> float:
 def layout(edges: Sequence[Edge]) -> tuple[list[Array], dict[Node, tuple[float, float]]]:
     """Where to draw: a path for each edge, [(n_points, 2)], and a place for each node, {node: (x, y)}.
 
-    As Sugiyama et al. (1981) draw layered graphs: an edge that passes a layer takes a place of its own there beside
-    the nodes, and layer by layer all places move towards the mean of their neighbours, keeping their distance.
+    The method is that of Sugiyama et al. (1981). An edge that passes a layer takes a place of its own there beside
+    the nodes. Layer by layer, all places move towards the mean of their neighbours, but keep their distance.
     """
     nodes = {Node("embed"), Node("logits")}
     nodes |= {edge.sender for edge in edges} | {edge.receiver.component for edge in edges}
@@ -93,7 +93,7 @@ def layout(edges: Sequence[Edge]) -> tuple[list[Array], dict[Node, tuple[float, 
 
 
 def _keep_apart(wanted: Mapping[Place, float]) -> dict[Place, float]:
-    """Places along one layer near those wanted, in their order, and not overlapping: {place: x}."""
+    """Places along one layer: near the wanted places, in their order, without overlap: {place: x}."""
     places = sorted(wanted, key=lambda place: wanted[place])
     widths = [1.1 if isinstance(place, Node) else 0.2 for place in places]  # of nodes, and of edges that pass
     x = np.array([wanted[place] for place in places])
@@ -116,7 +116,7 @@ def _draw(ax: Axes, edges: Sequence[Edge], paths: Sequence[Array], boxes: Mappin
         for a, b in itertools.pairwise(path):
             if a[0] == b[0]:
                 points, codes = [*points, b], [*codes, Path.LINETO]
-            else:  # leaves and arrives upright
+            else:  # leaves and arrives vertically
                 middle = (a[1] + b[1]) / 2
                 points, codes = [*points, (a[0], middle), (b[0], middle), b], [*codes, *[Path.CURVE4] * 3]
         look = dict(edgecolor=colour(edge.score), linewidth=width(edge.score, edges), facecolor="none", alpha=0.8)

@@ -12,8 +12,8 @@ from ..types import Array
 class Matrix(NamedTuple):
     """Values (n_rows, n_columns), and everything a reader needs beside them.
 
-    unit: what the values are. signed: whether they have a sign that matters, so that colours are centred on 0.
-    largest: a size that the scale reaches in any case.
+    unit: what the values are. signed: whether their sign matters; if so, colours are centred on 0. largest: the scale
+    reaches at least this size.
     """
 
     values: Array

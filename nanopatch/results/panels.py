@@ -33,7 +33,7 @@ class Panels(dict[str, Union[Sweep, "Panels"]], Result):
         return "\n\n".join(map(str, self.values()))
 
     def columns(self) -> dict[str, dict[str, Sweep]]:
-        """The sweeps of each panel by name; of a panel that is one sweep, the name is empty."""
+        """The sweeps of each panel by name; if a panel is one sweep, the name is empty."""
         return {name: item.sweeps() if isinstance(item, Panels) else {"": item} for name, item in self.items()}
 
     def sweeps(self) -> dict[str, Sweep]:
@@ -41,7 +41,7 @@ class Panels(dict[str, Union[Sweep, "Panels"]], Result):
         return {f"{n} {inner}".strip(): s for n, column in self.columns().items() for inner, s in column.items()}
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """One dict a patch. Metrics of the same patches share a row; otherwise the key "panel" tells sweeps apart."""
+        """One dict per patch. Metrics of the same patches share a row; otherwise the key "panel" tells sweeps apart."""
         sweeps = self.sweeps()
         tables = [sweep.to_rows() for sweep in sweeps.values()]
         if len({(sweep.site, sweep.direction, sweep.axes) for sweep in sweeps.values()}) == 1:

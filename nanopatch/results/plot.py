@@ -24,12 +24,12 @@ RED, BLUE = "#b2182b", "#2166ac"
 def heatmap(matrix: Matrix, ax: Axes) -> Axes:
     """Draw a matrix, rows downwards.
 
-    What has no sign gets a sequential map that starts at 0 (values below have the colour of 0, and the colour bar an
-    arrow); what has one gets a diverging map centred on 0. Blank columns are hatched.
+    Without signs, a sequential map starts at 0 (values below 0 have the colour of 0, and the colour bar has an arrow).
+    With signs, a diverging map is centred on 0. Blank columns are hatched.
     """
     values, (low, high) = matrix.values, matrix.scale
     n_rows, n_columns = values.shape
-    ax.set_facecolor("0.93")  # what shows where there is nothing
+    ax.set_facecolor("0.93")  # the colour of empty cells
     colours = "RdBu_r" if matrix.signed else "Blues"
     image = ax.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
     blank = np.isnan(values).all(axis=0).nonzero()[0]
@@ -81,7 +81,7 @@ def _write_values(ax: Axes, matrix: Matrix, high: float) -> None:
 
 
 def scatter(x: Array, y: Array, names: Sequence[str], where: Sequence[tuple[float, float]], ax: Axes | None) -> Axes:
-    """Points, with the line on which both coordinates are equal. names: of the worst points, and where they are."""
+    """Points, with the line on which both coordinates are equal. names, where: those of the worst points."""
     ax = ax or new_figure(figsize=(5.5, 5)).add_subplot()
     ends = [min(x.min(), y.min()), max(x.max(), y.max())]
     ax.plot(ends, ends, color="0.6", linewidth=1, zorder=1)
@@ -112,7 +112,7 @@ def new_figure(figsize: tuple[float, float]) -> Figure:
 
 def figure_of(ax: Axes) -> Figure:
     """The figure that axes are in."""
-    return ax.figure.figure  # of a subfigure, the figure it is in; else itself
+    return ax.figure.figure  # for a subfigure, the figure that it is in
 
 
 def as_bytes(figure: Figure, file_format: str = "png") -> bytes:
@@ -123,7 +123,7 @@ def as_bytes(figure: Figure, file_format: str = "png") -> bytes:
 
 
 def show(figure: Figure) -> None:
-    """Show a figure in a window. NanopatchError where there is no display."""
+    """Show a figure in a window. NanopatchError if there is no display."""
     import matplotlib
     from matplotlib import pyplot
 

@@ -58,6 +58,6 @@ class Saliency(Result):
         return plot.figure_of(ax)
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """One dict a token: position, token, norm, product."""
+        """One dict for each token: position, token, norm, product."""
         both = zip(self.tokens, self.norm, self.product, strict=True)
         return [dict(position=i, token=t, norm=float(n), product=float(p)) for i, (t, n, p) in enumerate(both)]

@@ -1,4 +1,4 @@
-"""The grid of a sweep or of an estimate: numbers that know what they are."""
+"""The grid of a sweep or of an estimate, and what is needed to read it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Sweep(Result):
     Attributes
     ----------
     grid : ndarray
-        The metric after each patch, float64, an axis for each of `axes`; NaN where nothing can be patched.
+        The metric after each patch, float64, with the axes `axes`; NaN where nothing can be patched.
     site : str
         The array that was patched; "path" for path patching.
     axes : tuple of str
@@ -51,40 +51,40 @@ class Sweep(Result):
     direction : str
         "denoise" (clean into corrupted) or "noise" (corrupted into clean); see `base` and `donor`.
     metric : str
-        Its name.
+        The metric's name.
     experiment : Experiment
         Prompts and answers.
     columns : tuple
-        (position in the clean prompt, position in the corrupted prompt) of each column of the aligned prompts, which
-        the axis "position" counts; None where a token has no partner.
+        (position in the clean prompt, position in the corrupted prompt) of each column of the aligned prompts; None
+        if a token has no partner. The axis "position" counts columns.
     clean_tokens, corrupted_tokens : tuple of str
         The text of each token.
     baseline_clean, baseline_corrupted : float
-        The metric of the two unpatched runs; None for the corrupted run of an ablation, which has none.
+        The metric of the two unpatched runs. baseline_corrupted is None for an ablation, which has no such run.
     rounding : float
-        Baselines closer than this are equal.
+        Baselines closer than this count as equal.
     source : Source
         The model's name and, as `source.sha256`, the hash of its file.
     corruption : Zero, Mean, Resample, Noise or None
         What took the place of the experiment's corrupted prompt; None if nothing did.
     steps : int or None
-        None where every cell was run. Of an estimate (see `nanopatch.attribute`) 1 for attribution patching, more
-        for integrated gradients.
+        None if every cell was run. For an estimate (see `nanopatch.attribute`): 1 for attribution patching, more for
+        integrated gradients.
     between : str or None
         For path patching: what happens to the nodes between sender and receiver.
     chosen : dict
-        {axis: what was patched}, for axes that make no grid and of which not everything was patched.
+        {axis: what was patched}, for axes that are not in the grid, if not everything was patched.
     finite_differences, adds_layers : bool
-        Of an estimate: whether the metric's derivative was taken by finite differences, and whether some cell adds up
-        the estimates of several layers.
+        For an estimate: whether the metric's derivative was taken by finite differences, and whether some cell adds
+        up the estimates of several layers.
     unchanged : ndarray or None
-        Like grid, True where a patch could change nothing that is measured, by the tokens and the causal mask (before
-        the first differing token, say, or in block 0 the residual stream of a token that does not differ).
+        Like grid. True if the tokens and the causal mask show that a patch changes nothing that is measured: before
+        the first token that differs, for example, or at a token's residual stream in block 0 if it does not differ.
     n_pairs : int
-        Over how many experiments the grid and the baselines are means. Tokens and experiment are the first one's,
-        tokens that others do not share ending in ….
+        How many experiments the grid and the baselines are means over. Tokens and experiment are the first one's. A
+        token that not all share ends in ….
     standard_error : ndarray or None
-        Of the mean in each cell of the grid; None for one experiment.
+        The standard error of the mean in each cell of the grid; None for one experiment.
     skipped : tuple
         ((where, reason), ...) of the experiments left out.
     remarks : tuple of str
@@ -134,17 +134,17 @@ class Sweep(Result):
 
     @property
     def method(self) -> str:
-        """How the cells were got: "patching", or estimated by "attribution" or by "integrated gradients"."""
+        """How each cell was computed: "patching", or an estimate by "attribution" or "integrated gradients"."""
         return {None: "patching", 1: "attribution"}.get(self.steps, "integrated gradients")
 
     @property
     def base_value(self) -> float:
-        """The metric of the run that was patched into: 0 of the normalised scale."""
+        """The metric of the run that was patched into: 0 on the normalised scale."""
         return self.baseline_clean if self.base == "clean" else self.baseline_corrupted  # type: ignore[return-value]
 
     @property
     def donor_value(self) -> float | None:
-        """The metric of the run that was patched from: 1 of the normalised scale. None for an ablation."""
+        """The metric of the run that was patched from: 1 on the normalised scale. None for an ablation."""
         return self.baseline_corrupted if self.base == "clean" else self.baseline_clean
 
     @property
@@ -154,10 +154,10 @@ class Sweep(Result):
 
     @property
     def normalised(self) -> Array:
-        """The grid on the scale on which 0 is the run patched into and 1 the run patched from.
+        """The grid, scaled so that 0 is the run patched into and 1 the run patched from.
 
-        For an ablation, the change relative to the size of the unpatched metric. NaN throughout where there is no
-        such scale, because the baselines are equal (or the unpatched metric is 0); `notes` then says so.
+        For an ablation, the change relative to the size of the unpatched metric. All NaN if there is no such scale,
+        because the baselines are equal (or the unpatched metric is 0). `notes` then says so.
         """
         span = abs(self.base_value) if self.donor_value is None else self.donor_value - self.base_value
         return (self.grid - self.base_value) / (span if abs(span) > self.rounding else np.nan)
@@ -184,13 +184,13 @@ class Sweep(Result):
                 notes.append(f"The derivative of {self.metric} was taken by finite differences over the logits.")
             if self.adds_layers:
                 notes.append(
-                    "Cells of several layers add up: a change that one layer hands on to the next is counted again, "
-                    "where a patch would overwrite it."
+                    "Cells of several layers add up: a change that one layer passes on to the next is counted again; "
+                    "a patch would overwrite it."
                 )
         if isinstance(self.corruption, Noise):
             notes.append(f"Corrupted by {self.corruption}.")
             notes.append(
-                "Noise takes a model to activations that no prompt gives it, and the picture depends on its size; "
+                "Noise makes activations that no prompt gives, and the result depends on the size of the noise; "
                 "another prompt is the safer corruption (Zhang & Nanda 2023, arXiv 2309.16042)."
             )
         for axis, items in self.chosen.items():
@@ -206,10 +206,10 @@ class Sweep(Result):
                 for axis, i in zip(self.axes, strange[0], strict=True)
             )
             notes.append(
-                f"{self.metric} is no finite number after {len(strange)} of the patches, the first at {first}."
+                f"{self.metric} is not a finite number after {len(strange)} of the patches; the first is at {first}."
             )
         if self.n_pairs > 1:
-            notes.append(f"Mean of {self.n_pairs} pairs; the first is shown, with … after a token that not all have.")
+            notes.append(f"Mean of {self.n_pairs} pairs. Tokens are the first pair's; … means that others differ.")
         if self.skipped:
             where, reason = self.skipped[0]
             more = f"; and {len(self.skipped) - 1} more" if len(self.skipped) > 1 else ""
@@ -226,13 +226,13 @@ class Sweep(Result):
             notes.append("Tokens without a partner in the other prompt cannot be patched; their columns are blank.")
         if any(None not in pair and pair[0] != pair[1] for pair in self.columns):
             notes.append(
-                "The prompts are aligned by their tokens: where positions differ, a patch carries the position "
-                "embedding (wpe) of another position with it."
+                "The prompts are aligned by their tokens: where positions differ, a patch also carries the position "
+                "embedding (wpe) of the other position."
             )
         return notes
 
     def _blank(self) -> Array:
-        """Like grid: where nothing can be patched, because no token of the piece has a partner, or no path exists."""
+        """Like grid: True if nothing can be patched, because no token of the piece has a partner, or no path exists."""
         if self.site == "path":
             return np.isnan(self.grid)
         return without_partner(self.axes, self.pieces, self.columns)
@@ -247,7 +247,7 @@ class Sweep(Result):
 
     @property
     def column_labels(self) -> list[str]:
-        """One label a column: the token, or `clean / corrupted` where they differ; ␣ is a space, – no token."""
+        """One label per column: the token, or `clean / corrupted` where they differ; ␣ is a space, – no token."""
         labels = []
         for clean, corrupted in self.columns:
             pair = [
@@ -272,7 +272,7 @@ class Sweep(Result):
     def matrix(self, normalised: bool = True) -> Matrix:
         """The grid laid out flat. Tokens make the columns if there are any, else the last axis does.
 
-        All other axes make the rows. normalised: False, or where there is no normalised scale: the raw metric.
+        All other axes make the rows. The values are the raw metric if `normalised` is False, or has no scale.
         """
         column = next((axis for axis in ("key", "query", "position") if axis in self.axes), self.axes[-1])
         others = [axis for axis in self.axes if axis != column]
@@ -327,7 +327,7 @@ class Sweep(Result):
         return plot.figure_of(plot.heatmap(self.matrix(normalised), ax))
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """One dict a patch: where it was (positions and tokens of both prompts), the metric, and it normalised."""
+        """One dict for each patch: where it was (positions and tokens of both prompts), the metric and `normalised`."""
         normalised = self.normalised
         rows = []
         for index, value in np.ndenumerate(self.grid):
@@ -353,7 +353,7 @@ class Sweep(Result):
         return rows
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as what JSON can hold, with `normalised` and `notes`."""
+        """The whole result as JSON can hold it, with `normalised` and `notes`."""
         return super().to_dict() | {"normalised": jsonable(self.normalised), "notes": self.notes}
 
     @classmethod
@@ -380,7 +380,7 @@ def without_partner(axes: Sequence[str], pieces: Mapping[str, Sequence[Any]], co
 
 
 def footer(sweeps: Sequence[Sweep]) -> list[str]:
-    """Lines for below a picture of sweeps: the prompts, the metrics of the unpatched runs, and the notes."""
+    """The lines below a picture of sweeps: the prompts, the metrics of the unpatched runs, and the notes."""
     first = sweeps[0]
     by_metric = {s.metric: s for s in sweeps}
     lines = []
@@ -423,7 +423,7 @@ def _from_format_1(old: Contents) -> Contents:
     if any(None in pair or pair[0] != pair[1] for pair in old["columns"]):
         new["experiment"] = {**old["experiment"], "align": "diff"}
     new["remarks"] = []
-    for remark in old["remarks"]:  # most are fields today; the seeds of noise were not kept, only how many
+    for remark in old["remarks"]:  # most are fields today; the seeds of noise were not kept, only their number
         noise = re.match(
             r"Corrupted by Gaussian noise of (\S+) .* positions ([\d, ]+), averaged over (\d+) seeds", remark
         )

@@ -12,8 +12,8 @@ SHADES = " ░▒▓█"
 def table(matrix: Matrix, numbered: bool = False, width: int | None = None) -> list[str]:
     """A matrix as lines of text: a heading, then a line for each row, each value shaded by its size.
 
-    numbered: put numbers before the names of rows. width: characters a line may have, by default the terminal's;
-    further columns follow in a table below.
+    numbered: put numbers before the names of rows. width: the most characters of a line, by default the terminal's.
+    Columns that do not fit follow in a table below.
     """
     from shutil import get_terminal_size  # here, because it loads four compression libraries
 

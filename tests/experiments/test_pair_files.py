@@ -119,7 +119,7 @@ def test_bad_rows_of_csv_are_told(tmp_path):
     [
         ("clean,corrupted,answer", "header: wrong_answer is missing"),
         ("clean,corrupted,answer,wrong_answer,note", "header: 'note' is not known"),
-        ("clean,corrupted,answer,wrong_answer,clean", "header: a name is there twice"),
+        ("clean,corrupted,answer,wrong_answer,clean", "header: a name occurs twice"),
         ("clean,\udcff,answer,wrong_answer", r"header: '\udcff' is not known"),
     ],
 )

@@ -590,7 +590,7 @@ BAD = [
     (lambda m: edge_attribution(m, EXPERIMENT, metric="loss"), "unknown metric 'loss'; known are logit_diff"),
     (
         lambda m: edge_attribution(m, EXPERIMENT, metric="rank"),
-        r"rank has no derivative: give one that has \(logit_diff, log_probability, ",
+        r"rank has no derivative: give a metric that has one \(logit_diff, log_probability, ",
     ),
     (lambda m: circuit(edge_attribution(m, EXPERIMENT), 0), f"n=0: from 1 to {N_EDGES} edges can be chosen"),
     (lambda m: circuit(edge_attribution(m, EXPERIMENT), N_EDGES + 1), f"n={N_EDGES + 1}: from 1 to {N_EDGES} edges"),
@@ -604,11 +604,14 @@ BAD = [
     (lambda m: faithfulness(m, EXPERIMENT, [("embed", "head 1.0")]), "no edge goes from 'embed' to 'head 1.0'; "),
     (lambda m: faithfulness(m, EXPERIMENT, [("head 1.0", "q 1.1")]), "; and a receiver comes after its sender$"),
     (lambda m: faithfulness(m, EXPERIMENT, [(Node("head", 9, 0), Node("logits"))]), "from 'head 9.0' to 'logits'; "),
-    (lambda m: faithfulness(m, EXPERIMENT, [("embed", "z 1.0")]), '\'z 1.0\' is no node: "embed", "head 2.1", '),
+    (
+        lambda m: faithfulness(m, EXPERIMENT, [("embed", "z 1.0")]),
+        '\'z 1.0\' is not a node; nodes are "embed", "head 2.1", ',
+    ),
     (lambda m: edge_attribution(m, EXPERIMENT, direction=["noise"]), "unknown direction"),
     (
         lambda m: edge_attribution(m, EXPERIMENT, direction="noise", metric="kl_divergence"),
-        "kl_divergence is 0 in the run patched into",
+        "kl_divergence and its derivative are 0 in the run patched into",
     ),
     (lambda m: edge_attribution(m, EXPERIMENT).top(2.5), "n=2.5: from 1 to "),
     (lambda m: faithfulness(m, EXPERIMENT, ("embed", "logits")), "pairs, as .circuit. gives them, not 'embed'"),

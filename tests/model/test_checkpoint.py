@@ -470,11 +470,11 @@ BAD_TENSORS = {
     ),
     "transposed": (
         random_tensors() | {"h.0.attn.c_attn.weight": np.ones((24, 8), np.float32)},
-        "h.0.attn.c_attn.weight has shape (24, 8); config.json makes it (8, 24)",
+        "h.0.attn.c_attn.weight has shape (24, 8); config.json expects (8, 24)",
     ),
     "flat": (
         random_tensors() | {"wpe.weight": np.ones(56, np.float32)},
-        "wpe.weight has shape (56,); config.json makes it (7, 8)",
+        "wpe.weight has shape (56,); config.json expects (7, 8)",
     ),
     "head of another shape": (random_tensors() | {"lm_head.weight": ONES}, "lm_head.weight has shape (8, 8)"),
     "no numbers": (random_tensors() | {"ln_f.bias": np.ones(0, np.float32)}, "ln_f.bias has shape (0,)"),

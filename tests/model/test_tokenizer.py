@@ -241,7 +241,7 @@ BAD_PROMPTS = {
     "list of texts": (["Hello", "world"], "whole-number token ids"),
     "bytes": (b"Hello", "whole-number token ids"),
     "nothing": (None, "whole-number token ids"),
-    "ragged batch": ([[1, 2], [3]], "rows of one length"),
+    "ragged batch": ([[1, 2], [3]], "a batch needs prompts of one length: run the others one by one"),
     "one number": (5, r"shape \(n_tokens,\) or \(batch, n_tokens\), not \(\)"),
     "three axes": ([[[1]]], r"shape \(n_tokens,\) or \(batch, n_tokens\), not \(1, 1, 1\)"),
 }

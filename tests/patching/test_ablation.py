@@ -117,7 +117,7 @@ def test_the_result_reports_the_relative_change(tmp_path):
         (Zero(), "zero", "replaced by zero (ablation)"),
         (Zero(), "zero", "replaced by zero (ablation)"),
         (Mean(OTHERS), "mean", "replaced by the mean over 3 prompts (ablation)"),
-        (Resample(OTHERS, 4), "resample", "replaced by those of another prompt (ablation)"),
+        (Resample(OTHERS, 4), "resample", "replaced by activations of another prompt (ablation)"),
     ],
 )
 def test_an_ablation_is_a_sweep_with_a_corruption_that_noises(by, donor, words):
@@ -241,7 +241,7 @@ def test_tracing_takes_several_metrics_and_says_what_is_not_finite():
         alone = trace(model, EXPERIMENT, [1, 2], "mlp_out", metric=name, seeds=[3])
         assert_metric(both[name].grid, alone.grid, model, EXPERIMENT)
     result = trace(model, EXPERIMENT, [1], seeds=[3], metric=lambda logits: np.nan)
-    assert result.notes[-1].startswith("<lambda> is no finite number after 12 of the patches, the first at layer 0")
+    assert result.notes[-1].startswith("<lambda> is not a finite number after 12 of the patches; the first is at ")
 
 
 def test_the_result_shows_no_corrupted_prompt():
@@ -307,7 +307,7 @@ BAD = [
     (lambda m: ablate(m, EXPERIMENT, ["z", "zz"]), "cannot patch 'zz'; sites are resid_pre"),
     (
         lambda m: attribute(m, EXPERIMENT, "attn_out", metric="kl_divergence", corruption=Zero()),
-        "kl_divergence is 0 in the run",
+        "kl_divergence and its derivative are 0 in the run",
     ),
 ]
 
@@ -322,7 +322,7 @@ def test_what_cannot_be_done(call, message):
 @pytest.mark.parametrize("method", [sweep, attribute])
 @pytest.mark.parametrize("direction", ["denoise", ["noise", "denoise"]])
 def test_there_is_no_run_to_denoise_into_in_an_ablation(corruption, method, direction):
-    message = 'is put into the clean run, which is direction="noise": there is no run to denoise into$'
+    message = '^an ablation patches .* into the clean run: its direction is "noise", not "denoise"$'
     with pytest.raises(NanopatchError, match=message):
         method(tiny_model(), EXPERIMENT, "z", direction=direction, corruption=corruption)
 

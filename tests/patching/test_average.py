@@ -325,7 +325,7 @@ def test_pairs_aligned_otherwise_than_the_first_are_left_out():
     assert np.array_equal(result.grid, expected, equal_nan=True)
     assert result.skipped[0] == (
         "pair 1",
-        "its tokens are aligned in another way than those of pair 0, so they cannot be averaged",
+        "its tokens are aligned differently from those of pair 0, so they cannot be averaged",
     )
     assert result.skipped[1][1].startswith("its prompts have 5 and 5 tokens, those of pair 0 have 5 and 4")
     patterns = sweep(model, pairs, "pattern")

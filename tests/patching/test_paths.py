@@ -302,7 +302,8 @@ def test_embedding_to_the_first_residual_stream_is_a_sweeps_cell():
     assert_metric(path.grid[0, 0], patch.grid[0], model, PAIR)
 
 
-AFTER = "after head 1.1 come mlp 1 to mlp 2, resid 2 to resid 3, q 2.0 to q 2.1, k 2.0 to k 2.1, v 2.0 to v 2.1, log"
+AFTER = "receivers after head 1.1 are mlp 1 to mlp 2, resid 2 to resid 3, "
+AFTER += "q 2.0 to q 2.1, k 2.0 to k 2.1, v 2.0 to v 2.1, log"
 SENDERS = "senders are embed, head 0.0 to head 2.1, attn 0 to attn 2, mlp 0 to mlp 2$"
 RECEIVERS = "receivers are resid 0 to resid 3, q 0.0 to q 2.1, k 0.0 to k 2.1, v 0.0 to v 2.1, mlp 0 to mlp 2, logits$"
 BAD = [
@@ -317,8 +318,8 @@ BAD = [
     (dict(receivers="q 1.0"), f"q 1.0 does not come after head 1.1; {AFTER}"),
     (dict(receivers=["resid 1", "mlp 0"]), f"resid 1 does not come after head 1.1; {AFTER}"),
     (dict(receivers=[("q 1.0", "mlp 0")]), rf"q 1.0\+mlp 0 does not come after head 1.1; {AFTER}"),
-    (dict(between="thawed"), "unknown between 'thawed': one of 'frozen', 'free mlps', 'free'$"),
-    (dict(between=["free"]), r"unknown between \['free'\]: one of 'frozen'"),
+    (dict(between="thawed"), "unknown between 'thawed': give one of 'frozen', 'free mlps', 'free'$"),
+    (dict(between=["free"]), r"unknown between \['free'\]: give one of 'frozen'"),
     (dict(direction="up"), "unknown direction 'up': \"denoise\""),
     (dict(metric="loss"), "unknown metric 'loss'; known are logit_diff"),
     (

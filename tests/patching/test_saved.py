@@ -105,7 +105,8 @@ def test_what_a_reader_must_know_is_said_once(both):
         ),
         (
             "logit_diff is no finite number after 1 of the patches, the first at sender head 0.0, receiver logits.",
-            "logit_diff is no finite number after 1 of the patches, the first at sender head 0.0, receiver logits.",
+            "logit_diff is not a finite number after 1 of the patches; "
+            "the first is at sender head 0.0, receiver logits.",
             np.inf,
         ),
     ],
