@@ -151,8 +151,8 @@ def add_question(command: argparse.ArgumentParser, endings: tuple[str, ...]) -> 
     add("--bos", action="store_true", help="put <|endoftext|> before the prompts")
     add("--pairs", metavar="FILE", help="pairs to average over, .jsonl or .csv, instead of the four texts")
     add_model(command)
-    add("--direction", choices=("denoise", "noise", "both"), help="denoise: clean into corrupted (the default)")
-    add("--metric", type=names, help=f"{', '.join(METRICS)}; several with commas; logit_diff by default")
+    add("--direction", choices=("denoise", "noise", "both"), help="denoise, the default, is clean into corrupted")
+    add("--metric", type=names, help=f"{', '.join(METRICS)}; several with commas")
     outputs = f"{' '.join(endings)}; may be repeated"
     add("-o", "--output", action="append", default=[], metavar="FILE", help=outputs)
     add("--plot", action="store_true", help="show the picture in a window")
@@ -243,7 +243,7 @@ def heads_command(options: Namespace) -> None:
     experiment = asked["experiments"]
     if isinstance(experiment, Experiment) and any(i != j for i, j in experiment.columns(asked["model"])):
         sites.remove("pattern")  # it needs equal positions in both prompts
-        print("nanopatch: the prompts have different lengths: pattern is left out", file=sys.stderr)
+        print("nanopatch: the positions of the prompts differ: pattern is left out", file=sys.stderr)
     give_out(sweep(**asked, site=[Patch(site, axes=("layer", "head")) for site in sites]), options)
 
 

@@ -1,4 +1,4 @@
-"""TransformerLens' side of scripts/benchmark.py. It runs in an environment of its own that has transformer_lens.
+"""TransformerLens' side of scripts/benchmark.py. It runs in an environment of its own that has transformer_lens 2 or 3.
 
 It reads lines of JSON from stdin: {"site": "resid_pre" or "z", "clean": ids, "corrupted": ids, "cells": how many, or
 null for all}. It answers each with {"base": seconds of the two base runs, "sweep": seconds of the sweep, "cell":

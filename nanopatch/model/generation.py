@@ -55,7 +55,9 @@ def generate(
     tokens = model.tokenize(prompt, prepend_bos=prepend_bos)
     if tokens.ndim != 1:
         raise NanopatchError(f"generate continues one prompt, shape (n_tokens,), not {tokens.shape}")
-    if n_tokens < 0 or len(tokens) + n_tokens > model.n_ctx:
+    if not isinstance(n_tokens, numbers.Integral) or n_tokens < 0:
+        raise NanopatchError(f"n_tokens={n_tokens!r}: a whole number is expected, 0 or above")
+    if len(tokens) + n_tokens > model.n_ctx:
         raise NanopatchError(
             f"{len(tokens)} prompt tokens and {n_tokens} new tokens: this model reads {model.n_ctx} at most in all"
         )
