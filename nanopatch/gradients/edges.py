@@ -226,7 +226,7 @@ def faithfulness(
             value=case.measure(measured)[0],
             baseline_clean=case.values["clean"][0],
             baseline_corrupted=case.values["corrupted"][0],
-            rounding=case.rounding,
+            rounding=case.rounding[0],
             n_edges=len(pairs),
         )
         return {"": value}

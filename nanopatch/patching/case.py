@@ -16,7 +16,7 @@ from ..errors import NanopatchError
 from ..experiments.align import Columns
 from ..experiments.corruption import Corruption, Mean, Noise, Resample, Zero
 from ..experiments.experiment import Experiment, ExperimentTokens
-from ..experiments.metrics import Metric, Target, measure
+from ..experiments.metrics import Metric, Target, measure, rounding_of
 from ..model.generation import random_generator
 from ..model.gpt2 import Model
 from ..model.sites import ATTENTION_SITES, BLOCK_SITES, Run, known_sites, record
@@ -92,7 +92,8 @@ class Case:
     base: the record of the run patched into. base_logits: its logits that some metric needs. partners: for each
     column, the position in the base run and in the donor. rows: the base run's position at each column, None where
     both runs hold the same. rows_before_attention: like rows, before the attention of block 0 (see `changed_rows`).
-    values: every metric of the unpatched runs, under "clean" and "corrupted".
+    values: every metric of the unpatched runs, under "clean" and "corrupted". rounding: of every metric; values closer
+    than that may be equal.
     """
 
     runs: Runs
@@ -105,7 +106,7 @@ class Case:
     metrics: list[Metric]
     target: Target
     values: dict[str, list[float]]
-    rounding: float
+    rounding: list[float]
 
     @property
     def model(self) -> Model:
@@ -229,8 +230,7 @@ def make_case(runs: Runs, direction: str, metrics: list[Metric]) -> Case:
         metrics=metrics,
         target=target,
         values={name: measure(metrics, of_run, target, answers is not None) for name, of_run in logits.items()},
-        # How far apart metrics of such logits may be by rounding alone: baselines closer than this are equal.
-        rounding=float(np.finfo(model.dtype).eps * 100 * max(np.abs(of_run[-1]).max() for of_run in logits.values())),
+        rounding=np.max([rounding_of(metrics, of_run, target, bool(answers)) for of_run in logits.values()], 0).tolist(),
     )
 
 

@@ -187,7 +187,7 @@ def as_sweep(what: Patch | Paths, case: Case, cells: Cells, values: Values, numb
         corrupted_tokens=tuple(model.token_strings(tokens.clean if runs.corruption else tokens.corrupted)),
         baseline_clean=case.values["clean"][number],
         baseline_corrupted=case.values["corrupted"][number] if "corrupted" in case.values else None,
-        rounding=case.rounding,
+        rounding=case.rounding[number],
         source=model.source or Source("unnamed"),
         corruption=runs.corruption,
         steps=steps,
