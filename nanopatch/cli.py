@@ -34,6 +34,7 @@ from .patching.sweep import path_patch, sweep
 from .results import plot
 from .results.base import ENDINGS, jsonable, visible
 from .results.comparison import Comparison
+from .results.matrix import number
 from .verify import verify
 
 PICTURES = tuple(f".{file_format}" for file_format in plot.FORMATS)
@@ -277,7 +278,7 @@ def edges_command(options: Namespace) -> None:
         drawn = [{"sender": e.sender, "receiver": e.receiver, "score": e.score} for e in best]
         print_json(scores.to_dict() | {"edges": drawn, "circuit": kept.to_dict()})
     else:
-        lines = [f"{edge.score:10.4f}  {edge.sender} -> {edge.receiver}" for edge in best]
+        lines = [f"{number(edge.score, 4):>10}  {edge.sender} -> {edge.receiver}" for edge in best]
         head = f"{scores.title}; {len(best)} of the best {options.n} edges are on a path from embed to logits"
         print("\n".join([head, *lines, f"the model with these edges alone: {kept}"]))
 

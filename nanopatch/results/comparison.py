@@ -11,6 +11,7 @@ from ..errors import NanopatchError
 from ..types import Array
 from . import plot
 from .base import Result, jsonable
+from .matrix import number
 from .sweep import Sweep
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Comparison(Result):
         lines = [
             self.estimate.title,
             f"correlation with exact patching {self.correlation:.3f}, slope {self.slope:.2f}",
-            *(f"  {label}: exact {x:.2f}, estimated {y:.2f}" for label, x, y in self.worst()),
+            *(f"  {label}: exact {number(x)}, estimated {number(y)}" for label, x, y in self.worst()),
         ]
         return "\n".join(lines)
 

@@ -17,6 +17,7 @@ from ..model.graph import Edge, Node
 from ..types import Array, PathLike
 from . import graph_plot, plot
 from .base import Result, jsonable
+from .matrix import number
 from .sweep import DIRECTIONS
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class EdgeScores(Result):
         return f"<EdgeScores: {self.title}; {len(self.edges)} edges>"
 
     def __str__(self) -> str:
-        lines = [f"{e.score:10.4f}  {e.sender} -> {e.receiver}" for e in self.top(min(20, len(self.edges)))]
+        lines = [f"{number(e.score, 4):>10}  {e.sender} -> {e.receiver}" for e in self.top(min(20, len(self.edges)))]
         return "\n".join([f"{self.title}; the largest of {len(self.edges)} edges", *lines])
 
     # ---- pictures and files ---------------------------------------------------------------------
@@ -178,14 +179,21 @@ class Faithfulness(Result):
         span = self.baseline_clean - self.baseline_corrupted
         return (self.value - self.baseline_corrupted) / (span if abs(span) > self.rounding else math.nan)
 
+    @property
+    def _share(self) -> str:
+        """`normalised` in words."""
+        if math.isnan(self.normalised):
+            return "no faithfulness: the metric is the same in both whole runs"
+        return f"faithfulness {number(self.normalised, 3)}"
+
     def __repr__(self) -> str:
         return f"<Faithfulness: {self}>"
 
     def __str__(self) -> str:
         mean = f", mean of {self.n_pairs} pairs" if self.n_pairs > 1 else ""
         return (
-            f"{self.n_edges} edges: {self.metric} {self.value:.3f}, faithfulness {self.normalised:.3f} "
-            f"(clean {self.baseline_clean:.3f} is 1, corrupted {self.baseline_corrupted:.3f} is 0{mean})"
+            f"{self.n_edges} edges: {self.metric} {number(self.value, 3)}, {self._share} "
+            f"(clean {number(self.baseline_clean, 3)} is 1, corrupted {number(self.baseline_corrupted, 3)} is 0{mean})"
         )
 
     def plot(self, ax: Axes | None = None) -> Figure:
@@ -194,7 +202,7 @@ class Faithfulness(Result):
         ax = plot.bars(
             np.array([row["clean"], row["circuit"], row["corrupted"]]), ["clean", "circuit", "corrupted"], ax
         )
-        ax.set_title(f"{self.n_edges} edges: {self.metric}, faithfulness {self.normalised:.3f}", fontsize=9)
+        ax.set_title(f"{self.n_edges} edges: {self.metric}, {self._share}", fontsize=9)
         return plot.figure_of(ax)
 
     def to_rows(self) -> list[dict[str, Any]]:

@@ -44,3 +44,16 @@ class Matrix(NamedTuple):
             columns=self.rows,
             columns_title=self.rows_title,
         )
+
+    def text(self, value: float) -> str:
+        """A value of it as text, in six or seven characters; with an exponent where all values are small."""
+        largest = np.abs(self.values[np.isfinite(self.values)]).max(initial=0)
+        if 0 < largest < 0.0995 and value:
+            return f"{value:.1e}"
+        decimals = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+        return f"{value:.{decimals}f}".replace("-0.00", "0.00")
+
+
+def number(value: float, decimals: int = 2) -> str:
+    """A number as text, to so many decimals; a small one to two digits, so that it is not shown as 0."""
+    return f"{value:.2g}" if 0 < abs(value) < 10.0 ** (1 - decimals) else f"{value:.{decimals}f}"

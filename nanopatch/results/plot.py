@@ -73,10 +73,8 @@ def _write_values(ax: Axes, matrix: Matrix, high: float) -> None:
     for (row, column), value in np.ndenumerate(matrix.values):
         if np.isfinite(value):
             depth = abs(value) / high if matrix.signed else value / high  # how dark the cell is
-            text = f"{value:.2f}" if abs(value) < 9.995 else f"{value:.1f}"
             colour = "white" if depth > 0.6 else "0.25"
-            text = text.replace("-0.00", "0.00")
-            cell = ax.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+            cell = ax.text(column, row, matrix.text(value), ha="center", va="center", fontsize=7, color=colour)
             cell.set_in_layout(False)  # it lies inside the axes anyway, and measuring it would take time
 
 

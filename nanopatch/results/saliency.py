@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..types import Array
 from . import plot
 from .base import Result, visible
+from .matrix import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,20 +42,20 @@ class Saliency(Result):
     product: Array
 
     def __repr__(self) -> str:
-        return f"<Saliency: {self.metric} {self.value:.3f}, {len(self.tokens)} tokens>"
+        return f"<Saliency: {self.metric} {number(self.value, 3)}, {len(self.tokens)} tokens>"
 
     def __str__(self) -> str:
         margin = max(len(visible(token)) for token in self.tokens) + 5
-        lines = [f"{self.metric} {self.value:.3f}", f"{'':{margin}}      norm  gradient x embedding"]
+        lines = [f"{self.metric} {number(self.value, 3)}", f"{'':{margin}}      norm  gradient x embedding"]
         for i, token in enumerate(self.tokens):
-            lines.append(f"{i:>3} {visible(token):{margin - 4}}{self.norm[i]:10.3f}{self.product[i]:22.3f}")
+            lines.append(f"{i:>3} {visible(token):{margin - 4}}{number(self.norm[i], 3):>10}{number(self.product[i], 3):>22}")
         return "\n".join(lines)
 
     def plot(self, ax: Axes | None = None) -> Figure:
         """Bars of gradient x embedding, one for each token; returns the matplotlib Figure."""
         labels = [f"{i} {visible(token)}" for i, token in enumerate(self.tokens)]
         ax = plot.bars(self.product, labels, ax)
-        ax.set_title(f"{self.metric} {self.value:.3f}: gradient x embedding of each token", fontsize=10)
+        ax.set_title(f"{self.metric} {number(self.value, 3)}: gradient x embedding of each token", fontsize=10)
         return plot.figure_of(ax)
 
     def to_rows(self) -> list[dict[str, Any]]:

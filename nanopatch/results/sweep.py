@@ -18,7 +18,7 @@ from ..files import Source
 from ..types import Array
 from . import plot
 from .base import Contents, Result, jsonable, visible
-from .matrix import Matrix
+from .matrix import Matrix, number
 from .table import table
 
 if TYPE_CHECKING:
@@ -303,17 +303,17 @@ class Sweep(Result):
             matrix = matrix.transposed
             if not tokens:
                 matrix = matrix._replace(rows=[f"{matrix.rows_title} {row}" for row in matrix.rows])
-        corrupted = "" if self.baseline_corrupted is None else f", corrupted {self.baseline_corrupted:.2f}"
+        corrupted = "" if self.baseline_corrupted is None else f", corrupted {number(self.baseline_corrupted)}"
         lines = [
             self.title,
             unit,
             *table(matrix, numbered=tokens),
-            f"unpatched: clean {self.baseline_clean:.2f}{corrupted} ({self.metric}); "
+            f"unpatched: clean {number(self.baseline_clean)}{corrupted} ({self.metric}); "
             f"answer {self.experiment.answer!r}, wrong answer {self.experiment.wrong_answer!r}",
         ]
         if self.standard_error is not None:
             lines.append(
-                f"standard error of the mean, before normalising: at most {np.nanmax(self.standard_error):.2f}"
+                f"standard error of the mean, before normalising: at most {number(np.nanmax(self.standard_error))}"
             )
         return "\n".join([*lines, *self.notes])
 
@@ -391,7 +391,7 @@ def footer(sweeps: Sequence[Sweep]) -> list[str]:
             prompt = prompt if isinstance(prompt, str) else f"token ids {np.asarray(prompt).tolist()}"
             if name == "corrupted" and first.corruption:
                 prompt = f"the clean prompt with {first.corruption}"
-            lines.append(f"{name}: {prompt}   {', '.join(f'{metric} {value:.2f}' for metric, value in values)}")
+            lines.append(f"{name}: {prompt}   {', '.join(f'{metric} {number(value)}' for metric, value in values)}")
     answers = f"answer {first.experiment.answer!r}, wrong answer {first.experiment.wrong_answer!r}"
     scale = "" if first.donor_value is None else "; normalised: 0 is the run patched into, 1 the run patched from"
     return [*lines, f"{answers}, model {first.source.name}{scale}", *dict.fromkeys(n for s in sweeps for n in s.notes)]

@@ -28,15 +28,14 @@ def table(matrix: Matrix, numbered: bool = False, width: int | None = None) -> l
         some = slice(first, first + columns_a_line)
         lines.append(matrix.columns_title.rjust(margin) + "".join(f"{c:>{column_width}}" for c in matrix.columns[some]))
         for label, values in zip(labels, matrix.values, strict=True):
-            shaded = (_cell(value, darkest).rjust(column_width) for value in values[some])
+            shaded = (_cell(matrix, value, darkest).rjust(column_width) for value in values[some])
             lines.append((label.ljust(margin) + "".join(shaded)).rstrip())
     return lines
 
 
-def _cell(value: float, darkest: float) -> str:
-    """Seven characters: a shade, and the value to two decimals."""
+def _cell(matrix: Matrix, value: float, darkest: float) -> str:
+    """A space, a shade, and the value."""
     if not np.isfinite(value):
-        return " " * 7 if np.isnan(value) else f"{value:>7}"
+        return "" if np.isnan(value) else str(value)
     shade = SHADES[min(4, round(abs(value) / darkest * 4))] if darkest else " "
-    text = f"{value:.2f}" if abs(value) < 99.995 else f"{value:.0f}"
-    return f" {shade}{text.replace('-0.00', '0.00'):>5}"
+    return f" {shade}{matrix.text(value):>5}"
