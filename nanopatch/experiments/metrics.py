@@ -279,16 +279,23 @@ def metric_gradient(metric: Metric, logits: Array, target: Target) -> Array:
     return gradient
 
 
-def check_slope(metric: Metric, value: float, gradient: Array) -> None:
-    """NanopatchError if a metric and its derivative are 0 up to rounding: an estimate would be rounding error.
+def check_slope(metric: Metric, gradients: Sequence[Array], value: float | None = None) -> None:
+    """NanopatchError where a first-order estimate would be 0 or rounding everywhere, because the derivative is.
 
-    In the clean run kl_divergence is at its minimum, so both are 0. value: the metric. gradient: its derivative.
+    gradients: of `metric_gradient`, at each step. value: of the metric, where there is one step. kl_divergence and its
+    derivative are 0 in the clean run, at its minimum. A metric that counts (rank, or whether the answer is on top) is
+    flat between its jumps.
     """
-    slope = np.abs(gradient).max()
-    if abs(value) <= slope <= 100 * np.finfo(gradient.dtype).eps:
+    slope = max(float(np.abs(gradient).max()) for gradient in gradients)
+    if value is not None and abs(value) <= slope <= 100 * np.finfo(gradients[0].dtype).eps:
         raise NanopatchError(
             f"{metric.name} and its derivative are 0 in the run patched into, so nothing can be estimated: take more "
             "steps (integrated gradients), another direction or another metric"
+        )
+    if slope == 0:
+        raise NanopatchError(
+            f"the derivative of {metric.name} is 0 for all logits: the metric is flat here, and nothing can be "
+            "estimated from it; take a metric that changes with every logit, such as logit_diff, or patch with sweep"
         )
 
 

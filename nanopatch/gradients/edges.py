@@ -131,17 +131,17 @@ def score_edges(model: Model, experiment: Experiment, case: Case, steps: int) ->
         ],
         np.float64,
     )  # (n_senders, n_tokens * d_model)
-    scores = np.zeros((len(senders), len(receivers)))
+    scores, slopes = np.zeros((len(senders), len(receivers))), []
     for step in range(steps):
         fraction = (step + 0.5) / steps
         embedding = base.resid_pre[0] + fraction * (case.donors("resid_pre")[0][0] - base.resid_pre[0])
         run = base if steps == 1 else record(model.steps_from(0, embedding))
         d_logits = metric_gradient(metric, run.logits, case.target)
-        if steps == 1:
-            check_slope(metric, case.baseline[0], d_logits)
+        slopes.append(np.abs(d_logits).max(keepdims=True))
         gradients = backward(model, run, d_logits)
         for j, (receiver, place) in enumerate(receivers.items()):
             scores[:, j] += differences @ input_gradient(model, run, gradients, receiver, place).ravel() / steps
+    check_slope(metric, slopes, case.baseline[0] if steps == 1 else None)
     for i, sender in enumerate(senders.values()):
         scores[i, [not comes_after(receiver, [sender]) for receiver in receivers.values()]] = np.nan
     return EdgeScores(

@@ -50,7 +50,7 @@ def saliency(model: Model, prompt: Prompt | Experiment, *, metric: Any = "logit_
     target = Target(*answers, tokens, run.logits[-1])
     (value,) = measure([measured], run.logits, target)
     d_logits = metric_gradient(measured, run.logits, target)
-    check_slope(measured, value, d_logits)
+    check_slope(measured, [d_logits], value)
     gradient = backward(model, run, d_logits, "resid_pre").resid_pre[0].astype(float)
     product = (gradient * model.wte[tokens]).sum(axis=-1)  # (n_tokens,)
     return Saliency(

@@ -230,7 +230,9 @@ def make_case(runs: Runs, direction: str, metrics: list[Metric]) -> Case:
         metrics=metrics,
         target=target,
         values={name: measure(metrics, of_run, target, answers is not None) for name, of_run in logits.items()},
-        rounding=np.max([rounding_of(metrics, of_run, target, bool(answers)) for of_run in logits.values()], 0).tolist(),
+        rounding=np.max(
+            [rounding_of(metrics, of_run, target, bool(answers)) for of_run in logits.values()], 0
+        ).tolist(),
     )
 
 

@@ -48,7 +48,9 @@ class Saliency(Result):
         margin = max(len(visible(token)) for token in self.tokens) + 5
         lines = [f"{self.metric} {number(self.value, 3)}", f"{'':{margin}}      norm  gradient x embedding"]
         for i, token in enumerate(self.tokens):
-            lines.append(f"{i:>3} {visible(token):{margin - 4}}{number(self.norm[i], 3):>10}{number(self.product[i], 3):>22}")
+            lines.append(
+                f"{i:>3} {visible(token):{margin - 4}}{number(self.norm[i], 3):>10}{number(self.product[i], 3):>22}"
+            )
         return "\n".join(lines)
 
     def plot(self, ax: Axes | None = None) -> Figure:

@@ -1,11 +1,13 @@
 """Metrics against their formulas, and what a sweep reports of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import tiny_model
 
-from nanopatch import Experiment, NanopatchError, attribute, sweep
-from nanopatch.experiments.metrics import METRICS, Metric, as_metric, top_tokens
+from nanopatch import Experiment, NanopatchError, attribute, load, sweep
+from nanopatch.experiments.metrics import METRICS, Metric, Target, as_metric, measure, rounding_of, top_tokens
 from nanopatch.experiments.patch import Patch
 
 
@@ -135,3 +137,29 @@ def lambda_named_argmax(logits):
 
 
 lambda_named_argmax.__name__ = "argmax"
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["probability", "a metric of one's own"])
+def test_small_baselines_that_differ_are_normalised_in_float32_as_in_float64(own):
+    """What rounding does to a probability of 1e-13 is not what it does to a logit of 20."""
+    nano, exact = (load("nano", dtype) for dtype in (np.float32, np.float64))
+    pair = Experiment("The capital of France is", "The capital of Italy is", " table", " chair")
+    (token,) = nano.tokenize(" table")
+    metric = (lambda logits: np.exp(logits[-1, token] - logits[-1].max())) if own else "probability"
+    rounded, truth = (sweep(model, pair, metric=metric) for model in (nano, exact))
+    assert 0 < rounded.baseline_clean < rounded.baseline_corrupted < 1e-9
+    assert np.isfinite(rounded.normalised).all() and np.allclose(rounded.normalised, truth.normalised, atol=1e-2)
+    shown = str(rounded).splitlines()[-1]
+    assert " 0.00" not in shown and f"clean {rounded.baseline_clean:.2g}" in shown
+    assert "0.00" not in str(replace(rounded, grid=rounded.grid, baseline_corrupted=rounded.baseline_clean))
+
+
+def test_baselines_that_differ_by_rounding_alone_are_equal():
+    """The same prompt twice: what differs is the order of its sums."""
+    nano = load("nano")
+    batch = nano.run([[464, 3139, 286, 4881, 318]] * 2, sites="logits").logits
+    target = Target(6342, 10598, np.array([464]), batch[0, -1])
+    metrics = [METRICS[name] for name in ("logit_diff", "log_probability", "probability")]
+    alone = nano.run([464, 3139, 286, 4881, 318], sites="logits").logits
+    apart = np.abs(np.subtract(measure(metrics, batch[1], target), measure(metrics, alone, target)))
+    assert (apart <= rounding_of(metrics, alone, target)).all()

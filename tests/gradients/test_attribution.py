@@ -14,8 +14,10 @@ from nanopatch import (
     Resample,
     Zero,
     attribute,
+    edge_attribution,
     load,
     record,
+    saliency,
     sweep,
 )
 from nanopatch.experiments import MICHELLE
@@ -380,3 +382,24 @@ def test_the_mean_over_experiments_has_its_standard_error():
         assert np.abs(result.grid - np.mean(grids, axis=0)).max() <= rounding
         assert np.abs(result.standard_error - np.std(grids, axis=0, ddof=1) / np.sqrt(2)).max() <= rounding
         assert result.n_pairs == 2 and result.skipped[0][0] == "pair 2"
+
+
+def on_top(logits):
+    return float(logits[-1].argmax() == 3)
+
+
+@pytest.mark.parametrize(
+    "estimated",
+    [
+        lambda model: attribute(model, EXPERIMENT, metric=on_top),
+        lambda model: attribute(model, EXPERIMENT, metric=on_top, steps=3),
+        lambda model: attribute(model, EXPERIMENT, metric=lambda logits: 1.0 + on_top(logits)),
+        lambda model: edge_attribution(model, EXPERIMENT, metric=lambda logits: 1.0 + on_top(logits)),
+        lambda model: edge_attribution(model, EXPERIMENT, metric=on_top, steps=3),
+        lambda model: saliency(model, EXPERIMENT, metric=lambda logits: 1.0 + on_top(logits)),
+    ],
+    ids=["attribute", "steps", "not 0", "edges", "edges, steps", "saliency"],
+)
+def test_a_flat_metric_is_an_error_and_no_grid_of_zeros(estimated):
+    with pytest.raises(NanopatchError, match="flat here|are 0 in the run patched into"):
+        estimated(tiny_model())
