@@ -187,12 +187,15 @@ def names(text: str) -> list[str]:
     return given
 
 
-def pieces(text: str) -> list[list[int]]:
-    """ "0,3+4" as [[0], [3, 4]]."""
+def pieces(text: str) -> list[set[int]]:
+    """ "0,3+4" as [{0}, {3, 4}]."""
     try:
-        return [[int(number) for number in piece.split("+")] for piece in text.split(",")]
+        found = [[int(number) for number in piece.split("+")] for piece in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 0,3 (one by one) or 0+3 (together)") from None
+    if any(len(set(piece)) < len(piece) for piece in found):
+        raise argparse.ArgumentTypeError(f"{text!r} names a number twice in one group")
+    return [set(piece) for piece in found]
 
 
 # ---- the commands --------------------------------------------------------------------------------

@@ -52,10 +52,11 @@ class Patch:
         others; "head" for z, q, k, v, scores and pattern; "neuron" for mlp_pre and mlp_post. The site's first two
         by default. Along an axis that is not named, everything is patched at once.
     layers, positions, heads, neurons : list, optional
-        Which of them, all by default. An entry is a number, or a list of numbers to be patched together. Positions
-        count columns of the aligned prompts; for scores and pattern they are those of the queries. Heads and neurons
-        may be (layer, number) pairs if "layer" is not an axis. neurons may be a number n: the n neurons whose
-        activations differ most between the runs, as (layer, neuron) pairs.
+        Which of them, all by default. An entry is a number, or several to be patched together: {0, 1}, a set, or a
+        list. Positions count columns of the aligned prompts; for scores and pattern they are those of the queries.
+        Heads and neurons may be (layer, head) pairs where "layer" is no axis. Rows of two numbers are such pairs, as
+        `np.argwhere` or JSON gives them, so two heads that are patched together in every layer are a set. neurons may
+        be a number n: the n neurons whose activations differ most between the runs, as (layer, neuron) pairs.
     window : int or {axis: int}
         How many neighbouring entries of an axis are patched together; a number is for "layer". Entry i is in the
         middle of its window (the first of the two middle ones if it is even). Windows are cut off at both ends.
@@ -108,13 +109,14 @@ class Patch:
         for axis, choice in CHOICES.items():
             chosen = getattr(self, choice)
             if axis in known and chosen is not None:
-                pieces[axis] = [_piece(item, axis, choice, sizes) for item in _entries(chosen, choice)]
+                pieces[axis] = [_piece(items, axis, sizes) for items in _entries(chosen, axis)]
         for axis in {"head", "neuron"} & set(known):
             pairs = any(isinstance(number, tuple) for piece in pieces[axis] for number in piece)
             if pairs and ("layer" in axes or self.layers is not None):
                 raise NanopatchError(
                     f'(layer, {axis}) pairs name their layers: give axes without "layer", such as '
-                    f"Patch({self.site!r}, axes={axis!r}, {CHOICES[axis]}=[(0, 1)]), and no layers="
+                    f"Patch({self.site!r}, axes={axis!r}, {CHOICES[axis]}=[(0, 1)]), and no layers=; or, for {axis}s 0 "
+                    f"and 1 of every layer together, {CHOICES[axis]}=[{{0, 1}}]"
                 )
 
         windows = self.window if isinstance(self.window, Mapping) else {"layer": self.window}
@@ -188,24 +190,41 @@ def cells(pieces: Pieces, axes: Sequence[str]) -> Iterator[dict[str, list[Item]]
         yield whole | dict(zip(axes, entries, strict=True))
 
 
-def _entries(chosen: Any, choice: str) -> list[Any]:
-    """The entries of a choice, as a list with at least one."""
+def _entries(chosen: Any, axis: str) -> list[Any]:
+    """The entries of a choice: what is patched together at each, as a list of numbers or of pairs.
+
+    Rows of two numbers are (layer, head) or (layer, neuron) pairs, whether they are tuples, lists or rows of an array.
+    """
+    chosen = chosen.tolist() if isinstance(chosen, np.ndarray) else chosen
     if isinstance(chosen, (str, dict, numbers.Number)) or not np.iterable(chosen) or not len(list(chosen)):
-        raise NanopatchError(f"{choice}={chosen!r}: a list is expected, such as [0, 2] or, for both at once, [[0, 2]]")
-    return list(chosen)
+        raise NanopatchError(
+            f"{CHOICES[axis]}={chosen!r}: a list is expected, such as [0, 2] or, for both at once, [{{0, 2}}]"
+        )
+    entries = [entry.tolist() if isinstance(entry, np.ndarray) else entry for entry in chosen]
+    if axis in ("head", "neuron") and all(map(_is_pair, entries)):
+        return [[tuple(entry)] for entry in entries]
+    return [list(entry) if isinstance(entry, (list, set, frozenset, range)) else [entry] for entry in entries]
 
 
-def _piece(entry: Any, axis: str, choice: str, sizes: dict[str, int]) -> list[Item]:
+def _is_pair(item: Any) -> bool:
+    """Whether it is a row of two whole numbers."""
+    return isinstance(item, (list, tuple)) and len(item) == 2 and all(isinstance(n, numbers.Integral) for n in item)
+
+
+def _piece(items: list[Any], axis: str, sizes: dict[str, int]) -> list[Item]:
     """One entry of an axis as a list of int, or of (layer, head) or (layer, neuron) pairs of int."""
-    items: list[Any] = [entry] if isinstance(entry, (numbers.Integral, tuple)) else _entries(entry, choice)
+    piece: list[Item] = []
     for item in items:
-        pair = isinstance(item, tuple) and axis in ("head", "neuron")
-        if not all(isinstance(n, numbers.Integral) for n in (item if pair else [item])) or (pair and len(item) != 2):
+        pair = axis in ("head", "neuron") and _is_pair(item)
+        if not pair and (not isinstance(item, numbers.Integral) or isinstance(item, bool)):
             raise NanopatchError(
-                f"{choice} are whole numbers, or for heads and neurons (layer, number) pairs; not {item!r}"
+                f"{CHOICES[axis]} are whole numbers, or for heads and neurons (layer, number) pairs; not {item!r}"
             )
-        layer, number = item if pair else (0, item)
+        layer, number = map(int, item) if pair else (0, int(item))
         if not 0 <= number < sizes[axis] or not 0 <= layer < sizes["layer"]:
             layers = f" of the layers 0 to {sizes['layer'] - 1}" if pair else ""
             raise NanopatchError(f"{axis} {item} does not exist: there are 0 to {sizes[axis] - 1}{layers}")
-    return [tuple(map(int, item)) if isinstance(item, tuple) else int(item) for item in items]
+        piece.append((layer, number) if pair else number)
+    if not piece or len(set(piece)) < len(piece):
+        raise NanopatchError(f"{CHOICES[axis]}: {items} are patched together, so give at least one, and each once")
+    return piece

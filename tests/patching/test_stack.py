@@ -1,6 +1,7 @@
 """The stack computes what the slowest obvious way computes: every site, axis, direction, metric and memory limit."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -310,14 +311,19 @@ BAD_CHOICES = [
     (dict(layers=3), r"layers=3: a list is expected, such as \[0, 2\]"),
     (dict(layers="0"), "layers='0': a list is expected"),
     (dict(layers=[]), r"layers=\[\]: a list is expected"),
-    (dict(positions=[[]]), r"positions=\[\]: a list is expected"),
-    (dict(layers=[1.5]), "layers=1.5: a list is expected"),
+    (dict(positions=[[]]), r"positions: \[\] are patched together, so give at least one"),
+    (dict(layers=[[1, 1]]), r"layers: \[1, 1\] are patched together, so give at least one, and each once"),
+    (dict(site="z", heads=[[0, 0], 1]), r"heads: \[0, 0\] are patched together, .* and each once"),
+    (dict(site="z", heads=[[2, 0], [0, 1]]), r"pairs name their layers"),
+    (dict(site="z", heads=np.array([[2, 0], [0, 1]])), r"pairs name their layers"),
+    (dict(layers=[True]), "layers are whole numbers, .* not True"),
+    (dict(layers=[1.5]), "layers are whole numbers, .* not 1.5"),
     (dict(layers=[[1.5]]), "layers are whole numbers, .*; not 1.5"),
     (dict(layers=[(0, 1)]), r"layers are whole numbers, .*; not \(0, 1\)"),
     (dict(site="z", axes="head", heads=[(0, 1, 2)]), r"heads are whole numbers, .* pairs; not \(0, 1, 2\)"),
     (
         dict(site="z", heads=[(0, 1)]),
-        r"\(layer, head\) pairs name their layers: give axes without .layer., such as Patch.*, and no layers=$",
+        r"\(layer, head\) pairs name their layers: give axes without .layer., such as Patch.*, and no layers=; or, for heads",
     ),
     (dict(site="z", axes="head", heads=[(0, 1)], layers=[2]), r"\(layer, head\) pairs name their layers"),
     (dict(site="mlp_post", axes=("layer", "neuron"), neurons=3), r"\(layer, neuron\) pairs name their layers"),
@@ -329,3 +335,17 @@ BAD_CHOICES = [
 def test_choices_that_do_not_exist(arguments, message):
     with pytest.raises(NanopatchError, match=message):
         sweep(tiny_model(), Experiment([1, 2, 3, 4], [1, 9, 3, 4], 3, 7), Patch(**arguments))
+
+
+@pytest.mark.parametrize("given", [np.array, np.ndarray.tolist, lambda rows: json.loads(json.dumps(rows.tolist()))])
+def test_rows_out_of_numpy_or_json_are_pairs(given):
+    """`np.argwhere(grid > x)` has rows of (layer, head). They are these heads of these layers, as tuples are."""
+    model, experiment = tiny_model(seed=2), Experiment([1, 2, 3, 4], [1, 9, 3, 4], 3, 7)
+    rows = np.array([[2, 0], [0, 1]])
+    result = sweep(model, experiment, Patch("z", "head", heads=given(rows) if given is not np.array else rows))
+    expected = sweep(model, experiment, Patch("z", "head", heads=[(2, 0), (0, 1)]))
+    assert np.array_equal(result.grid, expected.grid) and result.labels("head") == ["2.0", "0.1"]
+    together = sweep(model, experiment, Patch("z", "head", heads=[rows.tolist()]))
+    assert np.array_equal(together.grid, sweep(model, experiment, Patch("z", "head", heads=[[(2, 0), (0, 1)]])).grid)
+    layers = sweep(model, experiment, Patch("z", ("layer", "head"), layers=np.arange(2), heads=[{0, 1}]))
+    assert layers.grid.shape == (2, 1) and layers.labels("head") == ["0+1"]
