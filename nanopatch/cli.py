@@ -308,7 +308,7 @@ def tokens_command(options: Namespace) -> None:
         if position is None:
             return None
         token = ids[side][position]
-        return {"position": position, "id": token, "token": tokenizer.decode([token])}
+        return {"position": position, "id": token, "token": tokenizer.token_text(token)}
 
     table = [[cell(side, position) for side, position in enumerate(row)] for row in rows]
     if options.json:

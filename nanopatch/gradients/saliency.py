@@ -54,5 +54,10 @@ def saliency(model: Model, prompt: Prompt | Experiment, *, metric: Any = "logit_
     gradient = backward(model, run, d_logits, "resid_pre").resid_pre[0].astype(float)
     product = (gradient * model.wte[tokens]).sum(axis=-1)  # (n_tokens,)
     return Saliency(
-        tuple(model.token_strings(tokens)), measured.name, value, np.linalg.norm(gradient, axis=-1), product
+        tokens=tuple(model.token_strings(tokens)),
+        metric=measured.name,
+        value=value,
+        norm=np.linalg.norm(gradient, axis=-1),
+        product=product,
+        ids=tuple(tokens.tolist()),
     )

@@ -394,8 +394,11 @@ class Model:
         return tokenizer.decode(_one_prompt(tokens))
 
     def token_strings(self, tokens: Prompt | int) -> list[str]:
-        """Each token of (n_tokens,) ids as a text of its own, for labels; `#id` if the vocabulary is not GPT-2's."""
-        return [tokenizer.decode([token]) if self.reads_text else f"#{token}" for token in _one_prompt(tokens)]
+        r"""Each token of (n_tokens,) ids as a text of its own, for labels; `#id` if the vocabulary is not GPT-2's.
+
+        Different tokens have different texts: bytes that are only part of a character stand as `\xf0`.
+        """
+        return [tokenizer.token_text(token) if self.reads_text else f"#{token}" for token in _one_prompt(tokens)]
 
     # ---- small helpers --------------------------------------------------------------------------
 

@@ -72,6 +72,18 @@ def decode(token_ids: Iterable[int]) -> str:
     return encoding().decode(token_ids)
 
 
+def token_text(token: int) -> str:
+    r"""The text of one token. Bytes that are only part of a character stand as such: an emoji may be two tokens.
+
+    Examples
+    --------
+    >>> [token_text(token) for token in encode("😀!")]
+    ['\\xf0\\x9f\\x98', '\\x80', '!']
+    """
+    decode([token])  # its checks
+    return encoding().decode_single_token_bytes(int(token)).decode("utf-8", errors="backslashreplace")
+
+
 def is_gpt2_vocabulary(folder: PathLike) -> bool | None:
     """Whether the tokenizer file in a checkpoint's folder holds GPT-2's vocabulary.
 

@@ -171,6 +171,7 @@ def as_sweep(what: Patch | Paths, case: Case, cells: Cells, values: Values, numb
     """The `Sweep` of one grid and of metric `number`."""
     runs, metric, axes = case.runs, case.metrics[number], tuple(what.axes or ())
     model, tokens = runs.model, runs.tokens
+    corrupted = tokens.clean if runs.corruption else tokens.corrupted
     shape = tuple(len(cells.pieces[axis]) for axis in axes)
     grid = np.where(cells.blank, np.nan, values[0][:, number].reshape(shape))
     estimated = steps is not None
@@ -184,7 +185,9 @@ def as_sweep(what: Patch | Paths, case: Case, cells: Cells, values: Values, numb
         experiment=runs.experiment,
         columns=tuple(runs.columns),
         clean_tokens=tuple(model.token_strings(tokens.clean)),
-        corrupted_tokens=tuple(model.token_strings(tokens.clean if runs.corruption else tokens.corrupted)),
+        corrupted_tokens=tuple(model.token_strings(corrupted)),
+        clean_ids=tuple(tokens.clean.tolist()),
+        corrupted_ids=tuple(corrupted.tolist()),
         baseline_clean=case.values["clean"][number],
         baseline_corrupted=case.values["corrupted"][number] if "corrupted" in case.values else None,
         rounding=case.rounding[number],

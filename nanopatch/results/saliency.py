@@ -22,6 +22,8 @@ class Saliency(Result):
     Attributes
     ----------
     tokens : tuple of str
+    ids : tuple of int
+        Of the tokens.
     metric : str
     value : float
         The metric of the run.
@@ -40,6 +42,7 @@ class Saliency(Result):
     value: float
     norm: Array
     product: Array
+    ids: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Saliency: {self.metric} {number(self.value, 3)}, {len(self.tokens)} tokens>"
@@ -61,6 +64,9 @@ class Saliency(Result):
         return plot.figure_of(ax)
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """One dict for each token: position, token, norm, product."""
-        both = zip(self.tokens, self.norm, self.product, strict=True)
-        return [dict(position=i, token=t, norm=float(n), product=float(p)) for i, (t, n, p) in enumerate(both)]
+        """One dict for each token: position, token, id, norm, product."""
+        rows = zip(self.tokens, self.ids, self.norm, self.product, strict=True)
+        return [
+            dict(position=i, token=t, id=token_id, norm=float(n), product=float(p))
+            for i, (t, token_id, n, p) in enumerate(rows)
+        ]

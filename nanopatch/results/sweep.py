@@ -59,6 +59,8 @@ class Sweep(Result):
         if a token has no partner. The axis "position" counts columns.
     clean_tokens, corrupted_tokens : tuple of str
         The text of each token.
+    clean_ids, corrupted_ids : tuple of int
+        Its id; empty in older files.
     baseline_clean, baseline_corrupted : float
         The metric of the two unpatched runs. baseline_corrupted is None for an ablation, which has no such run.
     rounding : float
@@ -119,6 +121,8 @@ class Sweep(Result):
     standard_error: Array | None = None
     skipped: tuple[tuple[str, str], ...] = ()
     remarks: tuple[str, ...] = ()
+    clean_ids: tuple[int, ...] = ()
+    corrupted_ids: tuple[int, ...] = ()
 
     # ---- what it is -----------------------------------------------------------------------------
 
@@ -340,9 +344,13 @@ class Sweep(Result):
                 pairs = [self.columns[column] for column in pieces["position"] if None not in self.columns[column]]
                 if not pairs:
                     continue
-                for name, side, tokens in (("clean", 0, self.clean_tokens), ("corrupted", 1, self.corrupted_tokens)):
-                    row[f"{name}_position"] = "+".join(str(pair[side]) for pair in pairs)
-                    row[f"{name}_token"] = "+".join(tokens[pair[side]] for pair in pairs)  # type: ignore[index]
+                for side, name in enumerate(("clean", "corrupted")):
+                    tokens, ids = getattr(self, f"{name}_tokens"), getattr(self, f"{name}_ids")
+                    positions: Any = [pair[side] for pair in pairs]
+                    row[f"{name}_position"] = "+".join(map(str, positions))
+                    row[f"{name}_token"] = "+".join(tokens[position] for position in positions)
+                    if ids:
+                        row[f"{name}_id"] = "+".join(str(ids[position]) for position in positions)
             if self.unchanged is not None:
                 row["unchanged"] = bool(self.unchanged[index])
             row[self.metric] = float(value)
@@ -364,8 +372,8 @@ class Sweep(Result):
     def _mean(self, results: Sequence[Sweep]) -> dict[str, Any]:
         unchanged = [s.unchanged for s in results if s.unchanged is not None]
         return super()._mean(results) | {
-            "clean_tokens": _common([s.clean_tokens for s in results]),
-            "corrupted_tokens": _common([s.corrupted_tokens for s in results]),
+            "clean_tokens": _common(self.clean_tokens, [s.clean_ids for s in results]),
+            "corrupted_tokens": _common(self.corrupted_tokens, [s.corrupted_ids for s in results]),
             "unchanged": np.all(unchanged, axis=0) if unchanged else None,
         }
 
@@ -397,9 +405,12 @@ def footer(sweeps: Sequence[Sweep]) -> list[str]:
     return [*lines, f"{answers}, model {first.source.name}{scale}", *dict.fromkeys(n for s in sweeps for n in s.notes)]
 
 
-def _common(rows: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """The tokens of the first row, with … after each that is not the same in all rows."""
-    return tuple(token if len(set(column)) == 1 else f"{token}…" for token, *column in zip(rows[0], *rows, strict=True))
+def _common(tokens: tuple[str, ...], ids: Sequence[tuple[int, ...]]) -> tuple[str, ...]:
+    """The tokens of the first prompt, with … after each whose id is not the same in all prompts."""
+    return tuple(
+        token if len(set(column)) == 1 else f"{token}…"
+        for token, column in zip(tokens, zip(*ids, strict=True), strict=True)
+    )
 
 
 def _item(item: Any) -> str:

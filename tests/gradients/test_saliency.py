@@ -101,8 +101,8 @@ def test_rows_text_and_picture(tmp_path):
     assert [row["norm"] for row in rows] == result.norm.tolist()
     assert [row["product"] for row in rows] == result.product.tolist()
     lines = result.to_csv().splitlines()
-    assert lines[0] == "position,token,norm,product" and len(lines) == 1 + len(rows)
-    assert lines[2] == f"1, Jones,{rows[1]['norm']!r},{rows[1]['product']!r}"
+    assert lines[0] == "position,token,id,norm,product" and len(lines) == 1 + len(rows)
+    assert lines[2] == f"1, Jones,5437,{rows[1]['norm']!r},{rows[1]['product']!r}"
     assert str(result).splitlines()[0] == f"logit_diff {result.value:.3f}"
     assert repr(result) == f"<Saliency: logit_diff {result.value:.3f}, {len(rows)} tokens>"
     figure = result.plot()

@@ -323,7 +323,7 @@ BAD_CHOICES = [
     (dict(site="z", axes="head", heads=[(0, 1, 2)]), r"heads are whole numbers, .* pairs; not \(0, 1, 2\)"),
     (
         dict(site="z", heads=[(0, 1)]),
-        r"\(layer, head\) pairs name their layers: give axes without .layer., such as Patch.*, and no layers=; or, for heads",
+        r"\(layer, head\) pairs name their layers: give axes without .layer., .*; or, for heads",
     ),
     (dict(site="z", axes="head", heads=[(0, 1)], layers=[2]), r"\(layer, head\) pairs name their layers"),
     (dict(site="mlp_post", axes=("layer", "neuron"), neurons=3), r"\(layer, neuron\) pairs name their layers"),

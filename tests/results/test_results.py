@@ -226,3 +226,23 @@ def test_fields_say_what_a_result_is():
     head = sweep(nano, MICHELLE, Patch("z", axes="position", heads=[0]))
     assert head.chosen == {"head": (0,)}
     assert "Only head 0 was patched; `head` is not an axis of this grid." in head.notes
+
+
+def test_tokens_that_are_parts_of_one_character_are_told_apart(tmp_path):
+    """Each is one U+FFFD as text; their bytes and their ids differ, and so does what the model makes of them."""
+    nano = nanopatch.load("nano")
+    pair = Experiment("I saw 猫 and", "I saw 狗 and", " a", " b")
+    tokens = pair.tokens(nano)
+    differing = [i for i, (a, b) in enumerate(zip(tokens.clean, tokens.corrupted, strict=True)) if a != b]
+    result = sweep(nano, pair)
+    for position in differing:
+        ours, theirs = result.column_labels[position].split(" / ")
+        assert ours != theirs and r"\x" in ours and "\ufffd" not in ours + theirs
+    result.save(tmp_path / "x.csv")
+    with open(tmp_path / "x.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))[: len(tokens.clean)]
+    assert [int(row["clean_id"]) for row in rows] == tokens.clean.tolist() == list(result.clean_ids)
+    assert [int(row["corrupted_id"]) for row in rows] == tokens.corrupted.tolist()
+    mean = sweep(nano, [pair, replace(pair, clean=pair.corrupted, corrupted=pair.clean)])
+    assert [t.endswith("…") for t in mean.clean_tokens] == [i in differing for i in range(len(tokens.clean))]
+    assert json.loads(result.to_json())["clean_ids"] == tokens.clean.tolist()
