@@ -407,10 +407,8 @@ def footer(sweeps: Sequence[Sweep]) -> list[str]:
 
 def _common(tokens: tuple[str, ...], ids: Sequence[tuple[int, ...]]) -> tuple[str, ...]:
     """The tokens of the first prompt, with … after each whose id is not the same in all prompts."""
-    return tuple(
-        token if len(set(column)) == 1 else f"{token}…"
-        for token, column in zip(tokens, zip(*ids, strict=True), strict=True)
-    )
+    columns = map(set, zip(*ids, strict=True))
+    return tuple(token if len(known) == 1 else f"{token}…" for token, known in zip(tokens, columns, strict=True))
 
 
 def _item(item: Any) -> str:
