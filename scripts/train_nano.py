@@ -863,6 +863,12 @@ def evaluate(folder):
 
 # ----------------------------------------------------------------------------------- saving
 
+def trained_tokens():
+    """The tokens of the training's sentences: of their words, and of any capitalised word, which may be a name."""
+    text = Text(0)
+    return sorted(set(text.corpus) | {token_ids(" " + word)[0] for word in text.any_name})
+
+
 def save(p, folder):
     from safetensors.torch import save_file
     folder = Path(folder)
@@ -878,7 +884,8 @@ def save(p, folder):
     tensors = {"transformer." + n: t.detach().half().contiguous() for n, t in p.items()}
     save_file(tensors, folder / "model.safetensors.new", metadata={"format": "pt"})
     (folder / "config.json.new").write_text(json.dumps(config, indent=2) + "\n")
-    for name in ("model.safetensors", "config.json"):       # so the final name never holds half a file
+    (folder / "trained_tokens.json.new").write_text(json.dumps(trained_tokens()) + "\n")
+    for name in ("model.safetensors", "trained_tokens.json", "config.json"):  # the final name never holds half a file
         (folder / (name + ".new")).chmod(0o644)
         os.replace(folder / (name + ".new"), folder / name)
     data = (folder / "model.safetensors").read_bytes()

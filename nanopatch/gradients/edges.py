@@ -40,7 +40,7 @@ from ..model.graph import (
 )
 from ..model.layers import affine, layer_norm
 from ..model.sites import Run, record
-from ..patching.average import Experiments, over
+from ..patching.average import Experiments, checked, over
 from ..patching.case import Case, check_equal_positions, make_case, run_both
 from ..results.edges import EdgeScores, Faithfulness
 from ..results.sweep import check_direction
@@ -101,7 +101,7 @@ def edge_attribution(
         case = full_case(model, experiment, direction, metric)
         return {"": score_edges(model, experiment, case, steps)}
 
-    return over(experiments, one, structure(model, "edge attribution"))[""]
+    return over(checked(model, experiments), one, structure(model, "edge attribution"))[""]
 
 
 def full_case(model: Model, experiment: Experiment, direction: str, metric: Any) -> Case:
@@ -231,7 +231,7 @@ def faithfulness(
         )
         return {"": value}
 
-    return over(experiments, one, structure(model, "faithfulness"))[""]
+    return over(checked(model, experiments), one, structure(model, "faithfulness"))[""]
 
 
 def edge_pairs(edges: Any) -> list[tuple[Node, Node]]:

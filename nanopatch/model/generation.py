@@ -57,9 +57,10 @@ def generate(
         raise NanopatchError(f"generate continues one prompt, shape (n_tokens,), not {tokens.shape}")
     if not isinstance(n_tokens, numbers.Integral) or n_tokens < 0:
         raise NanopatchError(f"n_tokens={n_tokens!r}: a whole number is expected, 0 or above")
-    if len(tokens) + n_tokens > model.n_ctx:
+    if len(tokens) + n_tokens - 1 > model.n_ctx:  # the last new token is not read
         raise NanopatchError(
-            f"{len(tokens)} prompt tokens and {n_tokens} new tokens: this model reads {model.n_ctx} at most in all"
+            f"{len(tokens)} prompt tokens and {n_tokens} new tokens: this model reads {model.n_ctx} at most, and does "
+            "not read the last new one"
         )
     if not temperature >= 0:
         raise NanopatchError(f"temperature must be 0 or above, not {temperature}")
@@ -78,7 +79,7 @@ def generate(
                     keys[layer] = np.concatenate([keys[layer], site.array])
                 elif site.name == "v":
                     values[layer] = np.concatenate([values[layer], site.array])
-            resid = site.array
+            resid = np.asarray(site.array)
         logits = model.unembed(resid[-1:])[-1].astype(np.float64)
         token = random.choice(model.n_vocab, p=softmax(logits / temperature)) if temperature else np.argmax(logits)
         generated.append(int(token))

@@ -125,6 +125,9 @@ class Model:
             f"{self.n_ctx} positions, {self.n_vocab} tokens, {self.dtype})"
         )
 
+    def __call__(self, prompt: Any) -> Any:
+        raise NanopatchError("a model is not called: write model.run(prompt), or model.next_logits(prompt)")
+
     # ---- the forward pass -----------------------------------------------------------------------
 
     def steps(
@@ -370,6 +373,8 @@ class Model:
                 tokens = np.asarray(prompt)
             except ValueError:  # rows of unequal lengths
                 raise NanopatchError("a batch needs prompts of one length: run the others one by one") from None
+            if tokens.dtype.kind == "U":
+                raise NanopatchError(f"one text at a time: run each of these {tokens.size} prompts alone")
             if tokens.size and tokens.dtype.kind not in "iu":
                 raise NanopatchError(f"a prompt is text or whole-number token ids, not {prompt!r:.60}")
             if tokens.ndim not in (1, 2):

@@ -57,26 +57,49 @@ class Site:
 
     @property
     def array(self) -> Array:
-        return self._array
+        return self._array if self._array.flags.writeable else self._array.view(LateArray)
 
     @array.setter
     def array(self, value: Any) -> None:
         if value is self._array:  # what `site.array += x` assigns after adding in place
             return
         if not self._array.flags.writeable:
-            raise NanopatchError(f"{self} is read-only, because the run has moved on: edit it before the next site")
+            raise NanopatchError(f"{self}: {TOO_LATE}")
         try:
-            if np.asarray(value).dtype.kind not in "fiub":  # None and text would be turned into numbers
-                raise ValueError
-            self._array[...] = value
-        except ValueError:
+            given = np.asarray(value)
+        except ValueError:  # rows of unequal lengths
+            given = np.array(None)
+        if given.dtype.kind not in "fiub":  # None and text would be turned into numbers
+            raise NanopatchError(f"{self} takes numbers of its shape, or one number; not {value!r:.60}")
+        if given.ndim and given.shape != self._array.shape:  # one position's vector would be written to all
             raise NanopatchError(
-                f"{self} takes numbers of its shape, or numbers that broadcast to it; not {value!r:.60}"
-            ) from None
+                f"{self} takes an array of its own shape, not {given.shape}: for a part of it, write "
+                "site.array[position] = ..."
+            )
+        self._array[...] = given
 
     def __repr__(self) -> str:
         where = "" if self.layer is None else f", layer {self.layer}"
         return f"Site({self.name}{where}, shape {self._array.shape})"
+
+
+TOO_LATE = "this array is read-only, because the run has moved on: edit it before the loop takes the next site"
+
+
+class LateArray(np.ndarray):
+    """A site's array after the run has moved on. It is as any array, but an edit of it says why it comes too late."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise NanopatchError(TOO_LATE)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = (), **options: Any) -> Any:
+        if any(isinstance(array, LateArray) for array in out):  # site.array += x
+            raise NanopatchError(TOO_LATE)
+        inputs = tuple(np.asarray(array) if isinstance(array, LateArray) else array for array in inputs)
+        return getattr(ufunc, method)(*inputs, **(options | {"out": out} if out else options))
+
+    def __repr__(self) -> str:
+        return repr(np.asarray(self))
 
 
 class NotRecordedError(NanopatchError, AttributeError):
@@ -137,6 +160,9 @@ class Run:
     def names(self) -> tuple[str, ...]:
         """The names of the arrays it holds, in the order of the forward pass."""
         return tuple(name for name in SITES if name in self.__dict__)
+
+    def __getitem__(self, name: Any) -> Any:
+        raise NanopatchError(f"the arrays of a run are its attributes: write run.{name}, not run[{name!r}]")
 
     if not TYPE_CHECKING:  # otherwise a type checker would accept every misspelt name as an array
 

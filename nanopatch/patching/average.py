@@ -9,20 +9,41 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..errors import NanopatchError
 from ..experiments.align import Columns
-from ..experiments.experiment import Experiment
+from ..experiments.experiment import NAMED, Experiment
 from ..experiments.pairs import PairFile
+from ..model.gpt2 import Model
 from ..progress import progress
 from ..results.base import R, mean_of
 
-#: One experiment, a list of them, or what `nanopatch.read_pairs` returns.
-Experiments = Experiment | Sequence[Experiment] | PairFile
+Known = Experiment | Sequence[Experiment] | PairFile
+#: One experiment, its name, a list of experiments, or what `nanopatch.read_pairs` returns.
+Experiments = Known | str
 Skipped = list[tuple[str, str]]
 
 
+def checked(model: Any, experiments: Any) -> Known:
+    """The experiments, of which one may be a name ("michelle"). NanopatchError for what is no model or experiment."""
+    if not isinstance(model, Model):
+        raise NanopatchError(
+            f"first the model, as nanopatch.load gives it, then the experiment; not {model!r:.60} as the model"
+        )
+    if isinstance(experiments, str):
+        if experiments not in NAMED:
+            raise NanopatchError(f"no experiment is named {experiments!r:.60}; named are {', '.join(NAMED)}")
+        return NAMED[experiments]
+    if not isinstance(experiments, (Experiment, PairFile)) and not np.iterable(experiments):
+        raise NanopatchError(
+            f"an Experiment, a list of them or a name ({', '.join(NAMED)}) is expected, not {experiments!r:.60}"
+        )
+    return experiments  # type: ignore[return-value]
+
+
 def over(
-    experiments: Experiments,
+    experiments: Known,
     one: Callable[[Experiment, int], dict[Any, R]],
     structure: Callable[[Experiment], Columns],
 ) -> dict[Any, R]:
@@ -39,7 +60,7 @@ def over(
     return {key: mean_of([result[key] for result in results], skipped) for key in results[0]}
 
 
-def usable(experiments: Experiments, structure: Callable[[Experiment], Columns]) -> tuple[list[Experiment], Skipped]:
+def usable(experiments: Known, structure: Callable[[Experiment], Columns]) -> tuple[list[Experiment], Skipped]:
     """Which experiments can be averaged, and (where, reason) of the others.
 
     An experiment is left out if it cannot be used, or if its columns differ from the first usable one's. Raises

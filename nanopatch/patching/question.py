@@ -27,7 +27,7 @@ from ..results.base import mean_of
 from ..results.panels import Panels
 from ..results.sweep import DIRECTIONS, Sweep, check_direction
 from ..types import Array
-from .average import Experiments, over, usable
+from .average import Experiments, checked, over, usable
 from .case import Case, check_equal_positions, make_case, run_both, tokens_of, transplant
 from .cells import Cells, cells_of_patch
 from .paths import PATH_SITES, cells_of_paths
@@ -104,6 +104,7 @@ def ask(
 
 def carry_out(model: Model, experiments: Experiments, question: Question, method: Method) -> Sweep | Any:
     """A `Sweep`; or `Panels` if sites, directions or metrics are lists."""
+    experiments = checked(model, experiments)
 
     def structure(experiment: Experiment) -> Columns:
         if question.corruption is not None:

@@ -109,7 +109,7 @@ def run_stack(model: Model, base: Run, jobs: Sequence[Job], last_only: bool) -> 
                     only_last_row = last and site.name in AFTER_KEYS
                     edit.assign(array, n_tokens - 1 if only_last_row else running[run].start)  # the patch
         for run, job in enumerate(running):
-            resids[job.number] = site.array[query_spans[run]]
+            resids[job.number] = np.asarray(site.array)[query_spans[run]]
     for number, resid in resids.items():
         yield number, n_tokens - len(resid), resid
 

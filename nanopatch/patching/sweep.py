@@ -46,7 +46,7 @@ def sweep(
     ----------
     model : Model
         From `nanopatch.load`.
-    experiments : Experiment, list of Experiment, or PairFile
+    experiments : Experiment, its name, list of Experiment, or PairFile
         The prompts and answers. Each of several is measured with its own answers, and the result is the mean, with
         its standard error. Experiments that cannot be used, or whose token counts or alignment differ from the first
         usable one's, are listed in `skipped`.

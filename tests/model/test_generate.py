@@ -36,9 +36,11 @@ def test_sampling_follows_the_probabilities():
 
 def test_limits():
     model = tiny_model()
-    assert len(generate(model, [1] * 11, 1)) == 1 and len(generate(model, [1], 0)) == 0
-    with pytest.raises(NanopatchError, match="11 prompt tokens and 2 new tokens: this model reads 12 at most in all"):
-        generate(model, [1] * 11, 2)
+    assert len(generate(model, [1] * 11, 2)) == 2 and len(generate(model, [1], 0)) == 0  # the last one is not read
+    with pytest.raises(NanopatchError, match="11 prompt tokens and 3 new tokens: this model reads 12 at most"):
+        generate(model, [1] * 11, 3)
+    with pytest.raises(NanopatchError, match="n_tokens=-1: a whole number is expected, 0 or above"):
+        generate(model, [1], -1)
     with pytest.raises(NanopatchError, match="continues one prompt"):
         generate(model, [[1], [2]], 2)
     with pytest.raises(NanopatchError, match="temperature must be 0 or above, not -1"):

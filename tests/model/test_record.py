@@ -49,17 +49,40 @@ def test_an_edit_that_comes_too_late_raises():
     with pytest.raises(ValueError, match="read-only"):
         array[0] = 0
     *_, last = steps
-    with pytest.raises(ValueError, match="read-only"):
+    with pytest.raises(NanopatchError, match="read-only, because the run has moved on: edit it before the loop takes"):
         last.array[0] = 0
+    with pytest.raises(NanopatchError, match="read-only, because the run has moved on"):
+        last.array[0][:] = 0
+    with pytest.raises(NanopatchError, match="read-only, because the run has moved on"):
+        last.array += 1
+    logits = model.run([1, 2, 3]).logits
+    assert np.array_equal(last.array, logits) and repr(last.array) == repr(logits)  # else it is as any array
+    assert type(last.array * 2) is type(np.exp(last.array)) is np.ndarray
 
 
 def test_a_value_that_does_not_fit_raises_and_changes_nothing():
     array = np.zeros((3, 4))
     site = Site("resid_pre", 2, array)
-    for value in (np.ones(5), None, "3", "a", 1j, [[1], [2, 3]]):
-        with pytest.raises(NanopatchError, match=r"layer 2, shape \(3, 4\)\) takes numbers of its shape"):
+    for value in (None, "3", "a", 1j, [[1], [2, 3]]):
+        with pytest.raises(NanopatchError, match=r"layer 2, shape \(3, 4\)\) takes numbers of its shape, or one"):
+            site.array = value
+    for value in (np.ones(5), np.ones(4), np.ones((1, 4)), np.ones((2, 3, 4)), []):  # np.ones(4) would go to every row
+        with pytest.raises(NanopatchError, match=r"takes an array of its own shape, not .* site.array\[position\] = "):
             site.array = value
     assert not array.any()
+    site.array = 2
+    assert (array == 2).all()
+    site.array = np.ones((3, 4), int)
+    assert (array == 1).all()
+
+
+def test_what_people_write_first_says_what_to_write():
+    model = tiny_model()
+    run = model.run([1, 2, 3])
+    with pytest.raises(NanopatchError, match=r"write run.resid_pre, not run\['resid_pre'\]"):
+        run["resid_pre"]
+    with pytest.raises(NanopatchError, match=r"a model is not called: write model.run\(prompt\)"):
+        model([1, 2, 3])
 
 
 def test_record_of_an_edited_run_holds_the_edits():

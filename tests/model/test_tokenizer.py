@@ -238,7 +238,7 @@ BAD_PROMPTS = {
     "huge id": ([2**70], "whole-number token ids"),
     "float ids": ([1.0, 2.0], "whole-number token ids"),
     "bool ids": ([True, False], "whole-number token ids"),
-    "list of texts": (["Hello", "world"], "whole-number token ids"),
+    "list of texts": (["Hello", "world"], "one text at a time: run each of these 2 prompts alone"),
     "bytes": (b"Hello", "whole-number token ids"),
     "nothing": (None, "whole-number token ids"),
     "ragged batch": ([[1, 2], [3]], "a batch needs prompts of one length: run the others one by one"),

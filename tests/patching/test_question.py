@@ -21,10 +21,14 @@ from nanopatch import (
     Zero,
     ablate,
     attribute,
+    edge_attribution,
+    faithfulness,
+    load,
     path_patch,
     sweep,
     trace,
 )
+from nanopatch.experiments import MICHELLE
 from nanopatch.experiments.patch import SITE_AXES
 from nanopatch.results.sweep import DIRECTIONS
 
@@ -147,3 +151,21 @@ def test_the_most_different_neurons_are_those_of_each_site():
         for direction, result in panels[site.site].items():
             assert_same(result, sweep(model, EXPERIMENT, site, direction=direction))
             assert len(as_lists(result.pieces)["neuron"]) == site.neurons
+
+
+def test_an_experiment_may_be_named():
+    nano = load("nano")
+    assert np.array_equal(sweep(nano, "michelle", "z").grid, sweep(nano, MICHELLE, "z").grid)
+    assert edge_attribution(nano, "michelle").experiment == MICHELLE
+    for asked in (sweep, attribute, edge_attribution):
+        with pytest.raises(NanopatchError, match="no experiment is named 'michele'; named are michelle, jessica"):
+            asked(nano, "michele")
+
+
+@pytest.mark.parametrize("asked", [sweep, attribute, edge_attribution, lambda a, b: faithfulness(a, b, [])])
+def test_arguments_in_another_order_say_which_is_which(asked):
+    model = tiny_model()
+    with pytest.raises(NanopatchError, match=r"first the model, .*, then the experiment; not Experiment\("):
+        asked(Experiment([1], [2], 3, 7), model)
+    with pytest.raises(NanopatchError, match="an Experiment, a list of them or a name .* is expected, not 3"):
+        asked(model, 3)
