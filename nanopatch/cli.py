@@ -35,6 +35,7 @@ from .results import plot
 from .results.base import ENDINGS, jsonable, visible
 from .results.comparison import Comparison
 from .results.matrix import number
+from .types import Prompt
 from .verify import verify
 
 PICTURES = tuple(f".{file_format}" for file_format in plot.FORMATS)
@@ -119,7 +120,7 @@ def parser() -> Parser:
     top.add_argument("prompt")
     top.add_argument("-k", type=int, default=10, metavar="N", help="how many tokens (%(default)s)")
     add_model(top)
-    top.add_argument("--bos", action="store_true", help="put <|endoftext|> before the prompt")
+    add_tokens(top)
 
     tokens = add("tokens", tokens_command, "print the tokens of a prompt, or of two side by side, aligned")
     tokens.add_argument("prompt")
@@ -149,7 +150,7 @@ def add_question(command: argparse.ArgumentParser, endings: tuple[str, ...]) -> 
     add("--answer", metavar="TOKEN", help='one token, usually with its leading space: " Jones"')
     add("--wrong", metavar="TOKEN", help='one token: " Smith"')
     add("--align", choices=("diff",), help="align prompts of different lengths by their tokens")
-    add("--bos", action="store_true", help="put <|endoftext|> before the prompts")
+    add_tokens(command)
     add("--pairs", metavar="FILE", help="pairs to average over, .jsonl or .csv, instead of the four texts")
     add_model(command)
     add("--direction", choices=("denoise", "noise", "both"), help="denoise, the default, is clean into corrupted")
@@ -158,6 +159,13 @@ def add_question(command: argparse.ArgumentParser, endings: tuple[str, ...]) -> 
     add("-o", "--output", action="append", default=[], metavar="FILE", help=outputs)
     add("--plot", action="store_true", help="show the picture in a window")
     command.set_defaults(endings=endings, corrupt=None)
+
+
+def add_tokens(command: argparse.ArgumentParser) -> None:
+    """How prompts and answers are read."""
+    command.add_argument("--bos", action="store_true", help="put <|endoftext|> before each prompt")
+    command.add_argument("--special-tokens", action="store_true", help="read <|endoftext|> in a prompt as that token")
+    command.add_argument("--ids", action="store_true", help="prompts and answers are token ids: 15,3,7")
 
 
 def add_pieces(command: argparse.ArgumentParser) -> None:
@@ -177,6 +185,21 @@ def add_pieces(command: argparse.ArgumentParser) -> None:
     )
     add("--prompts", metavar="FILE", help="a file with one prompt on each line, for --corrupt mean and resample")
     add("--noise-at", type=pieces, metavar="LIST", help="positions whose embeddings get noise, for --corrupt noise")
+
+
+def token_ids(text: str) -> list[int]:
+    """ "15,3,7", or with spaces, as [15, 3, 7]."""
+    try:
+        return [int(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        usage_error(f"{text!r:.60} is not a list of token ids such as 15,3,7, which --ids expects")
+
+
+def one_id(text: str) -> int:
+    ids = token_ids(text)
+    if len(ids) != 1:
+        usage_error(f"{text!r:.60} is not one token id, which --ids expects of an answer")
+    return ids[0]
 
 
 def names(text: str) -> list[str]:
@@ -290,7 +313,8 @@ def top_command(options: Namespace) -> None:
     """The most likely next tokens of one prompt."""
     if options.k < 1:
         usage_error(f"-k {options.k}: give at least 1")
-    rows = top_list(load(options.model), options.prompt, options.k, options.bos)
+    prompt = token_ids(options.prompt) if options.ids else options.prompt
+    rows = top_list(load(options.model), prompt, options.k, options.bos, options.special_tokens)
     print_json(rows) if options.json else print_top(rows)
 
 
@@ -372,7 +396,9 @@ def corruption_of(options: Namespace) -> Corruption | None:
     if corrupt == "noise":
         return Noise([position for piece in options.noise_at for position in piece])
     if corrupt in ("mean", "resample"):
-        return (Mean if corrupt == "mean" else Resample)(read_prompts(options.prompts))
+        lines = read_prompts(options.prompts)
+        prompts = [token_ids(line) for line in lines] if options.ids else lines
+        return (Mean if corrupt == "mean" else Resample)(prompts)
     return Zero() if corrupt == "zero" else None
 
 
@@ -384,6 +410,7 @@ def experiments_of(options: Namespace) -> Experiments:
         usage_error(f"--corrupt {options.corrupt} takes the place of --corrupted")
     if brings:
         given = [name for name, text in texts.items() if text is not None] + ["--bos"] * options.bos
+        given += ["--special-tokens"] * options.special_tokens + ["--ids"] * options.ids
         given += ["--experiment"] * (brings == "--pairs" and bool(options.experiment))
         if given:
             usage_error(f"{brings} brings its own texts: leave out {', '.join(given)}")
@@ -401,7 +428,11 @@ def experiments_of(options: Namespace) -> Experiments:
     if missing:
         usage_error(f"give {', '.join(missing)}, or --experiment NAME, or --pairs FILE")
     clean, corrupted, answer, wrong_answer = map(str, texts.values())
-    return Experiment(clean, corrupted, answer, wrong_answer, options.bos, options.align)
+    pair = Experiment(clean, corrupted, answer, wrong_answer, options.bos, options.align, options.special_tokens)
+    if not options.ids:
+        return pair
+    pair = replace(pair, clean=token_ids(clean), corrupted=token_ids(corrupted))
+    return replace(pair, answer=one_id(answer), wrong_answer=one_id(wrong_answer))
 
 
 def read_prompts(path: str) -> list[str]:
@@ -438,8 +469,10 @@ def give_out(result: Any, options: Namespace) -> None:
     print(result.to_json() if options.json else result)
 
 
-def top_list(model: Model, prompt: str, k: int, bos: bool = False) -> list[dict[str, Any]]:
-    found = top_tokens(model.next_logits(prompt, prepend_bos=bos), k)
+def top_list(
+    model: Model, prompt: Prompt, k: int, bos: bool = False, special_tokens: bool = False
+) -> list[dict[str, Any]]:
+    found = top_tokens(model.next_logits(prompt, prepend_bos=bos, special_tokens=special_tokens), k)
     return [{"id": token, "token": model.token_strings(token)[0], "probability": p} for token, p in found]
 
 

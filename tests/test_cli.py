@@ -321,3 +321,28 @@ def test_a_reader_that_goes_away_is_no_error():
     command = f"{sys.executable} -m nanopatch tokens '{'a ' * 20000}' | head -1"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, timeout=120)
     assert done.stderr == "" and done.returncode == 0 and done.stdout.count("\n") == 1
+
+
+def test_token_ids_in_place_of_texts(tmp_path, capsys):
+    """A model whose vocabulary is not text takes ids in every command."""
+    pair = MICHELLE.tokens(nanopatch.load("nano"))
+    clean, corrupted = (",".join(map(str, prompt)) for prompt in pair[:2])
+    ids = ["--ids", "--clean", clean, "--corrupted", corrupted, "--answer", str(pair[2]), "--wrong", str(pair[3])]
+    for command in (["patch", "--site", "z"], ["attribute"], ["heads"], ["path"], ["edges"]):
+        assert main([*command, *MICHELLE_OPTIONS, "--json"]) == 0
+        as_texts = json.loads(capsys.readouterr().out)
+        assert main([*command, *ids, "--json"]) == 0
+        as_ids = json.loads(capsys.readouterr().out)
+        assert without_experiment(as_ids) == without_experiment(as_texts), command
+    (tmp_path / "prompts.txt").write_text(f"{corrupted}\n{clean}\n", encoding="utf-8")
+    given = ["--ids", "--clean", clean, "--answer", str(pair[2]), "--wrong", str(pair[3])]
+    assert main(["patch", *given, "--corrupt", "mean", "--prompts", str(tmp_path / "prompts.txt")]) == 0
+    for wrong in (["--ids", "--clean", "a"], ["--ids", "--answer", "1,2"]):
+        with pytest.raises(SystemExit):
+            main(["patch", *ids, *wrong])
+
+
+def without_experiment(value):
+    if isinstance(value, dict):
+        return {name: without_experiment(item) for name, item in value.items() if name != "experiment"}
+    return value

@@ -41,6 +41,8 @@ class Experiment:
     align : None or "diff"
         How positions of the two prompts are paired. None pairs equal positions, and both prompts need the same number
         of tokens. "diff" also takes prompts of different lengths (see `nanopatch.experiments.align`).
+    special_tokens : bool
+        Read `<|endoftext|>` inside the prompts as that token. By default it is ordinary text, of seven tokens.
 
     Raises
     ------
@@ -62,6 +64,7 @@ class Experiment:
     wrong_answer: str | int
     prepend_bos: bool = False
     align: str | None = None
+    special_tokens: bool = False
 
     def __post_init__(self) -> None:
         check_alignment(self.align)
@@ -77,7 +80,8 @@ class Experiment:
 
         Raises NanopatchError if the model cannot read a prompt, an answer is not one token, or the answers are equal.
         """
-        clean, corrupted = (model.tokenize(p, prepend_bos=self.prepend_bos) for p in (self.clean, self.corrupted))
+        options = {"prepend_bos": self.prepend_bos, "special_tokens": self.special_tokens}
+        clean, corrupted = (model.tokenize(prompt, **options) for prompt in (self.clean, self.corrupted))
         if clean.ndim != 1 or corrupted.ndim != 1:
             raise NanopatchError("an experiment has one clean and one corrupted prompt, not batches of them")
         answer, wrong_answer = (answer_token(model, text) for text in (self.answer, self.wrong_answer))

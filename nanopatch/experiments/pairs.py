@@ -17,7 +17,7 @@ from .align import ALIGNMENTS
 from .experiment import Experiment
 
 #: The fields of a pair, in files as in `Experiment`. The first four are required.
-KEYS = ("clean", "corrupted", "answer", "wrong_answer", "prepend_bos", "align")
+KEYS = ("clean", "corrupted", "answer", "wrong_answer", "prepend_bos", "align", "special_tokens")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def read_pairs(path: PathLike) -> PairFile:
     ----------
     path : str or path
         JSON Lines: one object per line, with the keys `clean`, `corrupted`, `answer`, `wrong_answer` and, optionally,
-        `prepend_bos` (true or false) and `align` ("diff" or null). Prompts are text or lists of token ids. Answers
+        `prepend_bos` and `special_tokens` (true or false) and `align` ("diff" or null).
+        Prompts are text or lists of token ids. Answers
         are text, an id, or a list of one id.
         CSV: the first line has the same names, in any order. A cell that is a JSON list of whole numbers holds token
         ids. Any other cell is text, spaces included. An empty `prepend_bos` or `align` stands for its default.
@@ -137,7 +138,7 @@ def _csv_value(name: str, cell: str) -> Any:
     """What a cell means, as JSON would hold it."""
     if name == "align":
         return cell.strip()
-    if name == "prepend_bos":
+    if name in ("prepend_bos", "special_tokens"):
         return {"true": True, "1": True, "false": False, "0": False, "": False}.get(cell.strip().lower(), cell)
     if cell.startswith("["):
         try:
@@ -157,7 +158,7 @@ def _experiment(record: Any) -> Experiment:
     _check_names(list(record))
     values = dict(record)
     for name, value in record.items():
-        if name == "prepend_bos":
+        if name in ("prepend_bos", "special_tokens"):
             good, expected = isinstance(value, bool), "true or false"
         elif name == "align":
             values[name] = None if value == "" else value

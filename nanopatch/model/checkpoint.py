@@ -145,6 +145,10 @@ def read_config(path: PathLike) -> Config:
     fields["n_inner"] = 4 * fields["n_embd"] if given.get("n_inner") is None else whole("n_inner")
     if fields["n_embd"] % fields["n_head"]:
         refuse(f"n_embd {fields['n_embd']} must be a multiple of n_head {fields['n_head']}")
+    bos = given.get("bos_token_id", Config.bos_token_id)
+    if bos is not None and (isinstance(bos, bool) or not isinstance(bos, int)):
+        refuse(f"bos_token_id must be a whole number or null, not {bos!r:.60}")
+    fields["bos_token_id"] = bos
     for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"):
         fields[name] = switch(name, getattr(Config, name))  # a dataclass keeps its defaults as class attributes
     return Config(**fields, layer_norm_epsilon=float(epsilon), activation_function=activation)

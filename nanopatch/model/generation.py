@@ -22,8 +22,9 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     prepend_bos: bool = False,
+    special_tokens: bool = False,
 ) -> Array:
-    """The token ids (n_tokens,) with which the model continues a prompt.
+    """The token ids (n_tokens,) with which the model continues a prompt; `model.detokenize` gives their text.
 
     Each token passes through the model once, and attends to the kept keys and values of earlier tokens.
 
@@ -39,6 +40,8 @@ def generate(
         The seed of the random generator that draws the tokens.
     prepend_bos : bool
         Put `<|endoftext|>` before the prompt.
+    special_tokens : bool
+        Read `<|endoftext|>` inside the text as that token. By default it is ordinary text.
 
     Raises
     ------
@@ -52,7 +55,7 @@ def generate(
     >>> model.detokenize(nanopatch.generate(model, "The capital of France is", 1))
     ' Paris'
     """
-    tokens = model.tokenize(prompt, prepend_bos=prepend_bos)
+    tokens = model.tokenize(prompt, prepend_bos=prepend_bos, special_tokens=special_tokens)
     if tokens.ndim != 1:
         raise NanopatchError(f"generate continues one prompt, shape (n_tokens,), not {tokens.shape}")
     if not isinstance(n_tokens, numbers.Integral) or n_tokens < 0:

@@ -51,6 +51,7 @@ class Config:
     activation_function: str = "gelu_new"
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
+    bos_token_id: int | None = tokenizer.ENDOFTEXT_ID  # what prepend_bos puts before a prompt
     tie_word_embeddings: bool = True  # whether lm_head may be missing, because it is wte
 
 
@@ -131,7 +132,7 @@ class Model:
     # ---- the forward pass -----------------------------------------------------------------------
 
     def steps(
-        self, prompt: Prompt, *, prepend_bos: bool = False, sites: Sites = None
+        self, prompt: Prompt, *, prepend_bos: bool = False, special_tokens: bool = False, sites: Sites = None
     ) -> Iterator[Site]:
         """Run the model on a prompt, handing over each named array as a `Site`.
 
@@ -140,6 +141,8 @@ class Model:
         prompt : str, or token ids
         prepend_bos : bool
             Put `<|endoftext|>` before it.
+        special_tokens : bool
+            Read `<|endoftext|>` inside the text as that token. By default it is ordinary text.
         sites : str or iterable of str, optional
             Names to hand over, all by default; the last is then `logits`, (n_tokens, n_vocab). Fewer names take less
             time: without `ln_final` and `logits` the unembedding is left out.
@@ -161,7 +164,7 @@ class Model:
         ' Jones'
         """
         sites = known_sites(sites)
-        resid = self.embed(self.tokenize(prompt, prepend_bos=prepend_bos))
+        resid = self.embed(self.tokenize(prompt, prepend_bos=prepend_bos, special_tokens=special_tokens))
         yield from self.steps_from(0, resid, sites=sites)
 
     def steps_from(
@@ -278,7 +281,7 @@ class Model:
     # ---- the same in larger pieces --------------------------------------------------------------
 
     def run(
-        self, prompt: Prompt, *, prepend_bos: bool = False, sites: Sites = None
+        self, prompt: Prompt, *, prepend_bos: bool = False, special_tokens: bool = False, sites: Sites = None
     ) -> Run:
         """Run the model and record every named array, or those named in `sites`: a `Run`.
 
@@ -291,7 +294,7 @@ class Model:
         >>> run.resid_pre.shape, run.pattern.shape, run.logits.shape
         ((4, 11, 128), (4, 4, 11, 11), (11, 50257))
         """
-        tokens = self.tokenize(prompt, prepend_bos=prepend_bos)
+        tokens = self.tokenize(prompt, prepend_bos=prepend_bos, special_tokens=special_tokens)
         kept = known_sites(sites)
         run = record(self.steps(tokens, sites=kept), sites=kept)
         run.tokens, run.model = tokens, self
@@ -331,9 +334,9 @@ class Model:
         ids = None if tokens is None else self._in_vocabulary(np.array(_one_prompt(tokens), np.int64)).tolist()
         return _result(self._unembed_steps(resid, frozenset(), ids))
 
-    def next_logits(self, prompt: Prompt, *, prepend_bos: bool = False) -> Array:
+    def next_logits(self, prompt: Prompt, *, prepend_bos: bool = False, special_tokens: bool = False) -> Array:
         """Logits (n_vocab,) of the token that follows the prompt: `run(prompt).logits[-1]`, and no others."""
-        resid = self.embed(self.tokenize(prompt, prepend_bos=prepend_bos))
+        resid = self.embed(self.tokenize(prompt, prepend_bos=prepend_bos, special_tokens=special_tokens))
         for layer in range(self.n_layer):
             last = layer == self.n_layer - 1
             resid = _result(self.block_steps(layer, resid, sites=(), rows=last_row(resid.shape[-2]) if last else None))
@@ -349,7 +352,7 @@ class Model:
         ----------
         prompt : str, or token ids
         prepend_bos : bool
-            Put `<|endoftext|>` first.
+            Put the checkpoint's `bos_token_id` first, which is GPT-2's `<|endoftext|>`.
         special_tokens : bool
             Read `<|endoftext|>` inside the text as that token. By default it is ordinary text.
 
@@ -381,8 +384,13 @@ class Model:
                 raise NanopatchError(f"token ids have shape (n_tokens,) or (batch, n_tokens), not {tokens.shape}")
             tokens = tokens.astype(np.int64)
         if prepend_bos:
-            bos = np.full((*tokens.shape[:-1], 1), tokenizer.ENDOFTEXT_ID)
-            tokens = np.concatenate([bos, tokens], axis=-1)
+            bos = self.config.bos_token_id
+            if bos is None or not 0 <= bos < self.n_vocab:
+                raise NanopatchError(
+                    f"this model has no token to put before a prompt: its config.json has bos_token_id {bos}, its "
+                    f"vocabulary 0 to {self.n_vocab - 1}; leave out prepend_bos (--bos)"
+                )
+            tokens = np.concatenate([np.full((*tokens.shape[:-1], 1), bos), tokens], axis=-1)
         if tokens.size == 0:
             raise NanopatchError(
                 "the prompt is empty: give it at least one token (or <|endoftext|>: prepend_bos=True, --bos)"

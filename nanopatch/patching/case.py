@@ -59,8 +59,8 @@ class Runs:
         assert isinstance(corruption, (Mean, Resample)), f"no rule for {corruption!r}: write one here"
         if not corruption.prompts:
             raise NanopatchError("prompts=(): give at least one prompt to take activations from")
-        bos = self.experiment.prepend_bos
-        arrays = [getattr(self.model.run(p, prepend_bos=bos, sites=site), site) for p in corruption.prompts]
+        options = {"prepend_bos": self.experiment.prepend_bos, "special_tokens": self.experiment.special_tokens}
+        arrays = [getattr(self.model.run(p, **options, sites=site), site) for p in corruption.prompts]
         if isinstance(corruption, Mean) and not corruption.per_position:
             if site in ATTENTION_SITES:
                 raise NanopatchError(f"{site} has no mean over positions: use per_position=True")

@@ -58,7 +58,13 @@ def test_to_dict_and_back():
     experiment = Experiment(np.array([1, 2]), [1, 2, 3], np.int64(3), " b", align="diff")
     fields = json.loads(json.dumps(experiment.to_dict()))
     assert fields == dict(
-        clean=[1, 2], corrupted=[1, 2, 3], answer=3, wrong_answer=" b", prepend_bos=False, align="diff"
+        clean=[1, 2],
+        corrupted=[1, 2, 3],
+        answer=3,
+        wrong_answer=" b",
+        prepend_bos=False,
+        align="diff",
+        special_tokens=False,
     )
     assert Experiment(**fields).to_dict() == fields
     assert MICHELLE.to_dict()["align"] is None and Experiment(**MICHELLE.to_dict()) == MICHELLE
@@ -66,7 +72,7 @@ def test_to_dict_and_back():
 
 def test_what_was_saved_before_there_was_align_can_be_read():
     fields = MICHELLE.to_dict()
-    del fields["align"]
+    del fields["align"], fields["special_tokens"]
     assert Experiment(**fields) == MICHELLE
 
 

@@ -15,7 +15,8 @@ from conftest import tiny_model
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nanopatch import NanopatchError
+from nanopatch import Experiment, NanopatchError, generate, load
+from nanopatch.cli import main
 from nanopatch.model import tokenizer
 
 #: Text and its tokens as others published them, or as GPT-2's encoder.json and vocab.bpe give them.
@@ -271,5 +272,33 @@ def test_a_model_with_another_vocabulary_takes_ids_only():
         model.detokenize([1, 2])
     assert model.token_strings([1, 2]) == ["#1", "#2"]
     assert model.tokenize([1, 2]).tolist() == [1, 2]
-    with pytest.raises(NanopatchError, match="token id 50256 is outside the vocabulary, 0 to 28"):
+    with pytest.raises(
+        NanopatchError,
+        match="no token to put before a prompt: .* bos_token_id 50256, its vocabulary 0 to 28",
+    ):
         model.tokenize([1, 2], prepend_bos=True)
+
+
+def test_the_token_before_a_prompt_is_the_checkpoints_own():
+    model = tiny_model(bos_token_id=5)
+    assert model.tokenize([1, 2], prepend_bos=True).tolist() == [5, 1, 2]
+    assert model.tokenize([[1], [2]], prepend_bos=True).tolist() == [[5, 1], [5, 2]]
+    with pytest.raises(NanopatchError, match="no token to put before a prompt: its config.json has bos_token_id None"):
+        tiny_model(bos_token_id=None).tokenize([1], prepend_bos=True)
+
+
+def test_endoftext_in_a_prompt_is_that_token_if_asked_for(capsys):
+    nano, text = load("nano"), "<|endoftext|>The capital of France is"
+    ids = nano.tokenize(text, special_tokens=True)
+    assert ids[0] == tokenizer.ENDOFTEXT_ID and len(nano.tokenize(text)) == len(ids) + 6
+    assert np.array_equal(nano.run(text, special_tokens=True).logits, nano.run(ids).logits)
+    *_, last = nano.steps(text, special_tokens=True, sites="logits")
+    assert np.array_equal(last.array, nano.run(ids).logits)
+    assert np.array_equal(nano.next_logits(text, special_tokens=True), nano.next_logits(ids))
+    assert np.array_equal(generate(nano, text, 2, special_tokens=True), generate(nano, ids, 2))
+    pair = Experiment(text, text.replace("France", "Italy"), " Paris", " Rome", special_tokens=True)
+    assert np.array_equal(pair.tokens(nano).clean, ids)
+    assert main(["top", text, "--special-tokens", "--json"]) == 0
+    with_token = json.loads(capsys.readouterr().out)
+    assert main(["top", ",".join(map(str, ids)), "--ids", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == with_token
