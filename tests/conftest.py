@@ -190,3 +190,8 @@ def sent(model, base, other, sender):
         rows = model.h[layer].attn.c_proj.weight[head * model.d_head : (head + 1) * model.d_head]
         return (other.z[layer][:, head] - base.z[layer][:, head]) @ rows
     return getattr(other, f"{kind}_out")[layer] - getattr(base, f"{kind}_out")[layer]
+
+
+def notes_of(result):
+    """Its notes but the one that a random model does not predict the answer."""
+    return [note for note in result.notes if "does not predict the answer" not in note]

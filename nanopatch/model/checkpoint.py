@@ -96,6 +96,8 @@ def load(name_or_path: PathLike, dtype: DTypeLike = np.float32) -> Model:
         tensors.update(read_safetensors(path))
     model = build(config, tensors, dtype, where=folder)
     model.source = Source(str(name_or_path), files)
+    if (folder / "trained_tokens.json").is_file():
+        model.trained_tokens = frozenset(read_json(folder / "trained_tokens.json"))
     # Without tokenizer files, a vocabulary of GPT-2's size is taken to be GPT-2's.
     model.reads_text = config.vocab_size == tokenizer.N_VOCAB and (
         str(name_or_path) in hub.PUBLISHED or tokenizer.is_gpt2_vocabulary(folder) is not False

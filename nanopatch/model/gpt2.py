@@ -97,6 +97,8 @@ class Model:
         The dtype of the weights and of every activation.
     source : Source or None
         Where the weights came from.
+    trained_tokens : frozenset of int, or None
+        The tokens that it was trained on, where a file `trained_tokens.json` beside the weights says so.
     reads_text : bool
         Whether the vocabulary is GPT-2's, so that prompts may be text.
     """
@@ -114,6 +116,7 @@ class Model:
     ) -> None:
         self.config, self.source, self.reads_text = config, source, reads_text
         self.wte, self.wpe, self.h, self.ln_f, self.lm_head = wte, wpe, h, ln_f, lm_head
+        self.trained_tokens: frozenset[int] | None = None
         self.dtype = wte.dtype
         self.n_layer, self.n_head, self.d_model = config.n_layer, config.n_head, config.n_embd
         self.d_head, self.d_mlp = config.n_embd // config.n_head, config.n_inner

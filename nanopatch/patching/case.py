@@ -16,10 +16,13 @@ from ..errors import NanopatchError
 from ..experiments.align import Columns
 from ..experiments.corruption import Corruption, Mean, Noise, Resample, Zero
 from ..experiments.experiment import Experiment, ExperimentTokens
-from ..experiments.metrics import Metric, Target, measure, rounding_of
+from ..experiments.metrics import Metric, Target, measure, rounding_of, top_tokens
 from ..model.generation import random_generator
 from ..model.gpt2 import Model
+from ..model.layers import softmax
 from ..model.sites import ATTENTION_SITES, BLOCK_SITES, Run, known_sites, record
+from ..model.tokenizer import ENDOFTEXT
+from ..results.prediction import Prediction
 from ..results.sweep import DIRECTIONS
 from ..types import Array, Sites
 from .reach import changed_rows
@@ -45,6 +48,30 @@ class Runs:
     clean: Run
     corrupted: Run | None
     made: dict[str, list[Array]] = field(default_factory=dict)  # `replacements`, by site
+
+    @functools.cached_property
+    def prediction(self) -> Prediction:
+        """What the clean run says next, beside the answer."""
+        model, experiment, tokens = self.model, self.experiment, self.tokens
+        logits = model.unembed(self.clean.resid_post[-1][-1:])[0]  # (n_vocab,)
+        (predicted, predicted_probability), *_ = top_tokens(logits, 1)
+        rank = int((logits > logits[tokens.answer]).sum())
+        spaced_rank = None
+        if isinstance(experiment.answer, str) and len(spaced := model.tokenize(f" {experiment.answer}")) == 1:
+            spaced_rank = int((logits > logits[spaced[0]]).sum())
+        texts = [text for text in (experiment.clean, experiment.corrupted) if isinstance(text, str)]
+        unread = []
+        if texts and model.trained_tokens is not None:
+            unread = [t for t in np.concatenate(tokens[:2]).tolist() if t not in model.trained_tokens]
+        return Prediction(
+            rank=rank,
+            probability=float(softmax(logits.astype(np.float64))[tokens.answer]),
+            predicted=model.token_strings(predicted)[0],
+            predicted_probability=predicted_probability,
+            spaced_rank=spaced_rank if spaced_rank is not None and spaced_rank < rank else None,
+            unread=tuple(dict.fromkeys(model.token_strings(unread))),
+            as_text=not experiment.special_tokens and any(ENDOFTEXT in text for text in texts),
+        )
 
     def replacements(self, site: str) -> list[Array]:
         """What an ablation puts in place of the clean run's own arrays: arrays like them. Each cell draws one."""

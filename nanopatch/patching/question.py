@@ -189,6 +189,8 @@ def as_sweep(what: Patch | Paths, case: Case, cells: Cells, values: Values, numb
         corrupted_tokens=tuple(model.token_strings(corrupted)),
         clean_ids=tuple(tokens.clean.tolist()),
         corrupted_ids=tuple(corrupted.tolist()),
+        prediction=runs.prediction,
+        n_unpredicted=int(runs.prediction.rank > 0),
         baseline_clean=case.values["clean"][number],
         baseline_corrupted=case.values["corrupted"][number] if "corrupted" in case.values else None,
         rounding=case.rounding[number],

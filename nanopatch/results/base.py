@@ -20,6 +20,7 @@ from ..files import Source, write_whole
 from ..model.graph import Node, node
 from ..types import Array, PathLike
 from . import plot
+from .prediction import Prediction
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -183,8 +184,10 @@ def jsonable(value: Any) -> Any:
         return value.to_dict()
     if isinstance(value, Node):
         return str(value)
-    if is_dataclass(value):
+    if isinstance(value, (*corruption.ABLATIONS, corruption.Noise)):
         return corruption.to_dict(value)
+    if is_dataclass(value):
+        return jsonable(vars(value))
     if isinstance(value, dict):
         return {name: jsonable(item) for name, item in value.items()}
     if isinstance(value, np.ndarray):
@@ -204,6 +207,7 @@ def of_field(annotation: str, value: Any) -> Any:
         "Experiment": lambda fields: Experiment(**fields),
         "Source": lambda source: Source(source["name"], known_sha256=source["sha256"]),
         "Corruption": corruption.from_dict,
+        "Prediction": lambda fields: Prediction(**_tuples(fields)),
         "tuple[Node, ...]": lambda names: tuple(map(node, names)),
     }
     if value is None:

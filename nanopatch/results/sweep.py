@@ -19,6 +19,7 @@ from ..types import Array
 from . import plot
 from .base import Contents, Result, jsonable, visible
 from .matrix import Matrix, number
+from .prediction import Prediction
 from .table import table
 
 if TYPE_CHECKING:
@@ -61,6 +62,11 @@ class Sweep(Result):
         The text of each token.
     clean_ids, corrupted_ids : tuple of int
         Its id; empty in older files.
+    prediction : Prediction or None
+        What the clean run predicts, and how it rates the answer: of several pairs, of the first whose answer it does
+        not predict, if there is one. None in older files.
+    n_unpredicted : int
+        In how many pairs the clean run does not predict the answer.
     baseline_clean, baseline_corrupted : float
         The metric of the two unpatched runs. baseline_corrupted is None for an ablation, which has no such run.
     rounding : float
@@ -123,6 +129,8 @@ class Sweep(Result):
     remarks: tuple[str, ...] = ()
     clean_ids: tuple[int, ...] = ()
     corrupted_ids: tuple[int, ...] = ()
+    prediction: Prediction | None = None
+    n_unpredicted: int = 0
 
     # ---- what it is -----------------------------------------------------------------------------
 
@@ -233,6 +241,9 @@ class Sweep(Result):
                 "The prompts are aligned by their tokens: where positions differ, a patch also carries the position "
                 "embedding (wpe) of the other position."
             )
+        if self.prediction:
+            answer = self.experiment.answer
+            notes += self.prediction.notes(answer, self.source.name, self.n_unpredicted, self.n_pairs)
         return notes
 
     def _blank(self) -> Array:
@@ -371,10 +382,13 @@ class Sweep(Result):
 
     def _mean(self, results: Sequence[Sweep]) -> dict[str, Any]:
         unchanged = [s.unchanged for s in results if s.unchanged is not None]
+        predictions = [s.prediction for s in results if s.prediction]
         return super()._mean(results) | {
             "clean_tokens": _common(self.clean_tokens, [s.clean_ids for s in results]),
             "corrupted_tokens": _common(self.corrupted_tokens, [s.corrupted_ids for s in results]),
             "unchanged": np.all(unchanged, axis=0) if unchanged else None,
+            "prediction": next((p for p in predictions if p.rank), *predictions[:1]) if predictions else None,
+            "n_unpredicted": sum(s.n_unpredicted for s in results),
         }
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import TOLERANCE, tiny_model
+from conftest import TOLERANCE, notes_of, tiny_model
 
 from nanopatch import (
     Experiment,
@@ -250,14 +250,14 @@ def test_a_function_of_ones_own_is_differentiated_by_differences_and_that_is_sai
 def test_a_cell_of_several_layers_or_of_some_heads_says_so():
     model = tiny_model(seed=5)
     assert attribute(model, EXPERIMENT, Patch(window=2)).notes[1].startswith("Cells of several layers add up: ")
-    assert len(attribute(model, EXPERIMENT).notes) == 1
+    assert len(notes_of(attribute(model, EXPERIMENT))) == 1
     some = sweep(model, EXPERIMENT, Patch("pattern", ("query", "key"), layers=[0, 2], heads=[1]))
     assert some.chosen == {"head": (1,), "layer": (0, 2)}
-    assert some.notes == [
+    assert notes_of(some) == [
         "Only head 1 was patched; `head` is not an axis of this grid.",
         "Only layer 0+2 was patched; `layer` is not an axis of this grid.",
     ]
-    assert sweep(model, EXPERIMENT, Patch("pattern", ("query", "key"))).notes == []
+    assert notes_of(sweep(model, EXPERIMENT, Patch("pattern", ("query", "key")))) == []
     pairs = sweep(model, EXPERIMENT, Patch("z", "position", heads=[(0, 1), (2, 0)]))
     assert pairs.notes == ["Only head 0.1+2.0 was patched; `head` is not an axis of this grid."]
 

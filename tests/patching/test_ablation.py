@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import N_TOKENS, TOLERANCE, assert_metric, diff, pairs, slow_logits, tiny_model
+from conftest import N_TOKENS, TOLERANCE, assert_metric, diff, notes_of, pairs, slow_logits, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -141,7 +141,7 @@ def test_several_sites_are_ablated_at_once():
 
 def test_what_is_not_patched_in_an_ablation_is_noted():
     result = ablate(tiny_model(seed=8), EXPERIMENT, Patch("z", layers=[1], axes="position"))
-    assert result.notes == ["Only layer 1 was patched; `layer` is not an axis of this grid."]
+    assert notes_of(result) == ["Only layer 1 was patched; `layer` is not an axis of this grid."]
     assert {axis: list(items) for axis, items in result.chosen.items()} == {"layer": [1]}
 
 
@@ -241,7 +241,7 @@ def test_tracing_takes_several_metrics_and_says_what_is_not_finite():
         alone = trace(model, EXPERIMENT, [1, 2], "mlp_out", metric=name, seeds=[3])
         assert_metric(both[name].grid, alone.grid, model, EXPERIMENT)
     result = trace(model, EXPERIMENT, [1], seeds=[3], metric=lambda logits: np.nan)
-    assert result.notes[-1].startswith("<lambda> is not a finite number after 12 of the patches; the first is at ")
+    assert notes_of(result)[-1].startswith("<lambda> is not a finite number after 12 of the patches; the first is at ")
 
 
 def test_the_result_shows_no_corrupted_prompt():

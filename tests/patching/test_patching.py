@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import N_TOKENS, TOLERANCE, assert_metric, diff, pairs, prompts, tiny_model
+from conftest import N_TOKENS, TOLERANCE, assert_metric, diff, notes_of, pairs, prompts, tiny_model
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -112,7 +112,7 @@ def test_aligned_prompts_are_patched_from_their_partners():
             site.array[1] = clean.resid_pre[1, 2]
     assert_metric(result.grid[1, 2], diff(site.array), model, experiment)
     assert len(result.to_rows()) == 3 * 4
-    assert [note[:6] for note in result.notes] == ["Tokens", "The pr"]
+    assert [note[:6] for note in notes_of(result)] == ["Tokens", "The pr"]
     noised = sweep(model, experiment, direction="noise")
     for site in model.steps(experiment.clean):
         if site.name == "resid_pre" and site.layer == 1:

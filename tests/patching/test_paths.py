@@ -11,6 +11,7 @@ from conftest import (
     assert_metric,
     diff,
     is_after,
+    notes_of,
     pairs,
     parts,
     prompts,
@@ -214,7 +215,7 @@ def test_a_run_patched_into_itself_stays_as_it_is(drawn, between):
     result = path_patch(model, itself, ["embed", "head", "mlp"], receivers, between=between)
     values = result.grid[np.isfinite(result.grid)]
     assert_metric(values, result.baseline_clean, model, itself)
-    assert np.isnan(result.normalised).all() and "Not normalised" in result.notes[-1]
+    assert np.isnan(result.normalised).all() and "Not normalised" in notes_of(result)[-1]
 
 
 def test_beginnings_of_names_groups_and_blanks():
@@ -229,7 +230,8 @@ def test_beginnings_of_names_groups_and_blanks():
     alone = path_patch(model, PAIR, "head 1.1", "v 2.1")
     assert alone.grid.shape == (1, 1)
     assert_metric(alone.grid[0, 0], result.grid[1, 6], model, PAIR)
-    assert result.notes == ["Cells are blank where the receiver does not come after its sender."] and not alone.notes
+    assert notes_of(result) == ["Cells are blank where the receiver does not come after its sender."]
+    assert not notes_of(alone)
     assert path_patch(tiny_model(n_layer=12, n_positions=8), PAIR, "mlp 1", "logits").labels("sender") == ["mlp 1"]
 
 
