@@ -35,6 +35,7 @@ from .results import plot
 from .results.base import ENDINGS, jsonable, visible
 from .results.comparison import Comparison
 from .results.matrix import number
+from .results.table import printable
 from .types import Prompt
 from .verify import verify
 
@@ -341,7 +342,8 @@ def tokens_command(options: Namespace) -> None:
     for row in table:
         texts = ["" if c is None else f"{c['position']:>3} {c['id']:>6}  {visible(c['token'])}" for c in row]
         same = len({c and c["id"] for c in row}) == 1
-        print(f"{texts[0]:<34}{'' if same else '  ≠ '}{texts[1]}".rstrip() if len(row) == 2 else texts[0])
+        line = f"{texts[0]:<34}{'' if same else '  ≠ '}{texts[1]}".rstrip() if len(row) == 2 else texts[0]
+        print(printable(line))
 
 
 def download_command(options: Namespace) -> None:
@@ -466,7 +468,7 @@ def give_out(result: Any, options: Namespace) -> None:
         print(f"wrote {path}", file=sys.stderr)
     if options.plot:
         plot.show(result.plot())
-    print(result.to_json() if options.json else result)
+    print_json(result.to_dict()) if options.json else print(result)
 
 
 def top_list(
@@ -478,11 +480,13 @@ def top_list(
 
 def print_top(rows: list[dict[str, Any]]) -> None:
     for rank, row in enumerate(rows, start=1):
-        print(f"{rank:>3}  {row['probability']:6.1%}  {visible(row['token'])}")
+        print(printable(f"{rank:>3}  {row['probability']:6.1%}  {visible(row['token'])}"))
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False))
+    """JSON to stdout; on a stream that is not UTF-8, other characters are escaped."""
+    ascii_only = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    print(json.dumps(jsonable(value), ensure_ascii=ascii_only, allow_nan=False))
 
 
 def usage_error(text: str) -> NoReturn:

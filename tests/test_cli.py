@@ -314,7 +314,7 @@ def test_as_a_program(tmp_path):
     failed = program("top", "x", "--model", "nope")
     assert failed.returncode == 1 and b"Traceback" not in failed.stderr
     plain = program("tokens", " Jones", env={**os.environ, "PYTHONIOENCODING": "ascii"})
-    assert plain.returncode == 0 and b"?Jones" in plain.stdout  # no ␣ in ASCII, and no error over it
+    assert plain.returncode == 0 and b"_Jones" in plain.stdout  # no ␣ in ASCII, and no error over it
 
 
 def test_a_reader_that_goes_away_is_no_error():
@@ -346,3 +346,31 @@ def without_experiment(value):
     if isinstance(value, dict):
         return {name: without_experiment(item) for name, item in value.items() if name != "experiment"}
     return value
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-16", "utf-8"])
+def test_any_stdout_can_be_written_to_and_json_is_exact(encoding):
+    """Windows' code pages have no ␣ and no ░; a prompt may have what no code page has."""
+    pair = ["--clean", "I saw 猫 and", "--corrupted", "I saw 狗 and", "--answer", " a", "--wrong", " b"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+
+    def printed(*command):
+        done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, check=True)
+        assert not done.stderr
+        return done.stdout.decode(encoding)
+
+    program = (
+        f"import nanopatch as n; print(n.sweep(n.load('nano'), n.Experiment({pair[1]!r}, {pair[3]!r}, ' a', ' b')))"
+    )
+    lines = printed("-c", program).splitlines()
+    space = "␣" if encoding.startswith("utf") else "_"
+    assert len(lines) >= 8 and any(f" {space}saw " in line for line in lines)
+    assert printed("-m", "nanopatch", "patch", *pair).splitlines() == lines
+    for command in ("patch", "heads", "path", "edges"):
+        stored = json.loads(printed("-m", "nanopatch", command, *pair, "--json"))
+        experiments = [stored.get("experiment"), *(own["experiment"] for own in stored.values() if is_result(own))]
+        assert {experiment["clean"] for experiment in experiments if experiment} == {pair[1]}
+
+
+def is_result(value):
+    return isinstance(value, dict) and "experiment" in value

@@ -21,6 +21,7 @@ from ..model.graph import Node, node
 from ..types import Array, PathLike
 from . import plot
 from .prediction import Prediction
+from .table import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,6 +45,13 @@ class Result:
     def plot(self) -> Figure:
         """Draw it: a matplotlib Figure, which belongs to no window; `figure.savefig("x.png")` writes it."""
         raise NotImplementedError
+
+    def text(self) -> str:
+        """It as lines of text. `print` shows them, with what the terminal cannot write replaced."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return printable(self.text())
 
     def to_rows(self) -> list[dict[str, Any]]:
         """Its numbers, one dict for each row."""

@@ -81,7 +81,7 @@ class Comparison(Result):
     def __repr__(self) -> str:
         return f"<Comparison: {self.estimate.title}; correlation {self.correlation:.3f}, slope {self.slope:.2f}>"
 
-    def __str__(self) -> str:
+    def text(self) -> str:
         lines = [
             self.estimate.title,
             f"correlation with exact patching {self.correlation:.3f}, slope {self.slope:.2f}",

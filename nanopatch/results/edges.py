@@ -98,7 +98,7 @@ class EdgeScores(Result):
     def __repr__(self) -> str:
         return f"<EdgeScores: {self.title}; {len(self.edges)} edges>"
 
-    def __str__(self) -> str:
+    def text(self) -> str:
         lines = [f"{number(e.score, 4):>10}  {e.sender} -> {e.receiver}" for e in self.top(min(20, len(self.edges)))]
         return "\n".join([f"{self.title}; the largest of {len(self.edges)} edges", *lines])
 
@@ -187,9 +187,9 @@ class Faithfulness(Result):
         return f"faithfulness {number(self.normalised, 3)}"
 
     def __repr__(self) -> str:
-        return f"<Faithfulness: {self}>"
+        return f"<Faithfulness: {self.text()}>"
 
-    def __str__(self) -> str:
+    def text(self) -> str:
         mean = f", mean of {self.n_pairs} pairs" if self.n_pairs > 1 else ""
         return (
             f"{self.n_edges} edges: {self.metric} {number(self.value, 3)}, {self._share} "

@@ -29,8 +29,8 @@ class Panels(dict[str, Union[Sweep, "Panels"]], Result):
     def __repr__(self) -> str:
         return f"<Panels: {', '.join(self)}>"
 
-    def __str__(self) -> str:
-        return "\n\n".join(map(str, self.values()))
+    def text(self) -> str:
+        return "\n\n".join(panel.text() for panel in self.values())
 
     def columns(self) -> dict[str, dict[str, Sweep]]:
         """The sweeps of each panel by name; if a panel is one sweep, the name is empty."""

@@ -47,7 +47,7 @@ class Saliency(Result):
     def __repr__(self) -> str:
         return f"<Saliency: {self.metric} {number(self.value, 3)}, {len(self.tokens)} tokens>"
 
-    def __str__(self) -> str:
+    def text(self) -> str:
         margin = max(len(visible(token)) for token in self.tokens) + 5
         lines = [f"{self.metric} {number(self.value, 3)}", f"{'':{margin}}      norm  gradient x embedding"]
         for i, token in enumerate(self.tokens):

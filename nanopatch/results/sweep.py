@@ -307,7 +307,7 @@ class Sweep(Result):
             largest=max(map(abs, baselines)) if not normalised else 1.0 if self.donor_value is not None else 0.0,
         )
 
-    def __str__(self) -> str:
+    def text(self) -> str:
         matrix = self.matrix()
         unit = self.metric
         if not np.isnan(self.normalised).all():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 
 from .matrix import Matrix
 
 SHADES = " ░▒▓█"
+#: What stands for a sign that the terminal does not have.
+PLAIN = {"░": ".", "▒": ":", "▓": "*", "█": "#", "␣": "_", "…": "...", "–": "-", "≠": "!=", "·": "."}
 
 
 def table(matrix: Matrix, numbered: bool = False, width: int | None = None) -> list[str]:
@@ -39,3 +43,12 @@ def _cell(matrix: Matrix, value: float, darkest: float) -> str:
         return "" if np.isnan(value) else str(value)
     shade = SHADES[min(4, round(abs(value) / darkest * 4))] if darkest else " "
     return f" {shade}{matrix.text(value):>5}"
+
+
+def printable(text: str) -> str:
+    """The text with what stdout cannot write replaced, so that `print` never raises: on Windows, say."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    for sign, plain in PLAIN.items():
+        if sign.encode(encoding, "ignore") == b"":
+            text = text.replace(sign, plain)
+    return text.encode(encoding, "backslashreplace").decode(encoding)

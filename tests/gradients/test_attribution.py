@@ -259,7 +259,7 @@ def test_a_cell_of_several_layers_or_of_some_heads_says_so():
     ]
     assert notes_of(sweep(model, EXPERIMENT, Patch("pattern", ("query", "key")))) == []
     pairs = sweep(model, EXPERIMENT, Patch("z", "position", heads=[(0, 1), (2, 0)]))
-    assert pairs.notes == ["Only head 0.1+2.0 was patched; `head` is not an axis of this grid."]
+    assert notes_of(pairs) == ["Only head 0.1+2.0 was patched; `head` is not an axis of this grid."]
 
 
 def test_what_cannot_be_done():
