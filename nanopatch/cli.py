@@ -228,6 +228,11 @@ def pieces(text: str) -> list[set[int]]:
 def demo_command(options: Namespace) -> None:
     """Every named experiment: the most likely next tokens, and the heatmap in the terminal and as a picture."""
     model, folder = load(options.model), Path(options.output)
+    if not model.reads_text:
+        raise NanopatchError(
+            "the demo's prompts are texts, and this model's vocabulary is not GPT-2's: give token ids to the other "
+            "commands, such as nanopatch patch --ids"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -426,15 +431,18 @@ def experiments_of(options: Namespace) -> Experiments:
     if brings:
         experiment = NAMED[options.experiment]
         return replace(experiment, align=options.align) if options.align else experiment
-    missing = [name for name, text in texts.items() if text is None]
+    free = all(name in METRICS and not METRICS[name].reads_answers for name in options.metric or ["logit_diff"])
+    needed = ("--clean", "--corrupted") if free else texts
+    missing = [name for name in needed if texts[name] is None]
     if missing:
         usage_error(f"give {', '.join(missing)}, or --experiment NAME, or --pairs FILE")
-    clean, corrupted, answer, wrong_answer = map(str, texts.values())
+    clean, corrupted, answer, wrong_answer = texts.values()
     pair = Experiment(clean, corrupted, answer, wrong_answer, options.bos, options.align, options.special_tokens)
     if not options.ids:
         return pair
     pair = replace(pair, clean=token_ids(clean), corrupted=token_ids(corrupted))
-    return replace(pair, answer=one_id(answer), wrong_answer=one_id(wrong_answer))
+    answers = [None if text is None else one_id(text) for text in (answer, wrong_answer)]
+    return replace(pair, answer=answers[0], wrong_answer=answers[1])
 
 
 def read_prompts(path: str) -> list[str]:

@@ -21,8 +21,8 @@ class ExperimentTokens(NamedTuple):
 
     clean: Array  # (n_clean,)
     corrupted: Array  # (n_corrupted,)
-    answer: int
-    wrong_answer: int
+    answer: int | None  # None where the experiment has none
+    wrong_answer: int | None
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Experiment:
 
     clean: Prompt
     corrupted: Prompt
-    answer: str | int
-    wrong_answer: str | int
+    answer: str | int | None = None
+    wrong_answer: str | int | None = None
     prepend_bos: bool = False
     align: str | None = None
     special_tokens: bool = False
@@ -84,8 +84,9 @@ class Experiment:
         clean, corrupted = (model.tokenize(prompt, **options) for prompt in (self.clean, self.corrupted))
         if clean.ndim != 1 or corrupted.ndim != 1:
             raise NanopatchError("an experiment has one clean and one corrupted prompt, not batches of them")
-        answer, wrong_answer = (answer_token(model, text) for text in (self.answer, self.wrong_answer))
-        if answer == wrong_answer:
+        answers = (self.answer, self.wrong_answer)
+        answer, wrong_answer = (None if given is None else answer_token(model, given) for given in answers)
+        if answer is not None and answer == wrong_answer:
             raise NanopatchError(f"answer and wrong answer are both {self.answer!r}: give two different tokens")
         return ExperimentTokens(clean, corrupted, answer, wrong_answer)
 

@@ -21,8 +21,8 @@ from ..types import Array
 class Target(NamedTuple):
     """What a metric may compare logits with."""
 
-    answer: int  # token ids
-    wrong_answer: int
+    answer: Any  # token ids; None where the experiment has none, and no metric reads them
+    wrong_answer: Any
     tokens: Array  # (n_tokens,): the prompt of the run patched into
     clean_logits: Any  # (n_vocab,): the clean run's at its last token; None if no metric needs them
 
@@ -52,6 +52,8 @@ class Metric:
         `nanopatch.attribute` needs it.
     by_differences : bool
         Whether `gradient` uses finite differences.
+    reads_answers : bool
+        Whether it reads `target.answer` or `target.wrong_answer`, so that the experiment needs them.
 
     Raises
     ------
@@ -73,6 +75,7 @@ class Metric:
     function: Callable[[Array, Target], Any]
     gradient: Callable[[Array, Target], Any] | None = None
     by_differences: bool = False
+    reads_answers: bool = True
 
     def __post_init__(self) -> None:
         if self.needs not in NEEDS:
@@ -153,8 +156,8 @@ METRICS = {
         Metric("log_probability", "last", log_probability, log_probability_gradient),
         Metric("probability", "last", probability, probability_gradient),
         Metric("rank", "last", rank),  # a count: flat, with jumps
-        Metric("kl_divergence", "last", kl_divergence, kl_divergence_gradient),
-        Metric("cross_entropy", "all", cross_entropy, cross_entropy_gradient),
+        Metric("kl_divergence", "last", kl_divergence, kl_divergence_gradient, reads_answers=False),
+        Metric("cross_entropy", "all", cross_entropy, cross_entropy_gradient, reads_answers=False),
     )
 }
 
@@ -170,7 +173,7 @@ def as_metric(metric: MetricLike) -> Metric:
             f"unknown metric {metric!r:.60}; known are {', '.join(METRICS)}, or give a function of the logits"
         )
     name = getattr(metric, "__name__", "metric")
-    return Metric(name, "all", lambda logits, target: metric(logits), by_finite_differences(metric), True)
+    return Metric(name, "all", lambda logits, target: metric(logits), by_finite_differences(metric), True, False)
 
 
 def as_metrics(metric: MetricLike | Sequence[MetricLike]) -> list[Metric]:
@@ -232,8 +235,9 @@ def read_only(array: Array) -> Array:
 def measure(metrics: Sequence[Metric], logits: Array, target: Target, answers_only: bool = False) -> list[float]:
     """Every metric's value. logits: (n_tokens, n_vocab), or those of the two answers, (1, 2), if `answers_only`."""
     logits = read_only(logits)  # every metric and patch uses them again
-    answers = logits[-1] if answers_only else logits[-1, [target.answer, target.wrong_answer]]
-    given = {"answers": answers, "last": logits[-1], "all": logits}
+    given = {"last": logits[-1], "all": logits}
+    if any(metric.needs == "answers" for metric in metrics):
+        given["answers"] = logits[-1] if answers_only else logits[-1, [target.answer, target.wrong_answer]]
     values = [metric.function(given[metric.needs], target) for metric in metrics]
     for metric, value in zip(metrics, values, strict=True):
         if np.ndim(value) != 0 or not isinstance(value, (int, float, np.number)):

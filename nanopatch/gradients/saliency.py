@@ -38,7 +38,7 @@ def saliency(model: Model, prompt: Prompt | Experiment, *, metric: Any = "logit_
     """
     if isinstance(prompt, Experiment):
         given = prompt.tokens(model)
-        tokens, answers = given.clean, (given.answer, given.wrong_answer)
+        tokens, answers = given.clean, given[2:] if given.answer is not None else None
     else:
         tokens, answers = model.tokenize(prompt), None
     if tokens.ndim != 1:

@@ -98,6 +98,11 @@ def load(name_or_path: PathLike, dtype: DTypeLike = np.float32) -> Model:
     model.source = Source(str(name_or_path), files)
     if (folder / "trained_tokens.json").is_file():
         model.trained_tokens = frozenset(read_json(folder / "trained_tokens.json"))
+    if (folder / "token_names.json").is_file():
+        names = read_json(folder / "token_names.json")
+        if not isinstance(names, list) or len(names) != model.n_vocab or not all(isinstance(n, str) for n in names):
+            raise NanopatchError(f"{folder / 'token_names.json'} must be a list of {model.n_vocab} texts, one a token")
+        model.token_names = names
     # Without tokenizer files, a vocabulary of GPT-2's size is taken to be GPT-2's.
     model.reads_text = config.vocab_size == tokenizer.N_VOCAB and (
         str(name_or_path) in hub.PUBLISHED or tokenizer.is_gpt2_vocabulary(folder) is not False

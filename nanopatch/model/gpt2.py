@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -99,6 +99,9 @@ class Model:
         Where the weights came from.
     trained_tokens : frozenset of int, or None
         The tokens that it was trained on, where a file `trained_tokens.json` beside the weights says so.
+    token_names : sequence of str, or None
+        Names for all tokens, which labels use: of a toy's tokens, say. You may set it; a file `token_names.json` beside
+        the weights, a list of texts, sets it too.
     reads_text : bool
         Whether the vocabulary is GPT-2's, so that prompts may be text.
     """
@@ -117,6 +120,7 @@ class Model:
         self.config, self.source, self.reads_text = config, source, reads_text
         self.wte, self.wpe, self.h, self.ln_f, self.lm_head = wte, wpe, h, ln_f, lm_head
         self.trained_tokens: frozenset[int] | None = None
+        self.token_names: Sequence[str] | None = None
         self.dtype = wte.dtype
         self.n_layer, self.n_head, self.d_model = config.n_layer, config.n_head, config.n_embd
         self.d_head, self.d_mlp = config.n_embd // config.n_head, config.n_inner
@@ -414,7 +418,10 @@ class Model:
 
         Different tokens have different texts: bytes that are only part of a character stand as `\xf0`.
         """
-        return [tokenizer.token_text(token) if self.reads_text else f"#{token}" for token in _one_prompt(tokens)]
+        ids = _one_prompt(tokens)
+        if self.token_names is not None:
+            return [self.token_names[token] for token in ids]
+        return [tokenizer.token_text(token) if self.reads_text else f"#{token}" for token in ids]
 
     # ---- small helpers --------------------------------------------------------------------------
 

@@ -50,9 +50,11 @@ class Runs:
     made: dict[str, list[Array]] = field(default_factory=dict)  # `replacements`, by site
 
     @functools.cached_property
-    def prediction(self) -> Prediction:
-        """What the clean run says next, beside the answer."""
+    def prediction(self) -> Prediction | None:
+        """What the clean run says next, beside the answer; None without an answer."""
         model, experiment, tokens = self.model, self.experiment, self.tokens
+        if tokens.answer is None:
+            return None
         logits = model.unembed(self.clean.resid_post[-1][-1:])[0]  # (n_vocab,)
         (predicted, predicted_probability), *_ = top_tokens(logits, 1)
         rank = int((logits > logits[tokens.answer]).sum())
@@ -236,6 +238,12 @@ def make_case(runs: Runs, direction: str, metrics: list[Metric]) -> Case:
             "a metric of all positions needs prompts of one length: these have "
             f"{len(tokens.clean)} and {len(tokens.corrupted)} tokens"
         )
+    lacking = [metric.name for metric in metrics if metric.reads_answers and None in tokens[2:]]
+    if lacking:
+        raise NanopatchError(
+            f"{lacking[0]} compares answers: give Experiment(..., answer=, wrong_answer=) (--answer, --wrong), or take "
+            "a metric that reads none, such as kl_divergence"
+        )
     # For the unpatched runs, as for the patched ones, only the logits that some metric needs are computed.
     logits = {n: model.unembed(run.resid_post[-1][0 if every else -1 :], answers) for n, run in by_name.items()}
     # Every run is measured like the base run: a metric that reads the prompt reads the base run's tokens.
@@ -264,7 +272,7 @@ def make_case(runs: Runs, direction: str, metrics: list[Metric]) -> Case:
 
 
 def answers_of(metrics: Sequence[Metric], tokens: ExperimentTokens) -> list[int] | None:
-    return [tokens.answer, tokens.wrong_answer] if all(m.needs == "answers" for m in metrics) else None
+    return list(tokens[2:]) if all(m.needs == "answers" for m in metrics) else None  # type: ignore[arg-type]
 
 
 def transplant(base: Array, donor: Array, partners: Columns) -> Array:

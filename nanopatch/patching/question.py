@@ -190,7 +190,7 @@ def as_sweep(what: Patch | Paths, case: Case, cells: Cells, values: Values, numb
         clean_ids=tuple(tokens.clean.tolist()),
         corrupted_ids=tuple(corrupted.tolist()),
         prediction=runs.prediction,
-        n_unpredicted=int(runs.prediction.rank > 0),
+        n_unpredicted=int(runs.prediction is not None and runs.prediction.rank > 0),
         baseline_clean=case.values["clean"][number],
         baseline_corrupted=case.values["corrupted"][number] if "corrupted" in case.values else None,
         rounding=case.rounding[number],

@@ -242,7 +242,7 @@ class Sweep(Result):
                 "embedding (wpe) of the other position."
             )
         if self.prediction:
-            answer = self.experiment.answer
+            answer = self.experiment.answer or ""
             notes += self.prediction.notes(answer, self.source.name, self.n_unpredicted, self.n_pairs)
         return notes
 
@@ -323,8 +323,7 @@ class Sweep(Result):
             self.title,
             unit,
             *table(matrix, numbered=tokens),
-            f"unpatched: clean {number(self.baseline_clean)}{corrupted} ({self.metric}); "
-            f"answer {self.experiment.answer!r}, wrong answer {self.experiment.wrong_answer!r}",
+            f"unpatched: clean {number(self.baseline_clean)}{corrupted} ({self.metric}); {_answers(self.experiment)}",
         ]
         if self.standard_error is not None:
             lines.append(
@@ -414,7 +413,7 @@ def footer(sweeps: Sequence[Sweep]) -> list[str]:
             if name == "corrupted" and first.corruption:
                 prompt = f"the clean prompt with {first.corruption}"
             lines.append(f"{name}: {prompt}   {', '.join(f'{metric} {number(value)}' for metric, value in values)}")
-    answers = f"answer {first.experiment.answer!r}, wrong answer {first.experiment.wrong_answer!r}"
+    answers = _answers(first.experiment)
     scale = "" if first.donor_value is None else "; normalised: 0 is the run patched into, 1 the run patched from"
     return [*lines, f"{answers}, model {first.source.name}{scale}", *dict.fromkeys(n for s in sweeps for n in s.notes)]
 
@@ -423,6 +422,12 @@ def _common(tokens: tuple[str, ...], ids: Sequence[tuple[int, ...]]) -> tuple[st
     """The tokens of the first prompt, with … after each whose id is not the same in all prompts."""
     columns = map(set, zip(*ids, strict=True))
     return tuple(token if len(known) == 1 else f"{token}…" for token, known in zip(tokens, columns, strict=True))
+
+
+def _answers(experiment: Experiment) -> str:
+    if experiment.answer is None:
+        return "no answers"
+    return f"answer {experiment.answer!r}, wrong answer {experiment.wrong_answer!r}"
 
 
 def _item(item: Any) -> str:

@@ -28,6 +28,7 @@ from nanopatch import (
     sweep,
     trace,
 )
+from nanopatch.cli import main
 from nanopatch.experiments import MICHELLE
 from nanopatch.experiments.patch import SITE_AXES
 from nanopatch.results.sweep import DIRECTIONS
@@ -169,3 +170,34 @@ def test_arguments_in_another_order_say_which_is_which(asked):
         asked(Experiment([1], [2], 3, 7), model)
     with pytest.raises(NanopatchError, match="an Experiment, a list of them or a name .* is expected, not 3"):
         asked(model, 3)
+
+
+def test_a_metric_that_reads_no_answers_needs_none(tmp_path, capsys):
+    model, pair = tiny_model(seed=2), Experiment([1, 2, 3, 4], [1, 9, 3, 8])
+    with_answers = Experiment([1, 2, 3, 4], [1, 9, 3, 8], 3, 7)
+
+    def largest(logits):
+        return float(logits[-1].max())
+
+    for metric in ("kl_divergence", "cross_entropy", largest):
+        for asked in (sweep, attribute):
+            result = asked(model, pair, "z", metric=metric)
+            assert np.array_equal(result.grid, asked(model, with_answers, "z", metric=metric).grid)
+        result.save(tmp_path / "x.npz")
+        assert Sweep.load(tmp_path / "x.npz").experiment == pair and "no answers" in str(result)
+        result.plot()
+    assert faithfulness(model, pair, [("embed", "logits")], metric="kl_divergence").n_edges == 1
+    for metric in ("logit_diff", "probability", "rank"):
+        with pytest.raises(NanopatchError, match=f"{metric} compares answers: give Experiment"):
+            sweep(model, pair, metric=metric)
+    assert main(["patch", "--clean", "a b", "--corrupted", "a c", "--metric", "kl_divergence"]) == 0
+    with pytest.raises(SystemExit):
+        main(["patch", "--clean", "a b", "--corrupted", "a c"])
+    assert "give --answer, --wrong" in capsys.readouterr().err
+
+
+def test_names_of_tokens_are_labels():
+    model = tiny_model()
+    assert sweep(model, EXPERIMENT).column_labels[0] == "#1"
+    model.token_names = [f"<{i}>" for i in range(model.n_vocab)]
+    assert sweep(model, EXPERIMENT).column_labels == ["<1>", "<2> / <9>", "<3>", "<4> / <8>"]
