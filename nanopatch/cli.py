@@ -312,7 +312,7 @@ def edges_command(options: Namespace) -> None:
     else:
         lines = [f"{number(edge.score, 4):>10}  {edge.sender} -> {edge.receiver}" for edge in best]
         head = f"{scores.title}; {len(best)} of the best {options.n} edges are on a path from embed to logits"
-        print("\n".join([head, *lines, f"the model with these edges alone: {kept}"]))
+        print("\n".join([head, *lines, f"the model with these edges alone: {kept}", *scores.notes]))
 
 
 def top_command(options: Namespace) -> None:

@@ -155,6 +155,7 @@ def score_edges(model: Model, experiment: Experiment, case: Case, steps: int) ->
         baseline_corrupted=case.values["corrupted"][0],
         experiment=experiment,
         source=model.source or Source("unnamed"),
+        prediction=case.runs.prediction,
     )
 
 

@@ -18,6 +18,7 @@ from ..types import Array, PathLike
 from . import graph_plot, plot
 from .base import Result, jsonable
 from .matrix import number
+from .prediction import Prediction
 from .sweep import DIRECTIONS
 
 if TYPE_CHECKING:
@@ -61,6 +62,12 @@ class EdgeScores(Result):
     n_pairs: int = 1
     standard_error: Array | None = None
     skipped: tuple[tuple[str, str], ...] = ()
+    prediction: Prediction | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the scores must know, as sentences; usually none."""
+        return self.prediction.notes(self.experiment.answer or "", self.source.name) if self.prediction else []
 
     @property
     def edges(self) -> list[Edge]:
@@ -100,7 +107,7 @@ class EdgeScores(Result):
 
     def text(self) -> str:
         lines = [f"{number(e.score, 4):>10}  {e.sender} -> {e.receiver}" for e in self.top(min(20, len(self.edges)))]
-        return "\n".join([f"{self.title}; the largest of {len(self.edges)} edges", *lines])
+        return "\n".join([f"{self.title}; the largest of {len(self.edges)} edges", *lines, *self.notes])
 
     # ---- pictures and files ---------------------------------------------------------------------
 

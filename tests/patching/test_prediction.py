@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nanopatch import Experiment, Sweep, Zero, attribute, load, sweep, tasks
+from nanopatch import Experiment, Sweep, Zero, attribute, edge_attribution, load, sweep, tasks
+from nanopatch.cli import main
 from nanopatch.experiments import MICHELLE, NAMED
 
 
@@ -33,6 +34,15 @@ def test_the_answer_of_the_clean_run_is_rated_as_its_logits_say(nano):
         assert prediction.predicted == " Jones" and prediction.predicted_probability > 0.9
         (note,) = [note for note in result.notes if "does not predict" in note]
         assert f"' Smith' has rank {prediction.rank:,}" in note and note in str(result)
+
+
+def test_edges_say_it_too(nano, capsys):
+    swapped = replace(MICHELLE, answer=" Smith", wrong_answer=" Jones")
+    scores = edge_attribution(nano, swapped)
+    assert scores.prediction == sweep(nano, swapped).prediction and scores.notes[0] in str(scores)
+    texts = ["--clean", MICHELLE.clean, "--corrupted", MICHELLE.corrupted, "--answer", " Smith", "--wrong", " Jones"]
+    assert main(["edges", *texts]) == 0
+    assert "' Smith' has rank" in capsys.readouterr().out
 
 
 def test_swapped_prompts_and_answers_without_their_space_are_told(nano):
