@@ -36,7 +36,7 @@ class EdgeScores(Result):
         (n_senders, n_receivers), float64; NaN if there is no edge, because the receiver is not after the sender.
     senders, receivers : tuple of Node
         In the order of the run.
-    direction, metric, experiment, source, n_pairs, skipped
+    direction, metric, experiment, source, n_pairs, skipped, prediction
         As in a `Sweep`.
     steps : int
         1 for EAP, more for EAP-IG.
