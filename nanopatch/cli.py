@@ -45,6 +45,9 @@ MODEL_HELP = "nano (the default), gpt2, gpt2-medium, gpt2-large, gpt2-xl, distil
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line, by default that of this process, and return its exit status."""
+    for name in ("stdout", "stderr"):  # one that the shell has closed (2>&-) is None, and its text would go astray
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show ␣ or █ gets ? instead
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -59,6 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (`| head`) has closed the pipe: no error, but nothing more can be written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # files have their own errors: this is stdout, on a full disk, say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"nanopatch: cannot write to stdout: {error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("nanopatch: interrupted", file=sys.stderr)
         return 130

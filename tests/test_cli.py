@@ -374,3 +374,18 @@ def test_any_stdout_can_be_written_to_and_json_is_exact(encoding):
 
 def is_result(value):
     return isinstance(value, dict) and "experiment" in value
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a system with /dev/full makes this test run")
+def test_streams_that_are_closed_or_full(tmp_path):
+    def run(redirection, command="patch --experiment michelle --json"):
+        shell = f"{sys.executable} -m nanopatch {command} {redirection}"
+        return subprocess.run(["sh", "-c", shell], capture_output=True, text=True, cwd=tmp_path)
+
+    full = run(">/dev/full")
+    assert (full.returncode, full.stderr) == (1, "nanopatch: cannot write to stdout: No space left on device\n")
+    closed = run(">&-")
+    assert (closed.returncode, closed.stderr) == (0, "")
+    quiet = run("2>&-", "patch --experiment michelle --json -o x.csv")
+    assert quiet.returncode == 0 and json.loads(quiet.stdout)["kind"] == "sweep"  # "wrote x.csv" is not in it
+    assert run("2>&-", "patch --experiment michelle --site nosuch").returncode == 1
