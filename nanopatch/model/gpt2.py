@@ -27,9 +27,10 @@ import numpy as np
 
 from ..errors import NanopatchError
 from ..files import Source
+from ..notebook import html_table
 from ..types import Array, Prompt, Sites
 from . import tokenizer
-from .backward import backward
+from .backward import backward, named_weights
 from .layers import ACTIVATIONS, affine, causal_mask, layer_norm, softmax
 from .packing import QueryBlock, Rows, Segment, last_row, one_run
 from .sites import BLOCK_SITES, Run, Site, known_sites, record
@@ -123,6 +124,14 @@ class Model:
         return (
             f"Model({name}: {self.n_layer} layers, {self.n_head} heads, d_model {self.d_model}, "
             f"{self.n_ctx} positions, {self.n_vocab} tokens, {self.dtype})"
+        )
+
+    def _repr_html_(self) -> str:  # how a notebook shows it
+        sizes = ("n_layer", "n_head", "d_model", "d_head", "d_mlp", "n_ctx", "n_vocab", "dtype")
+        n_weights = sum(weight.size for weight in named_weights(self).values())
+        return html_table(
+            f"Model {self.source.name if self.source else 'unnamed'}",
+            [*((name, getattr(self, name)) for name in sizes), ("weights", f"{n_weights:,}")],
         )
 
     # ---- the forward pass -----------------------------------------------------------------------
