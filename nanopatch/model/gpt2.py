@@ -21,7 +21,7 @@ import math
 import numbers
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -33,7 +33,7 @@ from . import tokenizer
 from .backward import backward, named_weights
 from .layers import ACTIVATIONS, affine, causal_mask, layer_norm, softmax
 from .packing import QueryBlock, Rows, Segment, last_row, one_run
-from .sites import BLOCK_SITES, Run, Site, known_sites, record
+from .sites import Run, Site, known_sites, record
 
 T = TypeVar("T")
 
@@ -99,7 +99,17 @@ class Model:
         Where the weights came from.
     reads_text : bool
         Whether the vocabulary is GPT-2's, so that prompts may be text.
+
+    Notes
+    -----
+    You may set attributes of your own, such as `model.clean = clean`. The model does not use them, and a pickled model
+    may lack them. They are what a breakpoint inside the forward pass can reach: there `self` is the model, so
+    `z[-1] = self.clean.z[layer, -1]` is a patch (see docs/debugger.md).
     """
+
+    if TYPE_CHECKING:  # so that a type checker accepts attributes of your own
+
+        def __setattr__(self, name: str, value: Any) -> None: ...
 
     def __init__(
         self,
@@ -326,8 +336,11 @@ class Model:
 
     def block(self, layer: int, resid: Array) -> Array:
         """One block: residual stream in, residual stream out, both (n_tokens, d_model); the input is not changed."""
-        # Every array is handed over, so that each can be edited at a breakpoint inside; the result stays writable.
-        return _result(self.block_steps(layer, resid, sites=set(BLOCK_SITES) - {"resid_post"}))
+        # Every array is handed over, so that each can be edited at a breakpoint inside. The generator is unpacked
+        # without a function in between, so that a debugger that steps in is in `block_steps` at once.
+        *_, last = self.block_steps(layer, resid)
+        last.array.flags.writeable = True  # resid_post, which is the caller's
+        return last.array
 
     def unembed(self, resid: Array, tokens: Prompt | None = None) -> Array:
         """Logits (n_tokens, n_vocab) of the residual stream after the last block, (n_tokens, d_model).
