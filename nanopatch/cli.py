@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command line, by default that of this process, and return its exit status."""
     for name in ("stdout", "stderr"):  # one that the shell has closed (2>&-) is None, and its text would go astray
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open to the end)
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show ␣ or █ gets ? instead
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 
 def progress(items: Iterable[Any] | None, unit: str, total: int | None = None) -> Any:
-    """A tqdm bar over the items, on stderr. It appears only on a terminal, and only after one second.
+    """A tqdm bar over the items, on stderr. It appears only on a terminal or in a notebook, and only after one second.
 
     Iterate over it. If `items` is None, use it in a `with` block and call its `update(n)`.
     """
     from tqdm import tqdm
 
-    return tqdm(items, total=total, unit=f" {unit}", disable=None, delay=1, leave=False)
+    stderr = sys.stderr  # None in a program without one
+    in_notebook = type(stderr).__module__.startswith("ipykernel.")  # the cell's output; it is not a terminal
+    return tqdm(
+        items,
+        total=total,
+        unit=f" {unit}",
+        disable=stderr is None or (False if in_notebook else None),  # None: tqdm asks whether it is a terminal
+        delay=1,
+        leave=False,
+        # A notebook has no cursor to move up, so a bar inside another bar takes the same line.
+        position=0 if in_notebook else None,
+    )

@@ -4,6 +4,7 @@ import nanopatch
 
 model = nanopatch.load("nano")
 clean = model.run("Michelle Jones was a top-notch student. Michelle")
+model.clean = clean  # so that it can be reached at a breakpoint inside a block, where `self` is the model
 jones, smith = model.tokenize(" Jones Smith")
 
 resid = model.embed("Michelle Smith was a top-notch student. Michelle")

@@ -13,7 +13,7 @@ PACKAGE = Path(nanopatch.__file__).parent
 
 #: Each imports only from its own line and from those above it. The package itself is "".
 ORDER = (
-    ("errors", "files", "progress", "types"),
+    ("errors", "files", "notebook", "progress", "types"),
     ("model",),
     ("experiments",),
     ("results",),

@@ -1,4 +1,4 @@
-"""What the README shows is what happens: its Python, its pdb session, its commands."""
+"""What the README and the other pages show is what happens: their Python, their pdb sessions, their commands."""
 
 import re
 import shlex
@@ -7,12 +7,23 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+import nanopatch
 from nanopatch.cli import main
+from nanopatch.experiments import MICHELLE
+from nanopatch.model import gpt2
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("weights/*/*.md")])]
+
+
+@pytest.fixture(autouse=True)
+def typed_at_breakpoints(monkeypatch):
+    """At `breakpoint()` the statement is typed that the page shows there."""
+    (typed,) = {text for page in DOCS for text in re.findall(r"breakpoint\(\) +# type: (.*)", page.read_text("utf-8"))}
+    monkeypatch.setattr(sys, "breakpointhook", lambda: exec(typed, sys._getframe(1).f_globals))
 
 
 def test_its_python_runs(tmp_path, monkeypatch, capsys):
@@ -30,8 +41,17 @@ def test_its_python_runs(tmp_path, monkeypatch, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["michelle.png"]
 
 
-def test_its_pdb_session_is_what_pdb_shows():
-    (session,) = re.findall(r"```\n\$ python -m pdb (.*?)```", README, flags=re.DOTALL)
+SESSIONS = [
+    pytest.param(session, id=f"{page.name}-{number}")
+    for page in DOCS
+    for number, session in enumerate(
+        re.findall(r"```\n\$ python -m pdb (.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    )
+]
+
+
+@pytest.mark.parametrize("session", SESSIONS)
+def test_a_pdb_session_is_what_pdb_shows(session):
     script, *lines = session.splitlines()
     typed = [line.removeprefix("(Pdb) ") for line in lines if line.startswith("(Pdb) ")]
     shown = [line for line in lines if not line.startswith("(Pdb) ")]
@@ -44,6 +64,25 @@ def test_its_pdb_session_is_what_pdb_shows():
     )
     assert done.returncode == 0, done.stderr
     assert shown and all(line in done.stdout for line in shown), done.stdout
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+def test_a_breakpoint_is_where_its_array_is_handed_over(page):
+    """The line numbers of sessions, which change whenever something above them in `gpt2.py` does."""
+    lines = Path(gpt2.__file__).read_text(encoding="utf-8").splitlines()
+    for number, array in re.findall(r"gpt2\.py:(\d+),.*?\(Pdb\) !?(\w+)\[", page.read_text("utf-8"), flags=re.DOTALL):
+        (right,) = [n for n, line in enumerate(lines, 1) if f'yield from hand_over("{array}"' in line]
+        assert int(number) == right, f"{page.name}: write gpt2.py:{right} for {array}"
+
+
+def test_the_loop_with_a_breakpoint_makes_the_patch_of_the_session():
+    (loop,) = [b for b in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "breakpoint()" in b]
+    model = nanopatch.load("nano")
+    names = {"model": model, "clean": model.run(MICHELLE.clean)}
+    exec(loop, names)
+    jones, smith = model.tokenize(" Jones Smith")
+    (shown,) = re.findall(r"logit difference, Jones - Smith: (.*)", README)
+    assert names["site"].array[-1, jones] - names["site"].array[-1, smith] == pytest.approx(float(shown), abs=1e-3)
 
 
 def test_its_commands_run(tmp_path, monkeypatch, capsys):

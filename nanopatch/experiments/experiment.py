@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import NanopatchError
+from ..notebook import html_table
 from ..types import Array, Prompt
 from .align import Columns, align, check_alignment
 
@@ -68,6 +69,9 @@ class Experiment:
 
     def __post_init__(self) -> None:
         check_alignment(self.align)
+
+    def _repr_html_(self) -> str:  # how a notebook shows it; quotes show where a text begins and ends
+        return html_table("Experiment", [(name, repr(value)) for name, value in self.to_dict().items()])
 
     def to_dict(self) -> dict[str, Any]:
         """Its fields as JSON can hold them: token ids as lists. `Experiment(**fields)` makes it again."""

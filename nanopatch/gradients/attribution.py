@@ -28,6 +28,7 @@ from ..patching.cells import Cells
 from ..patching.edit import Edit
 from ..patching.question import Values, What, ask, carry_out
 from ..patching.reach import reach
+from ..progress import progress
 from ..results.sweep import Sweep
 from ..types import Array
 
@@ -152,7 +153,7 @@ def mean_gradients(case: Case, edit: Edit, steps: int) -> list[Array]:
     model, difference = case.model, change(case.base, edit)
     totals = [np.zeros(difference.shape) for _ in case.metrics]
     slopes: list[list[Array]] = [[] for _ in case.metrics]  # the largest |derivative| of each metric at each step
-    for step in range(steps):
+    for step in progress(range(steps), "steps"):
         fraction = (step + 0.5) / steps
 
         def on_the_line(fraction: float = fraction) -> Iterator[Site]:

@@ -42,6 +42,7 @@ from ..model.layers import affine, layer_norm
 from ..model.sites import Run, record
 from ..patching.average import Experiments, checked, over
 from ..patching.case import Case, check_equal_positions, make_case, run_both
+from ..progress import progress
 from ..results.edges import EdgeScores, Faithfulness
 from ..results.sweep import check_direction
 from ..types import Array
@@ -132,7 +133,7 @@ def score_edges(model: Model, experiment: Experiment, case: Case, steps: int) ->
         np.float64,
     )  # (n_senders, n_tokens * d_model)
     scores, slopes = np.zeros((len(senders), len(receivers))), []
-    for step in range(steps):
+    for step in progress(range(steps), "steps"):
         fraction = (step + 0.5) / steps
         embedding = base.resid_pre[0] + fraction * (case.donors("resid_pre")[0][0] - base.resid_pre[0])
         run = base if steps == 1 else record(model.steps_from(0, embedding))

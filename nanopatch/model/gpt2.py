@@ -21,18 +21,19 @@ import math
 import numbers
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from ..errors import NanopatchError
 from ..files import Source
+from ..notebook import html_table
 from ..types import Array, Prompt, Sites
 from . import tokenizer
-from .backward import backward
+from .backward import backward, named_weights
 from .layers import ACTIVATIONS, affine, causal_mask, layer_norm, softmax
 from .packing import QueryBlock, Rows, Segment, last_row, one_run
-from .sites import BLOCK_SITES, Run, Site, known_sites, record
+from .sites import Run, Site, known_sites, record
 
 T = TypeVar("T")
 
@@ -104,7 +105,17 @@ class Model:
         the weights, a list of texts, sets it too.
     reads_text : bool
         Whether the vocabulary is GPT-2's, so that prompts may be text.
+
+    Notes
+    -----
+    You may set attributes of your own, such as `model.clean = clean`. The model does not use them, and a pickled model
+    may lack them. They are what a breakpoint inside the forward pass can reach: there `self` is the model, so
+    `z[-1] = self.clean.z[layer, -1]` is a patch (see docs/debugger.md).
     """
+
+    if TYPE_CHECKING:  # so that a type checker accepts attributes of your own
+
+        def __setattr__(self, name: str, value: Any) -> None: ...
 
     def __init__(
         self,
@@ -135,6 +146,14 @@ class Model:
 
     def __call__(self, prompt: Any) -> Any:
         raise NanopatchError("a model is not called: write model.run(prompt), or model.next_logits(prompt)")
+
+    def _repr_html_(self) -> str:  # how a notebook shows it
+        sizes = ("n_layer", "n_head", "d_model", "d_head", "d_mlp", "n_ctx", "n_vocab", "dtype")
+        n_weights = sum(weight.size for weight in named_weights(self).values())
+        return html_table(
+            f"Model {self.source.name if self.source else 'unnamed'}",
+            [*((name, getattr(self, name)) for name in sizes), ("weights", f"{n_weights:,}")],
+        )
 
     # ---- the forward pass -----------------------------------------------------------------------
 
@@ -330,8 +349,12 @@ class Model:
 
     def block(self, layer: int, resid: Array) -> Array:
         """One block: residual stream in, residual stream out, both (n_tokens, d_model); the input is not changed."""
-        # Every array is handed over, so that each can be edited at a breakpoint inside; the result stays writable.
-        return _result(self.block_steps(layer, resid, sites=set(BLOCK_SITES) - {"resid_post"}))
+        # Every array is handed over, so that each can be edited at a breakpoint inside. The generator is unpacked
+        # without a function in between, so that a debugger that steps in is in `block_steps` at once.
+        *_, last = self.block_steps(layer, resid)
+        resid_post = last._array  # not `last.array`, which is a view to be read, now that the block is done
+        resid_post.flags.writeable = True  # it is the caller's
+        return resid_post
 
     def unembed(self, resid: Array, tokens: Prompt | None = None) -> Array:
         """Logits (n_tokens, n_vocab) of the residual stream after the last block, (n_tokens, d_model).

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import NanopatchError
+from ..notebook import html_table
 from ..types import Array, Sites
+from .layers import softmax
+from .tokenizer import visible
 
 if TYPE_CHECKING:
     from .gpt2 import Model
@@ -184,6 +187,38 @@ class Run:
         what = "Run of derivatives" if self.is_gradient else "Run"
         return f"{what}({', '.join(f'{name} {getattr(self, name).shape}' for name in self.names)})"
 
+    def _repr_html_(self) -> str:  # how a notebook shows it
+        what = "Run of derivatives" if self.is_gradient else "Run"
+        of_model = f" of {self.model.source.name}" if self.model and self.model.source else ""
+        return html_table(f"{what}{of_model}", [*self._described_prompts(), *self._described_shapes()])
+
+    def _described_prompts(self, most: int = 4) -> list[tuple[str, str]]:
+        """The tokens and the likeliest next tokens, of the first prompts of a batch."""
+        prompts = None if self.tokens is None else np.atleast_2d(self.tokens)
+        has_logits = "logits" in self.names and not self.is_gradient
+        last = np.atleast_2d(self.logits[..., -1, :]).astype(np.float64) if has_logits else None
+        n_prompts = max(0 if array is None else len(array) for array in (prompts, last))
+        rows = []
+        for i in range(min(n_prompts, most)):
+            of = f" of prompt {i}" if n_prompts > 1 else ""
+            if prompts is not None:
+                rows.append((f"tokens{of}", _shortened([f"{n} {t}" for n, t in enumerate(self._labels(prompts[i]))])))
+            if last is not None:
+                best, p = np.argsort(-last[i], kind="stable")[:5], softmax(last[i])
+                likeliest = [f"{t} {p[token]:.1%}" for token, t in zip(best, self._labels(best), strict=True)]
+                rows.append((f"likeliest next tokens{of}", "  ".join(likeliest)))
+        return rows + ([("prompts", f"{n_prompts} in all")] if n_prompts > most else [])
+
+    def _described_shapes(self) -> list[tuple[str, str]]:
+        """(names, shape), for each shape."""
+        names_of: dict[tuple[int, ...], list[str]] = {}
+        for name in self.names:
+            names_of.setdefault(getattr(self, name).shape, []).append(name)
+        return [(", ".join(names), str(shape)) for shape, names in names_of.items()]
+
+    def _labels(self, tokens: Array) -> list[str]:
+        return [visible(t) for t in self.model.token_strings(tokens)] if self.model else [f"#{t}" for t in tokens]
+
 
 def record(steps: Iterable[Site], sites: Sites = None) -> Run:
     """Run through `steps` and keep what it hands over, as a `Run`.
@@ -237,6 +272,14 @@ def record(steps: Iterable[Site], sites: Sites = None) -> Run:
                 f"from layers {', '.join(map(str, layers))}"
             )
     return Run(arrays)
+
+
+def _shortened(texts: list[str], most: int = 40) -> str:
+    """Texts in a line; of many, the first and the last."""
+    if len(texts) > most:
+        half = most // 2
+        texts = [*texts[:half], f"… {len(texts) - 2 * half} more …", *texts[-half:]]
+    return "  ".join(texts)
 
 
 def known_sites(sites: Sites) -> frozenset[str]:

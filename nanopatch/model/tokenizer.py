@@ -84,6 +84,11 @@ def token_text(token: int) -> str:
     return encoding().decode_single_token_bytes(int(token)).decode("utf-8", errors="backslashreplace")
 
 
+def visible(token: str) -> str:
+    """A token's text with invisible characters made visible: a space as ␣, control characters escaped."""
+    return "".join("␣" if c == " " else c if c.isprintable() else c.encode("unicode_escape").decode() for c in token)
+
+
 def is_gpt2_vocabulary(folder: PathLike) -> bool | None:
     """Whether the tokenizer file in a checkpoint's folder holds GPT-2's vocabulary.
 

@@ -18,6 +18,7 @@ from ..experiments import corruption
 from ..experiments.experiment import Experiment
 from ..files import Source, write_whole
 from ..model.graph import Node, node
+from ..model.tokenizer import visible as visible
 from ..types import Array, PathLike
 from . import plot
 from .prediction import Prediction
@@ -250,8 +251,3 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _tuples(item) for name, item in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def visible(token: str) -> str:
-    """A token's text with invisible characters made visible: a space as ␣, control characters escaped."""
-    return "".join("␣" if c == " " else c if c.isprintable() else c.encode("unicode_escape").decode() for c in token)

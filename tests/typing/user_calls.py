@@ -36,6 +36,7 @@ clean: Run = model.run("Michelle Jones was a top-notch student. Michelle")
 pattern: np.ndarray = clean.pattern
 some_arrays: Run = model.run([1, 2, 3], sites=["z", "logits"], prepend_bos=True)
 batch: Run = model.run(np.array([[1, 2, 3], [4, 5, 6]]))
+model.clean = clean  # for a breakpoint inside a block
 logits: np.ndarray = clean.logits
 tokens: np.ndarray = model.tokenize(" Jones Smith")
 text: str = model.detokenize(tokens)

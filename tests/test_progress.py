@@ -1,0 +1,28 @@
+"""Where a progress bar appears. (In a notebook: tests/test_notebook.py.)"""
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import time
+from nanopatch.progress import progress
+for _ in progress(range(3), "patches"):
+    time.sleep(0.6)
+with progress(None, "logits", 3) as bar:
+    bar.update(3)
+print("done")
+"""
+
+
+def test_a_pipe_gets_no_bar():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("done\n", "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell closes stderr")
+def test_a_program_without_stderr_goes_on():
+    command = ["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, SCRIPT]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stdout) == (0, "done\n")
