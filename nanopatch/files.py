@@ -86,19 +86,14 @@ def expand(path: PathLike) -> Path:
 def opened(path: PathLike) -> Iterator[io.BufferedReader]:
     """A file, open for reading bytes.
 
-    Raises FileNotFoundError if it is missing; NanopatchError if it cannot be read, is a folder, a pipe or a device (a
-    read of which may never end), or is a pointer of Git LFS.
+    Raises FileNotFoundError if it is missing; NanopatchError if it cannot be read, or is a folder, a pipe or a device,
+    a read of which may never end.
     """
     path = expand(path)
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise OSError(0, "it is not a regular file")
         with open(path, "rb") as file:
-            if file.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise NanopatchError(
-                    f"{path} is not the file itself but a pointer of Git LFS: run `git lfs pull` in its folder"
-                )
-            file.seek(0)
             yield file
     except FileNotFoundError:
         raise
@@ -108,14 +103,31 @@ def opened(path: PathLike) -> Iterator[io.BufferedReader]:
         raise NanopatchError(f"cannot read {_shown(path)}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def read_text(path: PathLike) -> str:
-    """The text of a file, without a byte order mark. Raises as `opened`, and NanopatchError if it is not UTF-8."""
+def read_bytes(path: PathLike) -> bytes:
+    """The content of a file. Raises as `opened`."""
     with opened(path) as file:
-        try:
-            return file.read().decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            why = f"byte {error.start} is not UTF-8"
-            raise NanopatchError(f"cannot read {path}: {why}: save it as UTF-8 text") from None
+        return file.read()
+
+
+def read_text(path: PathLike) -> str:
+    """The text of a file, without a byte order mark.
+
+    Raises as `opened` and `refuse_pointer`, and NanopatchError if it is not UTF-8.
+    """
+    content = read_bytes(path)
+    refuse_pointer(path, content)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise NanopatchError(f"cannot read {path}: byte {error.start} is not UTF-8: save it as UTF-8 text") from None
+
+
+def refuse_pointer(path: PathLike, content: bytes) -> None:
+    """Raise NanopatchError if a file's first bytes are those of a pointer of Git LFS. To fetch it again is no help."""
+    if content.startswith(LFS_POINTER):
+        raise NanopatchError(
+            f"{path} is not the file itself but a pointer of Git LFS: run `git lfs pull` in its folder"
+        )
 
 
 def read_json(path: PathLike) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from ..errors import NanopatchError
-from ..files import Source, opened, parse_json, read_json
+from ..files import LFS_POINTER, Source, opened, parse_json, read_json, refuse_pointer
 from ..types import Array, PathLike
 from . import hub, tokenizer
 from .backward import named_weights
@@ -209,6 +209,7 @@ def read_safetensors(path: PathLike) -> dict[str, Stored]:
     path = Path(path)
     try:
         with opened(path) as file:  # 8 bytes: the header's length; the header, JSON; then the numbers
+            refuse_pointer(path, file.peek(len(LFS_POINTER)))
             start = 8 + int.from_bytes(file.read(8), "little")
             if MAX_HEADER < start <= path.stat().st_size:
                 raise ValueError(f"its header has {start - 8} bytes, more than a GPT-2 needs")
