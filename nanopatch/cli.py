@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
-from .errors import NanopatchError
+from .errors import NanopatchError, one_line
 from .experiments.align import align
 from .experiments.corruption import Corruption, Mean, Noise, Resample, Zero
 from .experiments.experiment import NAMED, Experiment
@@ -457,5 +457,5 @@ def print_json(value: Any) -> None:
 
 
 def usage_error(text: str) -> NoReturn:
-    print(f"nanopatch: {text} (nanopatch --help, or nanopatch COMMAND --help, says more)", file=sys.stderr)
+    print(f"nanopatch: {one_line(text)} (nanopatch --help, or nanopatch COMMAND --help, says more)", file=sys.stderr)
     raise SystemExit(2)

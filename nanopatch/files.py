@@ -100,7 +100,7 @@ def opened(path: PathLike) -> Iterator[io.BufferedReader]:
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         if isinstance(error, NanopatchError):
             raise
-        raise NanopatchError(f"cannot read {_shown(path)}: {getattr(error, 'strerror', None) or error}") from None
+        raise NanopatchError(f"cannot read {str(path):.200}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def read_bytes(path: PathLike) -> bytes:
@@ -179,7 +179,7 @@ def check_writable(path: PathLike) -> Path:
         if not os.access(target.parent, os.W_OK):
             raise PermissionError(0, f"the folder {target.parent} is read-only")
     except (OSError, ValueError) as error:  # ValueError: a zero byte, or half of a surrogate pair
-        raise NanopatchError(f"cannot write {_shown(path)}: {getattr(error, 'strerror', None) or error}") from None
+        raise NanopatchError(f"cannot write {str(path):.200}: {getattr(error, 'strerror', None) or error}") from None
     return target
 
 
@@ -208,13 +208,6 @@ def write_whole(path: PathLike, content: bytes) -> None:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
         raise NanopatchError(f"cannot write {path}: {error.strerror or error}") from None
-
-
-def _shown(path: PathLike) -> str:
-    """A path for an error message: in one line, not too long."""
-    text = os.fspath(path)
-    text = text if text.isprintable() else repr(text)
-    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def sha256(*paths: PathLike) -> str:

@@ -349,3 +349,13 @@ def test_a_file_of_prompts(tmp_path):
     for read in (cli.read_prompts, nanopatch.read_pairs):
         with pytest.raises(NanopatchError, match="pipe: it is not a regular file"):
             read(tmp_path / "pipe")
+
+
+def test_an_error_is_one_line_whatever_was_given(capsys):
+    for line in (["patch", "--nothing", "a\nb\x1b[1m"], ["top", "a", "--model", "a\nb"], ["heads", "-o", "a\nb/c.png"]):
+        try:
+            assert main(line) == 1
+        except SystemExit as stop:
+            assert stop.code == 2
+        error = capsys.readouterr().err
+        assert error.startswith("nanopatch: ") and error[:-1].isprintable() and r"a\nb" in error

@@ -166,7 +166,8 @@ class Sweep(Result):
         because the baselines are equal (or the unpatched metric is 0). `notes` then says so.
         """
         span = abs(self.base_value) if self.donor_value is None else self.donor_value - self.base_value
-        return (self.grid - self.base_value) / (span if abs(span) > self.rounding else np.nan)
+        with np.errstate(invalid="ignore"):  # a metric may be infinite: inf - inf is NaN
+            return (self.grid - self.base_value) / (span if abs(span) > self.rounding else np.nan)
 
     @property
     def title(self) -> str:
