@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -17,13 +18,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
-from .errors import NanopatchError
+from .errors import NanopatchError, one_line
 from .experiments.align import align
 from .experiments.corruption import Corruption, Mean, Noise, Resample, Zero
 from .experiments.experiment import NAMED, Experiment
 from .experiments.metrics import METRICS, top_tokens
 from .experiments.pairs import read_pairs
 from .experiments.patch import BETWEEN, Patch
+from .files import check_writable, expand, read_text
 from .gradients.attribution import attribute
 from .gradients.edges import circuit, edge_attribution, faithfulness
 from .model import hub, tokenizer
@@ -234,16 +236,19 @@ def pieces(text: str) -> list[set[int]]:
 
 def demo_command(options: Namespace) -> None:
     """Every named experiment: the most likely next tokens, and the heatmap in the terminal and as a picture."""
-    model, folder = load(options.model), Path(options.output)
+    folder = expand(options.output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: half of a surrogate pair
+        raise NanopatchError(f"cannot make the folder {folder}: {getattr(error, 'strerror', None) or error}") from None
+    for name in NAMED:
+        check_writable(folder / f"{name}.png")
+    model = load(options.model)
     if not model.reads_text:
         raise NanopatchError(
             "the demo's prompts are texts, and this model's vocabulary is not GPT-2's: give token ids to the other "
             "commands, such as nanopatch patch --ids"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise NanopatchError(f"cannot make the folder {folder}: {error.strerror or error}") from None
     print(model)
     for name, experiment in NAMED.items():
         print(f"\n=== {name}: {experiment.clean!r} / {experiment.corrupted!r}\n")
@@ -455,9 +460,9 @@ def experiments_of(options: Namespace) -> Experiments:
 def read_prompts(path: str) -> list[str]:
     """The prompts of a file, one on each line; empty lines are left out."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise NanopatchError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        lines = re.split(r"\r\n?|\n", read_text(path))  # splitlines would cut at U+2028 and others too
+    except FileNotFoundError as error:
+        raise NanopatchError(f"cannot read {path}: {error.strerror}") from None
     prompts = [line for line in lines if line.strip()]
     if not prompts:
         raise NanopatchError(f"{path} holds no prompts: give one prompt on each line")
@@ -469,8 +474,7 @@ def check_outputs(paths: list[str], endings: tuple[str, ...]) -> None:
     for path in map(Path, paths):
         if path.suffix.lower() not in endings:
             usage_error(f"{path}: the file name must end in one of {', '.join(endings)}")
-        if not path.parent.is_dir():
-            raise NanopatchError(f"cannot write {path}: there is no folder {path.parent}")
+        check_writable(path)
 
 
 # ---- what comes out ------------------------------------------------------------------------------
@@ -505,5 +509,5 @@ def print_json(value: Any) -> None:
 
 
 def usage_error(text: str) -> NoReturn:
-    print(f"nanopatch: {text} (nanopatch --help, or nanopatch COMMAND --help, says more)", file=sys.stderr)
+    print(f"nanopatch: {one_line(text)} (nanopatch --help, or nanopatch COMMAND --help, says more)", file=sys.stderr)
     raise SystemExit(2)

@@ -2,4 +2,15 @@
 
 
 class NanopatchError(ValueError):
-    """The base of every error that a user can fix. Its text says what was given, what was expected and what to do."""
+    """The base of every error that a user can fix. Its text says what was given, what was expected and what to do.
+
+    It is one line. Line breaks and other control characters are escaped, as an error may quote whatever was given.
+    """
+
+    def __init__(self, message: object) -> None:
+        super().__init__(one_line(str(message)))
+
+
+def one_line(text: str) -> str:
+    """A text with line breaks and other characters that cannot be printed escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

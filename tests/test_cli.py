@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import nanopatch
-from nanopatch import Mean, Noise, Panels, Patch, Resample, Sweep, Zero, attribute, sweep
+from nanopatch import Mean, NanopatchError, Noise, Panels, Patch, Resample, Sweep, Zero, attribute, cli, sweep
 from nanopatch.cli import main
 from nanopatch.experiments import ELON, MICHELLE, NAMED
 
@@ -389,3 +389,41 @@ def test_streams_that_are_closed_or_full(tmp_path):
     quiet = run("2>&-", "patch --experiment michelle --json -o x.csv")
     assert quiet.returncode == 0 and json.loads(quiet.stdout)["kind"] == "sweep"  # "wrote x.csv" is not in it
     assert run("2>&-", "patch --experiment michelle --site nosuch").returncode == 1
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + ".png", "a\0.png", "folder.png", "pipe.png"])
+def test_an_output_that_cannot_be_written_is_said_before_the_work(name, capsys, tmp_path, monkeypatch):
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    monkeypatch.setattr(cli, "load", lambda name: pytest.fail("the model was loaded first"))
+    for command in (["patch"], ["heads"], ["path"], ["edges"], ["attribute"]):
+        assert cli.main([*command, "--experiment", "michelle", "-o", str(tmp_path / name)]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("nanopatch: cannot write ") and error.count("\n") == 1
+    (tmp_path / "demo" / "elon.png").mkdir(parents=True)
+    assert cli.main(["demo", "-o", str(tmp_path / "demo")]) == 1
+
+
+def test_a_file_of_prompts(tmp_path):
+    (tmp_path / "prompts.txt").write_bytes(b"\xef\xbb\xbfThe capital\r\n\r\nof\xe2\x80\xa8France\rand\n")
+    assert cli.read_prompts(tmp_path / "prompts.txt") == ["The capital", "of\u2028France", "and"]
+    (tmp_path / "prompts.txt").write_bytes("The capital".encode("utf-16"))
+    with pytest.raises(NanopatchError, match="prompts.txt: byte 0 is not UTF-8: save it as UTF-8 text"):
+        cli.read_prompts(tmp_path / "prompts.txt")
+    (tmp_path / "prompts.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    with pytest.raises(NanopatchError, match="a pointer of Git LFS"):
+        cli.read_prompts(tmp_path / "prompts.txt")
+    os.mkfifo(tmp_path / "pipe")
+    for read in (cli.read_prompts, nanopatch.read_pairs):
+        with pytest.raises(NanopatchError, match="pipe: it is not a regular file"):
+            read(tmp_path / "pipe")
+
+
+def test_an_error_is_one_line_whatever_was_given(capsys):
+    for line in (["patch", "--nothing", "a\nb\x1b[1m"], ["top", "a", "--model", "a\nb"], ["heads", "-o", "a\nb/c.png"]):
+        try:
+            assert main(line) == 1
+        except SystemExit as stop:
+            assert stop.code == 2
+        error = capsys.readouterr().err
+        assert error.startswith("nanopatch: ") and error[:-1].isprintable() and r"a\nb" in error

@@ -111,15 +111,6 @@ def to_dict(corruption: Any) -> dict[str, Any] | None:
     return {"kind": corruption.name, **fields}
 
 
-def from_dict(fields: dict[str, Any] | None) -> Corruption | None:
-    """The corruption that `to_dict` wrote."""
-    if fields is None:
-        return None
-    kinds: dict[str, Any] = {kind.name: kind for kind in (*ABLATIONS, Noise)}
-    rest = dict(fields)
-    return kinds[rest.pop("kind")](**rest)
-
-
 def _check_prompts(corruption: Mean | Resample) -> None:
     """Make prompts a tuple; NanopatchError unless they are a list. (Empty, if an old results file lacks them.)"""
     prompts = corruption.prompts

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import NanopatchError
+from ..files import parse_json, read_bytes
 from ..types import PathLike
 from .align import ALIGNMENTS
 from .experiment import Experiment
@@ -86,9 +87,9 @@ def read_pairs(path: PathLike) -> PairFile:
     """
     try:
         # A byte that is not UTF-8 becomes a lone surrogate, so that only its line is lost.
-        text = Path(path).read_bytes().decode("utf-8-sig", errors="surrogateescape")
-    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
-        raise NanopatchError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        text = read_bytes(path).decode("utf-8-sig", errors="surrogateescape")
+    except FileNotFoundError as error:
+        raise NanopatchError(f"cannot read {path}: {error.strerror}") from None
     is_csv = Path(path).suffix.lower() == ".csv"
     file = PairFile([], [], [])
     for line, record in _csv_records(text) if is_csv else _json_records(text):
@@ -108,7 +109,7 @@ def _json_records(text: str) -> Iterator[tuple[int, Any]]:
     for line, content in enumerate(text.split("\n"), start=1):  # splitlines would cut at U+2028 too, inside a string
         if content.strip():
             try:
-                yield line, json.loads(content)
+                yield line, parse_json(content)
             except (ValueError, RecursionError) as error:
                 yield line, NanopatchError(f"not JSON ({error})")
 

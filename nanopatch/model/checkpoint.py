@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copyreg
-import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from ..errors import NanopatchError
-from ..files import Source, read_json
+from ..files import LFS_POINTER, Source, opened, parse_json, read_json, refuse_pointer
 from ..types import Array, PathLike
 from . import hub, tokenizer
 from .backward import named_weights
@@ -21,8 +21,12 @@ from .layers import ACTIVATIONS, BLOCK_WEIGHTS
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
-#: The number formats that can be read, by safetensors' names. NumPy has no type for BF16; see `_as_numpy`.
+#: The number formats that can be read, by safetensors' names. NumPy has no type for BF16; see `Stored.read`.
 FORMATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+#: The longest header of a safetensors file that is read, in bytes. That of gpt2-xl has 60,000.
+MAX_HEADER = 2**21
+#: How many numbers are read and converted at once: they stay in the processor's cache.
+CHUNK = 2**17
 
 
 def load(name_or_path: PathLike, dtype: DTypeLike = np.float32) -> Model:
@@ -54,8 +58,10 @@ def load(name_or_path: PathLike, dtype: DTypeLike = np.float32) -> Model:
 
     Notes
     -----
-    Files may hold float32, float16, bfloat16 or float64. Float32 weights are mapped from the file rather than copied
-    if their position in the file allows it. The mapping is private: editing a weight in memory never changes the file.
+    Files may hold float32, float16, bfloat16 or float64. They are read into memory, so a file may change or go without
+    changing the model. Files of the Hugging Face cache are never rewritten in place. Their weights are mapped rather
+    than copied, if format and position in the file allow it. The mapping is private: editing a weight in memory never
+    changes the file.
 
     Keys and shapes, each with or without the prefix `transformer.`, for each block i::
 
@@ -91,11 +97,17 @@ def load(name_or_path: PathLike, dtype: DTypeLike = np.float32) -> Model:
     folder = hub.find(str(name_or_path))
     config = read_config(folder / "config.json")
     files = hub.weight_files(folder)
-    tensors = {}
-    for path in files:
-        tensors.update(read_safetensors(path))
+    source = Source(str(name_or_path), files)
+    tensors: dict[str, Stored] = {}
+    for path in files:  # a tensor of the same name in two of them would be read from one, without a word
+        shard = read_safetensors(path)
+        for name in tensors.keys() & shard.keys():
+            both = f"{tensors[name].path.name} and {path.name}"
+            raise NanopatchError(f"{folder}: {name!r:.100} is in both {both}: keep one of the two")
+        tensors |= shard
     model = build(config, tensors, dtype, where=folder)
-    model.source = Source(str(name_or_path), files)
+    source.check()
+    model.source = source
     if (folder / "trained_tokens.json").is_file():
         model.trained_tokens = frozenset(read_json(folder / "trained_tokens.json"))
     if (folder / "token_names.json").is_file():
@@ -161,31 +173,79 @@ def read_config(path: PathLike) -> Config:
     return Config(**fields, layer_norm_epsilon=float(epsilon), activation_function=activation)
 
 
-def read_safetensors(path: PathLike) -> dict[str, Array | None]:
-    """Every tensor of one safetensors file: {name: array}, mapped from the file, in the file's number format.
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a safetensors file, before it is read: its place in bytes, its number format, its shape."""
 
-    The library safetensors checks the file: its size, its header, and that all tensors lie inside it. NumPy maps it,
-    because safetensors' own NumPy reader copies and cannot read bfloat16. None stands for a tensor in another format.
+    path: Path
+    start: int
+    number_format: str
+    shape: tuple[int, ...]
+
+    def read(self, dtype: np.dtype) -> Array:
+        """Its numbers as an array of `dtype`, one of FORMATS: mapped if the file never changes, else copied."""
+        stored = np.dtype(FORMATS[self.number_format])
+        # NumPy's matrix product copies an array that does not start at a multiple of its item size, at every call.
+        if stored == dtype and self.start % stored.itemsize == 0 and hub.is_cached(self.path) and 0 not in self.shape:
+            return np.memmap(self.path, stored, mode="c", offset=self.start, shape=self.shape).view(np.ndarray)
+        array = np.empty(self.shape, dtype)
+        numbers = array.reshape(-1)
+        with opened(self.path) as file, np.errstate(over="ignore", invalid="ignore"):  # `build` refuses infinity
+            file.seek(self.start)
+            if stored == dtype:
+                n_read = file.readinto(numbers.view(np.uint8).data) // stored.itemsize
+            else:  # piece by piece, so that little more than the array itself is in memory
+                n_read = 0
+                while n_read < numbers.size:
+                    piece = np.frombuffer(file.read(min(CHUNK, numbers.size - n_read) * stored.itemsize), stored)
+                    if not piece.size:
+                        break
+                    if self.number_format == "BF16":  # a bfloat16 is the upper half of a float32, so this is exact
+                        piece = (piece.astype(np.uint32) << 16).view(np.float32)
+                    numbers[n_read : n_read + piece.size] = piece
+                    n_read += piece.size
+        if n_read < numbers.size:
+            raise NanopatchError(f"{self.path} became shorter while it was read: load it again")
+        return array
+
+
+def read_safetensors(path: PathLike) -> dict[str, Stored]:
+    """Every tensor of one safetensors file: where it is. No numbers are read yet.
+
+    The library safetensors checks the file: its size, its header, and that all tensors lie inside it. Its own NumPy
+    reader cannot read bfloat16.
     """
     from safetensors import SafetensorError, safe_open
 
+    path = Path(path)
     try:
-        with safe_open(path, framework="np") as checked:
-            names = checked.keys()
-        with open(path, "rb") as file:  # 8 bytes: the header's length; the header, JSON; then the numbers
+        with opened(path) as file:  # 8 bytes: the header's length; the header, JSON; then the numbers
+            refuse_pointer(path, file.peek(len(LFS_POINTER)))
             start = 8 + int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(start - 8))
-        numbers = np.memmap(path, np.uint8, mode="c", offset=0)[start:]
-        return {name: _as_numpy(numbers, header[name]) for name in names}
-    except (SafetensorError, OSError, ValueError) as error:
+            if MAX_HEADER < start <= path.stat().st_size:
+                raise ValueError(f"its header has {start - 8} bytes, more than a GPT-2 needs")
+            with safe_open(path, framework="np"):
+                pass
+            header = parse_json(file.read(start - 8))
+        return {
+            name: Stored(path, start + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"]))
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+    except NanopatchError:
+        raise
+    except (SafetensorError, OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         what = " ".join(str(error).split())
         raise NanopatchError(f"{path} is not a whole safetensors file ({what}): fetch it again") from None
 
 
 def build(
-    config: Config, tensors: Mapping[str, Array | None], dtype: DTypeLike = np.float32, where: PathLike = "the weights"
+    config: Config,
+    tensors: Mapping[str, Array | Stored],
+    dtype: DTypeLike = np.float32,
+    where: PathLike = "the weights",
 ) -> Model:
-    """A `Model` from its config and {checkpoint key: array}. `load` lists the keys and shapes.
+    """A `Model` from its config and {checkpoint key: array, or where it is stored}. `load` lists the keys and shapes.
 
     where: what error messages call the tensors. Raises NanopatchError if a tensor is missing, unknown, of another
     shape, or not finite.
@@ -211,15 +271,16 @@ def build(
         )
 
     def take(name: str) -> Array:
-        array = tensors[name]
-        if array is None:
+        tensor = tensors[name]
+        if isinstance(tensor, Stored) and tensor.number_format not in FORMATS:
             raise NanopatchError(f"{where}: {name} must be in one of the number formats {', '.join(FORMATS)}")
-        if array.shape != expected[name]:
-            raise NanopatchError(f"{where}: {name} has shape {array.shape}; config.json expects {expected[name]}")
-        # NumPy's matrix product copies an array that does not start at a multiple of its item size, at every call.
-        # One copy here is better.
-        with np.errstate(over="ignore", invalid="ignore"):  # the next check refuses infinity and NaN
-            array = np.require(array.astype(dtype, copy=False), requirements=["A", "C"])
+        if tensor.shape != expected[name]:
+            raise NanopatchError(f"{where}: {name} has shape {tensor.shape}; config.json expects {expected[name]}")
+        if isinstance(tensor, Stored):
+            array = tensor.read(np.dtype(dtype))
+        else:
+            with np.errstate(over="ignore", invalid="ignore"):  # the next check refuses infinity and NaN
+                array = np.require(tensor.astype(dtype, copy=False), requirements=["A", "C"])
         if not _all_finite(array):
             raise NanopatchError(
                 f"{where}: {name} holds NaN or infinity (as {array.dtype}): fetch it again, or lower the learning rate"
@@ -251,20 +312,6 @@ def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     return shapes | {"ln_f.weight": (d,), "ln_f.bias": (d,), "lm_head.weight": (n_vocab, d)}
 
 
-def _as_numpy(numbers: Array, entry: dict[str, Any]) -> Array | None:
-    """One tensor as an array, from the file's numbers (bytes) and the tensor's entry in the header.
-
-    None for integers and unknown formats. They are an error only if the model needs the tensor.
-    """
-    if entry["dtype"] not in FORMATS:
-        return None
-    begin, end = entry["data_offsets"]
-    values = numbers[begin:end].view(np.ndarray).view(FORMATS[entry["dtype"]])
-    if entry["dtype"] == "BF16":  # a bfloat16 is the upper half of a float32, so this is exact
-        values = (values.astype(np.uint32) << 16).view(np.float32)
-    return values.reshape(entry["shape"])
-
-
 def _all_finite(array: Array) -> bool:
     """Whether no element is NaN or infinite."""
     # A product of the array with itself keeps NaN and infinity. It is as fast as reading the array, and needs no
@@ -281,13 +328,23 @@ def _some(names: Iterable[str]) -> str:
 
 def _pickled(model: Model) -> tuple[Any, ...]:
     """How a model is pickled: as the place to load it from, or whole if its weights are not those of its files."""
-    if model.source and model.source.files:
-        name = model.source.name
-        again = load(name if name in hub.NAMES else model.source.files[0].parent.absolute(), model.dtype)
+    source = model.source
+    if source and source.files and source.sha256 and source.is_unchanged:
+        name = source.name if source.name in hub.NAMES else str(source.files[0].parent.absolute())
+        again = load(name, model.dtype)
         ours, theirs = named_weights(model), named_weights(again)
         if all(np.array_equal(ours[key], theirs[key]) for key in ours) and model.reads_text == again.reads_text:
-            return load, (again.source.name if again.source else name, model.dtype)
+            return _load_the_same, (name, model.dtype, source.stamps, source.sha256)
     return copyreg.__newobj__, (Model,), vars(model)  # type: ignore[attr-defined]
+
+
+def _load_the_same(name: str, dtype: Any, known_stamps: Any, known_sha256: str) -> Model:
+    """A pickled model, loaded again. NanopatchError if its files hold other weights now."""
+    model = load(name, dtype)
+    source = model.source
+    if source and source.stamps != known_stamps and source.sha256 != known_sha256:
+        raise NanopatchError(f"the weights of {name} have changed since this model was pickled: pickle it again")
+    return model
 
 
 copyreg.pickle(Model, _pickled)

@@ -79,19 +79,27 @@ def weights_folder() -> Path:
     return inside if inside.is_dir() else Path(__file__).parent.parent.parent / "weights"
 
 
+def is_cached(path: Path) -> bool:
+    """Whether a file is one of the Hugging Face cache. There a file gets its name when complete, and never changes."""
+    return path.resolve().parent.name == "blobs"
+
+
 def weight_files(folder: PathLike) -> tuple[Path, ...]:
     """The safetensors files of a checkpoint's folder: one, or its shards.
 
     Raises NanopatchError if there are none, or if a shard is missing.
     """
     folder = Path(folder)
-    if (folder / WEIGHTS).is_file():
+    # os.path.isfile says no to an impossible name and to a folder that cannot be read; Path.is_file may raise.
+    if os.path.isfile(folder / WEIGHTS):
         return (folder / WEIGHTS,)
-    if (folder / INDEX).is_file():
+    if os.path.isfile(folder / INDEX):
         files = tuple(folder / name for name in shard_names(folder / INDEX))
-        missing = [path.name for path in files if not path.is_file()]
+        missing = [path.name for path in files if not os.path.isfile(path)]
         if missing:
-            raise NanopatchError(f"{folder} lacks {', '.join(missing)}, which {INDEX} lists: fetch all files")
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            names = ", ".join(f"{name:.100}" for name in missing[:3]) + more
+            raise NanopatchError(f"{folder} lacks {names}, which {INDEX} lists: fetch all files")
         return files
     pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
     if pickles:
@@ -107,7 +115,7 @@ def shard_names(index: Path) -> list[str]:
         raise NanopatchError(f"cannot read {index}: {error!r}") from None
     for name in names:
         if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", str(name)):  # a path could lead out of the folder
-            raise NanopatchError(f"{index} names {name!r}, which is not a safetensors file beside it")
+            raise NanopatchError(f"{index} names {name!r:.100}, which is not a safetensors file beside it")
     if not names:
         raise NanopatchError(f"{index} names no files")
     return names

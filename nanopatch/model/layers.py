@@ -27,6 +27,17 @@ def affine(x: Array, weight: Array, bias: Array | None = None) -> Array:
 
 def standardise(x: Array, eps: float) -> tuple[Array, Array]:
     """`x` with zero mean and unit variance, and the standard deviation sigma by which it was divided."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        normed, sigma = _standardise(x, eps)
+        if not np.isfinite(sigma).all():  # squares overflow, and what is divided by infinity looks like a result
+            _, exponent = np.frexp(np.abs(x).max(axis=-1, keepdims=True))
+            size = np.ldexp(np.ones_like(sigma), np.maximum(exponent - 1, 0))  # a power of two: division is exact
+            normed, sigma = _standardise(x / size, eps / size**2)
+            sigma *= size
+    return normed, sigma
+
+
+def _standardise(x: Array, eps: float | Array) -> tuple[Array, Array]:
     normed = x - x.mean(axis=-1, keepdims=True)
     squares = np.einsum("...i,...i->...", normed, normed)[..., None]  # the sum of squares, without storing them
     sigma = np.sqrt(squares / x.shape[-1] + eps)

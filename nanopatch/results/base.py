@@ -6,22 +6,25 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+import re
+import types
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from ..errors import NanopatchError
 from ..experiments import corruption
 from ..experiments.experiment import Experiment
-from ..files import Source, write_whole
+from ..files import Source, parse_json, read_bytes, write_whole
 from ..model.graph import Node, node
 from ..model.tokenizer import visible as visible
-from ..types import Array, PathLike
+from ..types import Array, PathLike, Prompt
 from . import plot
-from .prediction import Prediction
 from .table import printable
 
 if TYPE_CHECKING:
@@ -32,6 +35,8 @@ R = TypeVar("R", bound="Result")
 Contents = dict[str, Any]
 
 FORMAT = "nanopatch result 2"
+#: `save` does not compress. A .npz that unpacks to more than this, and to more than its own size, is not read (bytes).
+MAX_UNPACKED = 2**26
 #: The file endings that `Result.save` can write.
 ENDINGS = (".npz", ".json", ".csv", *(f".{name}" for name in plot.FORMATS))
 
@@ -42,6 +47,8 @@ class Result:
     kind: ClassVar[str]
     #: The fields that are means if there are several experiments. `standard_error` is that of the first field here.
     averaged: ClassVar[tuple[str, ...]] = ()
+    #: What `to_dict` adds to the fields. `load` computes it anew.
+    derived: ClassVar[tuple[str, ...]] = ()
 
     def plot(self) -> Figure:
         """Draw it: a matplotlib Figure, which belongs to no window; `figure.savefig("x.png")` writes it."""
@@ -103,25 +110,24 @@ class Result:
 
     @classmethod
     def load(cls: type[R], path: PathLike) -> R:
-        """Read what `save` wrote as .npz or .json. NanopatchError if the file does not hold such a result."""
+        """Read what `save` wrote as .npz or .json. NanopatchError if the file does not hold such a result.
+
+        Every field is checked, so that a damaged or edited file is not taken for another result.
+        """
         try:
-            if Path(path).suffix.lower() == ".json":
-                contents = json.loads(Path(path).read_text(encoding="utf-8"))
-            else:
-                with open(path, "rb") as content, np.load(content, allow_pickle=False) as file:
-                    arrays = {name: file[name] for name in file.files}
-                contents = json.loads(str(arrays.pop("header")))
-                for name, array in arrays.items():
-                    _put(contents, name, array)
+            content = read_bytes(path)
+        except FileNotFoundError as error:
+            raise NanopatchError(f"cannot read {path}: {error.strerror}") from None
+        try:
+            is_json = Path(path).suffix.lower() == ".json"
+            contents = parse_json(content.decode("utf-8-sig")) if is_json else _read_npz(content)
             contents = cls._known_format(contents)
             if contents["kind"] != cls.kind:
                 raise ValueError(f"it holds {contents['kind']}, not {cls.kind}")
             return cls._unpack(contents)
-        except OSError as error:
-            raise NanopatchError(f"cannot read {path}: {error.strerror or error}") from None
         except Exception as error:  # zip, JSON, NumPy and missing names each raise their own
-            why = "" if "pickle" in str(error) else f" ({type(error).__name__}: {error})"  # what NumPy says of any text
-            what = f"{path} does not hold a saved {cls.__name__}{why}"
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            what = f"{path} does not hold a saved {cls.__name__} ({why:.300})"
             raise NanopatchError(f"{what}: give a .npz or .json that `save` wrote") from None
 
     @classmethod
@@ -147,9 +153,14 @@ class Result:
 
     @classmethod
     def _unpack(cls: type[R], contents: Contents) -> R:
-        """A result, made from its contents."""
-        known = [field for field in fields(cls) if field.name in contents]  # type: ignore[arg-type]
-        return cls(**{field.name: of_field(str(field.type), contents[field.name]) for field in known})
+        """A result, made from its contents; ValueError if a field is missing, unknown, or not what it should be."""
+        known = {"format", "kind", *cls.derived}
+        result = of_class(cls, {name: value for name, value in contents.items() if name not in known})
+        result._check()
+        return result
+
+    def _check(self) -> None:
+        """Raise ValueError if fields of a loaded result do not go together."""
 
     def _mean(self: R, results: Sequence[R]) -> dict[str, Any]:
         """The fields of the mean over `results`; this is the first. `mean_of` adds the fields that all results have."""
@@ -208,29 +219,152 @@ def jsonable(value: Any) -> Any:
     return value
 
 
-def of_field(annotation: str, value: Any) -> Any:
-    """A field's value, made from what a file holds."""
-    readers: dict[str, Any] = {
-        "Array": _array,
-        "float": float,  # "nan" and "inf" too
-        "Experiment": lambda fields: Experiment(**fields),
-        "Source": lambda source: Source(source["name"], known_sha256=source["sha256"]),
-        "Corruption": corruption.from_dict,
-        "Prediction": lambda fields: Prediction(**_tuples(fields)),
-        "tuple[Node, ...]": lambda names: tuple(map(node, names)),
-    }
-    if value is None:
+def check(holds: Any, name: str) -> None:
+    """Raise ValueError unless a field of a loaded result goes with the others."""
+    if not holds:
+        raise ValueError(f"{name} does not go with the other fields")
+
+
+def check_shape(array: Array | None, shape: tuple[int, ...], name: str, dtype: type) -> None:
+    """Raise ValueError unless an array is None or has this shape and dtype."""
+    if array is not None and (array.shape != shape or array.dtype != dtype):
+        raise ValueError(f"{name} has shape {array.shape} of {array.dtype}; the other fields expect {shape}")
+
+
+# ---- from a file to fields ------------------------------------------------------------------------
+
+
+def of_class(kind: type, given: Any) -> Any:
+    """A value of a dataclass, made from the fields that a file holds. Every field is checked by its annotation."""
+    if not isinstance(given, dict):
+        raise ValueError(f"{given!r:.60} is not a {kind.__name__}")
+    names = [field.name for field in fields(kind)]
+    for name in {*names} ^ {*given}:
+        raise ValueError(f"{name!r:.60} is {'missing' if name in names else 'not known'}")
+    annotations, values = get_type_hints(kind), {}
+    for name in names:
+        try:
+            values[name] = of_type(annotations[name], given[name])
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return kind(**values)
+
+
+def of_type(kind: Any, value: Any) -> Any:
+    """A value of the annotated type, made from what a file holds; ValueError if it holds another."""
+    origin, args = get_origin(kind), get_args(kind)
+    if kind == Prompt:
+        return of_type(str, value) if isinstance(value, str) else list(of_type(tuple[int, ...], value))
+    if kind == Array:
+        return _array(value)
+    if kind is Any:
+        return _plain(value)
+    if kind is str and type(value) is str:
+        value.encode()  # half of a surrogate pair could be loaded, but not written again
+        return value
+    if kind in (int, bool) and type(value) is kind:
+        return value
+    if kind is float and (type(value) in (int, float) or value in ["nan", "inf", "-inf"]):  # JSON has none of these
+        return float(value)
+    if kind is Node and type(value) is str:
+        return node(value)
+    if kind is Source and isinstance(value, dict) and value.keys() == {"name", "sha256"}:
+        known = of_type(str | None, value["sha256"])
+        if known is not None and not re.fullmatch("[0-9a-f]{64}", known):
+            raise ValueError(f"{known!r:.80} is not a SHA-256")
+        return Source(of_type(str, value["name"]), known_sha256=known)
+    if isinstance(kind, type) and issubclass(kind, Result) and isinstance(value, dict):
+        if value.get("kind") != kind.kind:
+            raise ValueError(f"it holds {value.get('kind')!r:.60}, not {kind.kind}")
+        return kind._unpack(value)
+    if is_dataclass(kind) and kind is not Source:
+        return of_class(kind, value)  # type: ignore[arg-type]
+    if origin in (Union, types.UnionType):
+        return _of_union(kind, value)
+    if isinstance(value, list) and (origin is Sequence or (origin is tuple and args[-1] is ...)):
+        return tuple(of_type(args[0], item) for item in value)
+    if isinstance(value, list) and origin is tuple and len(value) == len(args):
+        return tuple(map(of_type, args, value))
+    if isinstance(value, dict) and origin is Mapping:
+        return {of_type(args[0], name): of_type(args[1], item) for name, item in value.items()}
+    raise _is_not(value, kind)
+
+
+def _of_union(kind: Any, value: Any) -> Any:
+    """A value of one of several types. A corruption says which one it is of."""
+    choices = [choice for choice in get_args(kind) if choice is not type(None)]
+    if value is None and len(choices) < len(get_args(kind)):
         return None
-    kinds = {kind.kind: kind for kind in Result.__subclasses__()}
-    if isinstance(value, dict) and value.get("kind") in kinds:
-        return kinds[value["kind"]]._unpack(value)
-    return readers.get(annotation.removesuffix(" | None"), _tuples)(value)
+    if set(choices) == set(get_args(corruption.Corruption)):
+        named = {choice.name: choice for choice in choices}
+        if not isinstance(value, dict) or value.get("kind") not in named:
+            raise _is_not(value, kind)
+        return of_class(named[value["kind"]], {name: item for name, item in value.items() if name != "kind"})
+    for choice in choices:
+        try:
+            return of_type(choice, value)
+        except ValueError:
+            if len(choices) == 1:
+                raise
+    raise _is_not(value, kind)
+
+
+def _is_not(value: Any, kind: Any) -> ValueError:
+    return ValueError(f"{value!r:.60} is not {_words(kind)}")
+
+
+def _words(kind: Any) -> str:
+    """A type's name for an error message, without the modules it is from."""
+    return re.sub(r"\b(\w+\.)+", "", kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind))
 
 
 def _array(value: Any) -> Array:
     """An array of float64 or of bool. In JSON it was lists, with None for NaN, and "inf"."""
-    array = np.asarray(value)
-    return array if array.dtype == bool else np.asarray(value, np.float64)
+    if isinstance(value, np.ndarray):
+        if value.dtype not in (np.float64, bool):
+            raise ValueError(f"numbers of {value.dtype} are not float64 or bool")
+        return np.ascontiguousarray(value)
+    items = np.array(value, object)
+    kinds = set(map(type, items.flat))
+    if not isinstance(value, list) or not (kinds == {bool} or kinds <= {float, int, type(None), str}):
+        raise ValueError(f"{value!r:.60} is not an array of numbers")
+    if kinds == {bool}:
+        return items.astype(bool)
+    if str in kinds and not {item for item in items.flat if isinstance(item, str)} <= {"inf", "-inf"}:
+        raise ValueError(f"{value!r:.60} is not an array of numbers")
+    return items.astype(np.float64)
+
+
+def _plain(value: Any) -> Any:
+    """A number or a text, or several: what was patched in a cell. JSON has lists where results have tuples."""
+    if isinstance(value, list):
+        return tuple(map(_plain, value))
+    if type(value) not in (int, str):
+        raise ValueError(f"{value!r:.60} is not a whole number or a text")
+    return value
+
+
+def _read_npz(content: bytes) -> Contents:
+    """What a .npz holds, as `to_dict` has it, with arrays in their places."""
+    arrays: dict[str, Array] = {}
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as NumPy's on headers of Python 2
+        n_bytes = sum(member.file_size for member in archive.infolist())
+        if n_bytes > max(MAX_UNPACKED, len(content)):
+            raise ValueError(f"it unpacks to {n_bytes:,} bytes")
+        for member in archive.infolist():
+            name = member.filename.removesuffix(".npy")
+            if name in arrays or name == member.filename:
+                raise ValueError(f"it holds {member.filename!r:.60}, or holds it twice")
+            with archive.open(member) as packed:
+                arrays[name] = np.lib.format.read_array(packed, allow_pickle=False)
+    header = arrays.pop("header")
+    if header.dtype.kind != "U" or header.ndim:
+        raise ValueError("its header is not a text")
+    contents: Contents = parse_json(str(header))
+    for name, array in arrays.items():
+        _put(contents, name, array)
+    return contents
 
 
 def _put(contents: Contents, name: str, array: Array) -> None:
@@ -238,16 +372,11 @@ def _put(contents: Contents, name: str, array: Array) -> None:
     for key, inside in contents.items():
         if isinstance(inside, dict) and name.startswith(f"{key}/"):
             return _put(inside, name.removeprefix(f"{key}/"), array)
+    if name in contents:
+        raise ValueError(f"{name!r:.60} is there twice")
     contents[name] = array
 
 
 def _number(value: Any) -> Any:
     """A field as JSON can hold it. None has a meaning of its own there, so NaN is "nan"."""
     return "nan" if isinstance(value, float) and math.isnan(value) else jsonable(value)
-
-
-def _tuples(value: Any) -> Any:
-    """JSON has lists where results have tuples."""
-    if isinstance(value, dict):
-        return {name: _tuples(item) for name, item in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -16,10 +16,10 @@ from ..files import Source, write_whole
 from ..model.graph import Edge, Node
 from ..types import Array, PathLike
 from . import graph_plot, plot
-from .base import Result, jsonable
+from .base import Result, check, check_shape, jsonable
 from .matrix import number
 from .prediction import Prediction
-from .sweep import DIRECTIONS
+from .sweep import DIRECTIONS, check_direction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,6 +48,7 @@ class EdgeScores(Result):
 
     kind: ClassVar[str] = "edges"
     averaged: ClassVar[tuple[str, ...]] = ("scores", "baseline_clean", "baseline_corrupted")
+    derived: ClassVar[tuple[str, ...]] = ("edges",)
 
     scores: Array
     senders: tuple[Node, ...]
@@ -68,6 +69,19 @@ class EdgeScores(Result):
     def notes(self) -> list[str]:
         """What a reader of the scores must know, as sentences; usually none."""
         return self.prediction.notes(self.experiment.answer or "", self.source.name) if self.prediction else []
+
+    def _check(self) -> None:
+        shape = (len(self.senders), len(self.receivers))
+        check_shape(self.scores, shape, "scores", float)
+        check_shape(self.standard_error, shape, "standard_error", float)
+        check((self.standard_error is not None) == (self.n_pairs > 1), "standard_error")
+        check(all(n.kind in ("embed", "head", "attn", "mlp") for n in self.senders), "senders")
+        check(all(n.kind in ("q", "k", "v", "mlp", "resid", "logits") for n in self.receivers), "receivers")
+        check(len(set(self.senders)) == shape[0] > 0 and len(set(self.receivers)) == shape[1] > 0, "nodes")
+        check(np.isfinite(self.scores).any(), "scores")
+        check_direction(self.direction)
+        check(self.steps >= 1, "steps")
+        check(self.n_pairs >= 1, "n_pairs")
 
     @property
     def edges(self) -> list[Edge]:
@@ -169,6 +183,7 @@ class Faithfulness(Result):
 
     kind: ClassVar[str] = "faithfulness"
     averaged: ClassVar[tuple[str, ...]] = ("value", "baseline_clean", "baseline_corrupted")
+    derived: ClassVar[tuple[str, ...]] = ("normalised",)
 
     metric: str
     value: float
@@ -179,6 +194,12 @@ class Faithfulness(Result):
     n_pairs: int = 1
     standard_error: float | None = None
     skipped: tuple[tuple[str, str], ...] = ()
+
+    def _check(self) -> None:
+        check((self.standard_error is not None) == (self.n_pairs > 1), "standard_error")
+        check(not self.rounding < 0, "rounding")
+        check(self.n_edges >= 0, "n_edges")
+        check(self.n_pairs >= 1, "n_pairs")
 
     @property
     def normalised(self) -> float:

@@ -6,7 +6,7 @@ import itertools
 from typing import TYPE_CHECKING, Any, ClassVar, Union
 
 from . import plot
-from .base import Contents, Result, of_field
+from .base import Contents, Result, of_type
 from .sweep import Sweep, footer
 
 if TYPE_CHECKING:
@@ -53,4 +53,15 @@ class Panels(dict[str, Union[Sweep, "Panels"]], Result):
 
     @classmethod
     def _unpack(cls, contents: Contents) -> Panels:
-        return cls({name: of_field("Panels", own) for name, own in contents.items() if isinstance(own, dict)})
+        inside = {name: own for name, own in contents.items() if name not in ("format", "kind")}
+        if not inside:
+            raise ValueError("it has no panels")
+        return cls({name: _panel(name, own) for name, own in inside.items()})
+
+
+def _panel(name: str, contents: Any) -> Sweep | Panels:
+    try:
+        panel: Sweep | Panels = of_type(Panels if contents["kind"] == Panels.kind else Sweep, contents)
+        return panel
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{name!r:.60}: {error}") from None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..types import Array
 from . import plot
-from .base import Result, visible
+from .base import Result, check, check_shape, visible
 from .matrix import number
 
 if TYPE_CHECKING:
@@ -43,6 +43,12 @@ class Saliency(Result):
     norm: Array
     product: Array
     ids: tuple[int, ...] = ()
+
+    def _check(self) -> None:
+        shape = (len(self.tokens),)
+        check_shape(self.norm, shape, "norm", float)
+        check_shape(self.product, shape, "product", float)
+        check(len(self.ids) == len(self.tokens) > 0 and all(i >= 0 for i in self.ids), "ids")
 
     def __repr__(self) -> str:
         return f"<Saliency: {self.metric} {number(self.value, 3)}, {len(self.tokens)} tokens>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,10 +14,11 @@ from ..errors import NanopatchError
 from ..experiments import corruption as corruptions
 from ..experiments.corruption import ABLATIONS, Corruption, Mean, Noise, Resample, Zero
 from ..experiments.experiment import Experiment
+from ..experiments.patch import BETWEEN, SITE_AXES, Paths
 from ..files import Source
 from ..types import Array
 from . import plot
-from .base import Contents, Result, jsonable, visible
+from .base import Contents, Result, check, check_shape, jsonable, visible
 from .matrix import Matrix, number
 from .prediction import Prediction
 from .table import table
@@ -101,6 +102,7 @@ class Sweep(Result):
 
     kind: ClassVar[str] = "sweep"
     averaged: ClassVar[tuple[str, ...]] = ("grid", "baseline_clean", "baseline_corrupted")
+    derived: ClassVar[tuple[str, ...]] = ("normalised", "notes")
 
     grid: Array
     site: str
@@ -172,7 +174,8 @@ class Sweep(Result):
         because the baselines are equal (or the unpatched metric is 0). `notes` then says so.
         """
         span = abs(self.base_value) if self.donor_value is None else self.donor_value - self.base_value
-        return (self.grid - self.base_value) / (span if abs(span) > self.rounding else np.nan)
+        with np.errstate(invalid="ignore"):  # a metric may be infinite: inf - inf is NaN
+            return (self.grid - self.base_value) / (span if abs(span) > self.rounding else np.nan)
 
     @property
     def title(self) -> str:
@@ -379,6 +382,36 @@ class Sweep(Result):
         old = contents["format"] == "nanopatch sweep 1"
         return _from_format_1(contents) if old else super()._known_format(contents)
 
+    def _check(self) -> None:
+        known = Paths.axes if self.between is not None else SITE_AXES.get(self.site, ())
+        items = {axis: {*range(len(self.columns))} for axis in ("position", "query", "key")}
+        shape = tuple(len(self.pieces.get(axis, ())) for axis in self.axes)
+        n_tokens = {"clean": len(self.clean_tokens), "corrupted": len(self.corrupted_tokens)}
+        ids = {"clean": self.clean_ids, "corrupted": self.corrupted_ids}
+        check_direction(self.direction)
+        check(self.axes and len(set(self.axes)) == len(self.axes) and set(self.axes) <= set(known), "axes")
+        check(self.between is None or (self.between in BETWEEN and self.site.endswith("path")), "between")
+        check(set(self.axes) <= set(self.pieces) <= set(known), "pieces")
+        for axis, pieces in self.pieces.items():
+            for piece in pieces:
+                check(piece and all(_is_item(item, axis) for item in piece), f"pieces of {axis}")
+                check(axis not in items or set(piece) <= items[axis], f"pieces of {axis}")
+        check(all(axis in known and axis not in self.axes for axis in self.chosen), "chosen")
+        check(all(part and all(_is_item(item, axis) for item in part) for axis, part in self.chosen.items()), "chosen")
+        check_shape(self.grid, shape, "grid", float)
+        check_shape(self.unchanged, shape, "unchanged", bool)
+        check_shape(self.standard_error, shape, "standard_error", float)
+        check((self.standard_error is not None) == (self.n_pairs > 1), "standard_error")
+        for side, name in enumerate(("clean", "corrupted")):
+            positions = [pair[side] for pair in self.columns if pair[side] is not None]
+            check(positions == list(range(n_tokens[name])), "columns")
+            check(len(ids[name]) in (0, n_tokens[name]) and all(i >= 0 for i in ids[name]), f"{name}_ids")
+        check(all(pair != (None, None) for pair in self.columns), "columns")
+        check((self.baseline_corrupted is None) == isinstance(self.corruption, ABLATIONS), "baseline_corrupted")
+        check(not self.rounding < 0, "rounding")
+        check(self.steps is None or self.steps >= 1, "steps")
+        check(self.n_pairs >= 1, "n_pairs")
+
     def _mean(self, results: Sequence[Sweep]) -> dict[str, Any]:
         unchanged = [s.unchanged for s in results if s.unchanged is not None]
         predictions = [s.prediction for s in results if s.prediction]
@@ -430,13 +463,34 @@ def _answers(experiment: Experiment) -> str:
     return f"answer {experiment.answer!r}, wrong answer {experiment.wrong_answer!r}"
 
 
+def _is_item(item: Any, axis: str) -> bool:
+    """Whether it is what can be patched along an axis: a name, a number, or a (layer, number) pair."""
+    if axis in Paths.axes:
+        return isinstance(item, str)
+    pair = axis in ("head", "neuron") and isinstance(item, tuple) and len(item) == 2
+    return all(type(number) is int and number >= 0 for number in (item if pair else (item,)))
+
+
 def _item(item: Any) -> str:
     return ".".join(map(str, item)) if isinstance(item, tuple) else str(item)
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    """The fields of a dataclass that have a default, which older files may lack, as a file holds them."""
+    found = {}
+    for known in fields(kind):
+        if known.default is not MISSING:
+            found[known.name] = jsonable(known.default)
+        elif known.default_factory is not MISSING:
+            found[known.name] = jsonable(known.default_factory())
+    return found
 
 
 def _from_format_1(old: Contents) -> Contents:
     """The header of a file that version 0.1.0 wrote, in today's fields."""
     new = {name: value for name, value in old.items() if name not in ("format", "model", "model_sha256")}
+    new = {**_defaults(Sweep), **new}
+    new["experiment"] = {**_defaults(Experiment), **old["experiment"]}
     new |= {"kind": Sweep.kind, "source": {"name": old["model"], "sha256": old["model_sha256"]}}
     renamed = {"destination": "query", "source": "key"}
     new["axes"] = [renamed.get(axis, axis) for axis in old["axes"]]
@@ -449,7 +503,7 @@ def _from_format_1(old: Contents) -> Contents:
     if path:
         new |= {"site": "path" if path[1] == "exact" else f"{path[1]} path", "between": path[2]}
     if any(None in pair or pair[0] != pair[1] for pair in old["columns"]):
-        new["experiment"] = {**old["experiment"], "align": "diff"}
+        new["experiment"]["align"] = "diff"
     new["remarks"] = []
     for remark in old["remarks"]:  # most are fields today; the seeds of noise were not kept, only their number
         noise = re.match(

@@ -166,3 +166,10 @@ def test_a_cell_too_large_for_csv_ends_the_reading(tmp_path):
 def test_a_header_may_stand_after_blank_lines(tmp_path):
     file = read_pairs(write(tmp_path / "pairs.csv", ["", "", "clean, corrupted,answer ,wrong_answer", "a,b, c, d"]))
     assert file == PairFile([Experiment("a", "b", " c", " d")], [4], [])
+
+
+def test_a_name_that_a_line_gives_twice(tmp_path):
+    line = '{"clean": "a", "corrupted": "b", "answer": " c", "wrong_answer": " d", "clean": "e"}'
+    (tmp_path / "x.jsonl").write_text(line)
+    file = read_pairs(tmp_path / "x.jsonl")
+    assert not file.pairs and file.problems == [(1, "not JSON (the key 'clean' is there twice)")]

@@ -3,11 +3,14 @@
 The tiny checkpoint here: L = 2 layers, H = 2 heads, d_model 8, d_mlp 12, 7 positions, 11 tokens.
 """
 
+import hashlib
 import json
+import os
 import pathlib
 import pickle
 import shutil
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from hypothesis import strategies as st
 
 import nanopatch
 from nanopatch import NanopatchError
+from nanopatch.model import checkpoint as checkpoint_module
 from nanopatch.model.checkpoint import read_config, tensor_shapes
 
 CONFIG = {
@@ -228,7 +232,7 @@ def test_text_is_read_only_where_the_vocabulary_may_be_gpt2s(tmp_path):
     assert nanopatch.load(folder).reads_text is False
 
 
-# ---- mapping --------------------------------------------------------------------------------------
+# ---- what is in memory ----------------------------------------------------------------------------
 
 
 def mapped_file(array):
@@ -238,21 +242,113 @@ def mapped_file(array):
     return array
 
 
-def test_a_float32_file_is_mapped_and_never_written_to(tmp_path):
+def aligned(tensors):
+    """The padding after the header that puts float32 numbers at a multiple of 8 bytes."""
+    return -(len(safetensors_bytes(tensors)) - sum(array.nbytes for array in tensors.values())) % 8
+
+
+def save_as_cached(folder, tensors):
+    """As the Hugging Face cache keeps a checkpoint: the names in a snapshot are links to files in `blobs`."""
+    save(folder / "blobs", tensors, padding=aligned(tensors))
+    snapshot = folder / "snapshots" / "0"
+    snapshot.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (snapshot / name).symlink_to(folder / "blobs" / name)
+    return snapshot
+
+
+def test_a_float32_file_of_the_cache_is_mapped_and_never_written_to(tmp_path):
     tensors = random_tensors()
-    n_header = len(safetensors_bytes(tensors)) - sum(array.nbytes for array in tensors.values())
-    save(tmp_path, tensors, padding=-n_header % 8)
-    before = (tmp_path / "model.safetensors").read_bytes()
-    model = nanopatch.load(tmp_path)
+    folder = save_as_cached(tmp_path, tensors)
+    before = (folder / "model.safetensors").read_bytes()
+    model = nanopatch.load(folder)
     for name, array in weights_of(model).items():
         mapped = mapped_file(array)
-        assert mapped is not None and mapped.filename == tmp_path / "model.safetensors", name
-        assert np.shares_memory(array, mapped)
+        assert mapped is not None and np.shares_memory(array, mapped), name
         array[...] = 7
     model.run([1, 2])
     del model, array, mapped
-    assert (tmp_path / "model.safetensors").read_bytes() == before
-    assert_weights(nanopatch.load(tmp_path), tensors)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert_weights(nanopatch.load(folder), tensors)
+    assert_weights(nanopatch.load(folder, np.float64), tensors, np.float64)
+
+
+@pytest.mark.parametrize("change", ["written over", "cut off", "removed", "replaced"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("stored", [np.float64, np.float32, np.float16])
+def test_a_loaded_model_does_not_change_with_its_file(tmp_path, stored, dtype, change):
+    """And a result has the hash of the weights that computed it, or None, which says that it is unknown."""
+    tensors, other = random_tensors(stored), safetensors_bytes(random_tensors(stored, seed=1))
+    path = save(tmp_path / "model", tensors, padding=aligned(tensors)) / "model.safetensors"
+    kept, before = nanopatch.load(path.parent, dtype), path.read_bytes()
+    known, logits = kept.source.sha256, kept.run([1, 2, 3]).logits
+    assert known == hashlib.sha256(before).hexdigest()
+
+    model = nanopatch.load(path.parent, dtype)
+    os.utime(path, ns=(0, 0))  # long ago, as most files
+    old = nanopatch.load(path.parent, dtype)
+    if change == "written over":
+        path.write_bytes(other)
+    elif change == "cut off":
+        os.truncate(path, 100)
+    elif change == "removed":
+        path.unlink()
+    else:
+        (tmp_path / "new").write_bytes(other)
+        os.replace(tmp_path / "new", path)
+    for same in (kept, model, old):
+        assert_weights(same, tensors, dtype)
+        np.testing.assert_array_equal(same.run([1, 2, 3]).logits, logits)
+    assert kept.source.sha256 == known
+    assert model.source.sha256 == known  # the file was new when it was read, so it was hashed at once
+    assert old.source.sha256 is None
+
+    result = nanopatch.sweep(old, nanopatch.Experiment([1, 2], [1, 3], 3, 7))
+    for ending in ("npz", "json"):
+        result.save(tmp_path / f"x.{ending}")
+        assert nanopatch.Sweep.load(tmp_path / f"x.{ending}").source.to_dict() == {
+            "name": str(path.parent),
+            "sha256": None,
+        }
+
+
+def test_a_file_that_changes_while_it_is_hashed_or_read(tmp_path, monkeypatch):
+    tensors = random_tensors()
+    path = save(tmp_path, tensors) / "model.safetensors"
+    os.utime(path, ns=(0, 0))
+    model, hash_of = nanopatch.load(tmp_path), nanopatch.files.sha256
+
+    def changes(*paths):
+        found = hash_of(*paths)
+        path.write_bytes(safetensors_bytes(random_tensors(seed=1)))
+        return found
+
+    monkeypatch.setattr(nanopatch.files, "sha256", changes)
+    assert model.source.sha256 is None
+
+    def build(*args, **options):
+        os.utime(path, ns=(0, 0))
+        return build_of(*args, **options)
+
+    build_of = checkpoint_module.build
+    monkeypatch.setattr(checkpoint_module, "build", build)
+    assert error_of(tmp_path) == f"{tmp_path}: the files changed while they were read: load it again"
+
+
+@pytest.mark.parametrize("number_format", ["F16", "BF16"])
+def test_a_file_of_16_bits_takes_little_more_memory_than_the_model(tmp_path, number_format):
+    """Of what NumPy allocates: the float64 weights, and less than a tenth more."""
+    sizes = dict(n_embd=64, n_inner=256, n_positions=64, vocab_size=20_000, n_layer=2)
+    config = CONFIG | sizes
+    shapes = tensor_shapes(nanopatch.Config(**{k: v for k, v in config.items() if k != "model_type"}))
+    bits = {name: np.ones(shape, np.float16) for name, shape in shapes.items() if name != "lm_head.weight"}
+    save(tmp_path, bits, config, formats=dict.fromkeys(bits, number_format))
+    nanopatch.load(tmp_path)  # imports
+    tracemalloc.start()
+    model = nanopatch.load(tmp_path, np.float64)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.1 * sum(array.nbytes for array in weights_of(model).values()) + 8 * checkpoint_module.CHUNK * 3
 
 
 @pytest.mark.parametrize("padding", range(4))
@@ -403,6 +499,7 @@ def test_a_folder_without_weights(tmp_path):
 
 
 WHOLE = safetensors_bytes(random_tensors())
+N_HEADER = 8 + struct.unpack("<Q", WHOLE[:8])[0]
 BAD_FILES = {
     "empty": b"",
     "length alone": WHOLE[:8],
@@ -432,7 +529,11 @@ def test_a_broken_file_is_named(tmp_path, content):
     path = save(tmp_path, random_tensors()) / "model.safetensors"
     path.write_bytes(content)
     message = error_of(tmp_path)
-    assert message.startswith(f"{path} is not a whole safetensors file (") and message.endswith("): fetch it again")
+    if content.startswith(b"version https://git-lfs"):  # to fetch it again would fetch the same
+        assert message == (f"{path} is not the file itself but a pointer of Git LFS: run `git lfs pull` in its folder")
+    else:
+        assert message.startswith(f"{path} is not a whole safetensors file (")
+        assert message.endswith("): fetch it again")
 
 
 def without(name):
@@ -497,6 +598,76 @@ def test_a_wrong_tensor_is_named(tmp_path, tensors, message):
     assert error.startswith(str(tmp_path))
 
 
+def test_a_header_that_names_a_tensor_twice(tmp_path):
+    path = save(tmp_path, random_tensors()) / "model.safetensors"
+    header = WHOLE[8:N_HEADER]
+    entry = header[header.index(b'"ln_f.bias"') : header.index(b"}", header.index(b'"ln_f.bias"')) + 1]
+    header = header[:-1] + b", " + entry + b"}"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + WHOLE[N_HEADER:])
+    assert "twice" in error_of(tmp_path) or "duplicate" in error_of(tmp_path)
+
+
+def test_a_config_or_an_index_that_names_a_key_twice(tmp_path):
+    path = save(tmp_path, random_tensors()) / "config.json"
+    path.write_text('{"n_layer": 3, ' + json.dumps(CONFIG)[1:])
+    assert error_of(tmp_path) == f"cannot read {path}: the key 'n_layer' is there twice"
+
+
+def test_a_tensor_in_two_shards(tmp_path):
+    tensors = random_tensors()
+    save(tmp_path, tensors)
+    (tmp_path / "model.safetensors").rename(tmp_path / "a.safetensors")
+    (tmp_path / "b.safetensors").write_bytes(safetensors_bytes({"ln_f.bias": tensors["ln_f.bias"] + 1}))
+    weight_map = dict.fromkeys(tensors, "a.safetensors") | {"nothing": "b.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert error_of(tmp_path) == (
+        f"{tmp_path}: 'ln_f.bias' is in both a.safetensors and b.safetensors: keep one of the two"
+    )
+
+
+def test_a_shard_whose_name_no_file_can_have(tmp_path):
+    save(tmp_path, random_tensors())
+    (tmp_path / "model.safetensors").unlink()
+    weight_map = {"wte.weight": "a" * 300 + ".safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert error_of(tmp_path).startswith(f"{tmp_path} lacks aaa") and len(error_of(tmp_path)) < 400
+
+
+def test_a_header_of_very_many_tensors_is_not_read(tmp_path):
+    path = save(tmp_path, random_tensors()) / "model.safetensors"
+    path.write_bytes(safetensors_bytes({str(i): np.zeros(0, np.float32) for i in range(100_000)}))
+    message = error_of(tmp_path)  # imports
+    tracemalloc.start()
+    assert error_of(tmp_path) == message
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "more than a GPT-2 needs" in message and peak < path.stat().st_size
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "vocab.json"])
+def test_a_named_pipe_is_not_waited_for(tmp_path, name):
+    tensors = random_tensors() | {"wte.weight": np.ones((50257, 8), np.float32)}
+    save(tmp_path, tensors, CONFIG | {"vocab_size": 50257})
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    what = "has no weights" if name == "model.safetensors" else f"{name}: it is not a regular file"
+    assert what in error_of(tmp_path)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_config(tmp_path):
+    path = save(tmp_path, random_tensors()) / "config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert_weights(nanopatch.load(tmp_path), random_tensors())
+
+
+def test_a_folder_below_the_home_folder(tmp_path, monkeypatch):
+    save(tmp_path / "mine", random_tensors())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert_weights(nanopatch.load("~/mine"), random_tensors())
+
+
 def test_a_config_of_a_billion_layers_is_refused_at_once(tmp_path):
     save(tmp_path, random_tensors(), CONFIG | {"n_layer": 10**9})
     assert error_of(tmp_path) == f"{tmp_path} holds 28 tensors: not a whole GPT-2 of 1000000000 layers"
@@ -524,8 +695,6 @@ def test_the_docstring_lists_every_key_and_shape():
 
 
 # ---- any damage at all ----------------------------------------------------------------------------
-
-N_HEADER = 8 + struct.unpack("<Q", WHOLE[:8])[0]
 
 
 def load_or_refuse(folder, content):
@@ -602,3 +771,19 @@ def test_a_pickled_model_is_loaded_again(tmp_path, monkeypatch):
     edited = pickle.loads(pickle.dumps(model))
     assert np.array_equal(edited.h[0].mlp.c_fc.weight, model.h[0].mlp.c_fc.weight)
     assert np.array_equal(edited.next_logits("Hello"), model.next_logits("Hello"))
+
+
+def test_a_pickled_model_whose_files_changed(tmp_path):
+    """Unpickling never silently gives other weights; a model whose files are gone is pickled whole."""
+    tensors = random_tensors()
+    path = save(tmp_path, tensors) / "model.safetensors"
+    model = nanopatch.load(tmp_path)
+    content, before = pickle.dumps(model), path.read_bytes()
+    path.write_bytes(safetensors_bytes(random_tensors(seed=1)))
+    with pytest.raises(NanopatchError, match=f"^the weights of {tmp_path} have changed since this model was pickled"):
+        pickle.loads(content)
+    assert_weights(pickle.loads(pickle.dumps(model)), tensors)  # whole
+    path.write_bytes(before)
+    assert_weights(pickle.loads(content), tensors)  # another time stamp, but the same bytes
+    path.unlink()
+    assert_weights(pickle.loads(pickle.dumps(model)), tensors)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import nanopatch
 from nanopatch import Experiment, Model, NanopatchError
 from nanopatch.model.backward import named_weights
-from nanopatch.model.layers import causal_mask
+from nanopatch.model.layers import causal_mask, layer_norm
 from nanopatch.model.sites import BLOCK_SITES, SITES
 
 
@@ -355,3 +355,26 @@ def test_a_residual_stream_of_another_shape_or_dtype():
             model.unembed(np.zeros((1, 12), np.float32), tokens)
     with pytest.raises(NanopatchError, match="unknown site 'resid'; sites are resid_pre, "):
         list(model.steps([1], sites=["resid"]))
+
+
+@pytest.mark.parametrize("size", [1e17, 1e19, 1e25, 1e36])
+def test_a_layer_norm_whose_squares_overflow(size):
+    """As float64 has it, to float32's rounding; rows of ordinary size beside it stay as they are, to the bit."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 50)).astype(np.float32)
+    large = x.copy()
+    large[1] *= np.float32(size)
+    weight, bias = rng.normal(size=(2, 50)).astype(np.float32)
+    ours = layer_norm(large, weight, bias, 1e-5)
+    np.testing.assert_allclose(ours, layer_norm(large.astype(np.float64), weight, bias, 1e-5), rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(ours[[0, 2]], layer_norm(x, weight, bias, 1e-5)[[0, 2]])
+
+
+def test_large_weights_give_the_right_logits_or_none():
+    """wte and wpe of 1e19, whose squares are outside float32: the ratio to float64's logits is 1."""
+    small, large = tiny_model(dtype=np.float32), tiny_model(dtype=np.float64)
+    for model in (small, large):
+        model.wte[...] *= 1e19
+        model.wpe[...] *= 1e19
+    logits = large.run([1, 2, 3]).logits
+    assert np.abs(small.run([1, 2, 3]).logits - logits).max() <= 1e-5 * np.abs(logits).max()

@@ -184,6 +184,148 @@ def test_where_nothing_can_be_written(michelle, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.csv", "kept.csv"]
 
 
+def test_an_existing_file_keeps_its_mode_and_a_link_stays(michelle, tmp_path):
+    (tmp_path / "secret.csv").write_text("")
+    (tmp_path / "secret.csv").chmod(0o600)
+    (tmp_path / "link.csv").symlink_to("secret.csv")
+    (tmp_path / "new.csv").symlink_to("made.csv")
+    for name in ("secret.csv", "link.csv", "new.csv"):
+        michelle.save(tmp_path / name)
+        assert (tmp_path / name).read_text() == michelle.to_csv().replace("\r\n", "\n")
+    assert (tmp_path / "secret.csv").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "link.csv").is_symlink() and (tmp_path / "new.csv").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.csv", "made.csv", "new.csv", "secret.csv"]
+
+
+def test_paths_that_cannot_be_written_or_read(michelle, tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "null.csv").symlink_to("/dev/null")
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+    for name in ("a\0.csv", "a" * 300 + ".csv", "\ud800.csv", "pipe.npz", "null.csv", "loop.csv", "pipe.npz/a.csv"):
+        with pytest.raises(NanopatchError, match="^cannot write ") as caught:
+            michelle.save(tmp_path / name)
+        assert "\n" not in str(caught.value) and "\0" not in str(caught.value)
+    assert os.path.exists("/dev/null") and not os.path.isfile("/dev/null")
+    for name in ("pipe.npz", "a\0.npz", "a" * 300 + ".npz", "."):
+        with pytest.raises(NanopatchError, match="^cannot read ") as caught:
+            Sweep.load(tmp_path / name)
+        assert "\n" not in str(caught.value) and "\0" not in str(caught.value)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    michelle.save("~/home.npz")
+    assert_same(Sweep.load("~/home.npz"), michelle)
+    michelle.save(tmp_path / ("a" * 251 + ".csv"))  # 255 bytes: the longest name
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_file_that_is_read_only_is_not_replaced(michelle, tmp_path):
+    (tmp_path / "kept.csv").write_text("mine")
+    (tmp_path / "kept.csv").chmod(0o400)
+    with pytest.raises(NanopatchError, match="kept.csv: it is read-only"):
+        michelle.save(tmp_path / "kept.csv")
+
+
+def save_npz(path, contents, arrays):
+    np.savez(path, **arrays, header=np.array(json.dumps(contents)))
+
+
+@pytest.fixture(scope="module")
+def parts(michelle, tmp_path_factory):
+    """(header, arrays) of a saved sweep."""
+    path = tmp_path_factory.mktemp("parts") / "x.npz"
+    michelle.save(path)
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    return json.loads(str(arrays.pop("header"))), arrays
+
+
+WRONG_FIELDS = {
+    "site": ["resid", 3, None, ["z"]],
+    "axes": [["layer"], ["layer", "head"], ["layer", "layer"], [], "layer", ["position", "layer"], [["layer"]]],
+    "pieces": [{}, {"layer": [[0]], "position": [[0]]}, [], {"layer": 3}],
+    "direction": ["both", None, 3],
+    "metric": [None, 3, ["a"], "\ud800"],
+    "experiment": [None, {}, "a", {"clean": "a"}],
+    "columns": [[], [[0, 0]], [[0, 0, 0]], "a", [[None, None]] * 11, [[i, -1] for i in range(11)]],
+    "clean_tokens": [[], ["a"], "abc", [1] * 11],
+    "clean_ids": [[1], ["a"] * 11, [-1] * 11, [True] * 11, [1.0] * 11],
+    "baseline_clean": [None, "a", True, [1.0]],
+    "baseline_corrupted": [None, "a"],
+    "rounding": [-1.0, None],
+    "source": [None, {}, {"name": "a"}, {"name": 3, "sha256": None}, {"name": "a", "sha256": "xyz"}, "nano"],
+    "corruption": [{}, {"kind": "zero"}, {"kind": "none"}, {"kind": "noise", "positions": ["a"]}, "zero"],
+    "steps": [0, -1, 1.5, "1", True],
+    "between": ["free", "x", 1],
+    "chosen": [{"layer": [0]}, {"head": [0]}, [], {"x": []}],
+    "finite_differences": [0, "no", None],
+    "n_pairs": [0, -1, 2, 1.0, True],
+    "skipped": [["a"], [["a"]], [["a", 3]], 3],
+    "remarks": ["a", [3]],
+    "more": [3],
+    "grid": [3],
+}
+WRONG_ARRAYS = {
+    "grid": [np.zeros((4, 10)), np.zeros(44), np.zeros((4, 11), np.float32), np.zeros((4, 11), bool), np.zeros(())],
+    "unchanged": [np.zeros((4, 11)), np.zeros((1, 11), bool)],
+    "standard_error": [np.zeros((4, 11))],
+    "more": [np.zeros(3)],
+    "site": [np.zeros(3)],
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FIELDS)
+def test_a_field_that_is_not_what_it_should_be(parts, tmp_path, name):
+    """A file whose fields are of other types, or do not go together, is not taken for a result."""
+    header, arrays = parts
+    for value in WRONG_FIELDS[name]:
+        save_npz(tmp_path / "x.npz", header | {name: value}, arrays)
+        with pytest.raises(NanopatchError, match="x.npz does not hold a saved Sweep") as caught:
+            Sweep.load(tmp_path / "x.npz")
+        assert "\n" not in str(caught.value)
+    if name in header:
+        save_npz(tmp_path / "x.npz", {key: value for key, value in header.items() if key != name}, arrays)
+        with pytest.raises(NanopatchError, match=f"'{name}' is missing"):
+            Sweep.load(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("name", WRONG_ARRAYS)
+def test_an_array_that_is_not_what_it_should_be(parts, tmp_path, name):
+    header, arrays = parts
+    header = {key: value for key, value in header.items() if key not in ("standard_error",)}
+    for array in WRONG_ARRAYS[name]:
+        save_npz(tmp_path / "x.npz", header, arrays | {name: array})
+        with pytest.raises(NanopatchError, match="x.npz does not hold a saved Sweep"):
+            Sweep.load(tmp_path / "x.npz")
+
+
+def test_lists_of_json_that_are_no_arrays(michelle, tmp_path):
+    whole = michelle.to_dict()
+    for value in (
+        [1.0, "a"],
+        [1.0, True],
+        [1.0, [2.0]],
+        [[1.0], [1.0, 2.0]],
+        "inf",
+        {},
+        [[{}]],
+        None,
+        [["nan"] * 11] * 4,
+    ):
+        (tmp_path / "x.json").write_text(json.dumps(whole | {"grid": value}))
+        with pytest.raises(NanopatchError, match="x.json does not hold a saved Sweep"):
+            Sweep.load(tmp_path / "x.json")
+    (tmp_path / "x.json").write_text(json.dumps(whole)[:-1] + ', "site": "z"}')
+    with pytest.raises(NanopatchError, match="the key 'site' is there twice"):
+        Sweep.load(tmp_path / "x.json")
+    (tmp_path / "x.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(whole).encode())
+    assert_same(Sweep.load(tmp_path / "x.json"), michelle)
+
+
+def test_a_file_that_unpacks_to_very_much_is_not_unpacked(tmp_path):
+    np.savez_compressed(tmp_path / "x.npz", grid=np.zeros(10_000_000), header=np.array("{}"))
+    with pytest.raises(NanopatchError, match="it unpacks to 80,000"):
+        Sweep.load(tmp_path / "x.npz")
+
+
 def test_every_result_has_the_same_manners(michelle, tmp_path):
     """plot returns a Figure; save and load keep everything; rows, CSV and JSON hold the same numbers."""
     from matplotlib.figure import Figure
