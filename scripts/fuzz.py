@@ -117,7 +117,7 @@ def pick(rng, items):
 def damaged(rng, content):
     """Bytes with a few of them flipped, cut out, put in or repeated."""
     content = bytearray(content)
-    for _ in range(rng.integers(1, 5)):
+    for _ in range(pick(rng, [1, 1, 4])):
         where, n = int(rng.integers(len(content) + 1)), int(rng.integers(1, 30))
         how = rng.integers(5)
         if how == 0 and where < len(content):
@@ -144,7 +144,7 @@ def places(value, path=()):
 def edited(rng, value, n=3):
     """A JSON value with a few of its parts removed, replaced, renamed, repeated or swapped."""
     value = json.loads(json.dumps(value))
-    for _ in range(rng.integers(1, n + 1)):
+    for _ in range(pick(rng, [1, 1, n])):
         depth = rng.integers(1, 5)
         known = [path for path in places(value) if 0 < len(path) <= depth]
         if not known:

@@ -327,23 +327,32 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _pickled(model: Model) -> tuple[Any, ...]:
-    """How a model is pickled: as the place to load it from, or whole if its weights are not those of its files."""
+    """How a model is pickled: as the place to load it from, or whole if it is not what its files hold."""
     source = model.source
     if source and source.files and source.sha256 and source.is_unchanged:
         name = source.name if source.name in hub.NAMES else str(source.files[0].parent.absolute())
-        again = load(name, model.dtype)
-        ours, theirs = named_weights(model), named_weights(again)
-        if all(np.array_equal(ours[key], theirs[key]) for key in ours) and model.reads_text == again.reads_text:
-            return _load_the_same, (name, model.dtype, source.stamps, source.sha256)
+        try:
+            again = load(name, model.dtype)
+        except NanopatchError:  # such as config.json gone
+            again = None
+        if again and _same(model, again):
+            return _load_the_same, (name, model.dtype, model.config, source.stamps, source.sha256)
     return copyreg.__newobj__, (Model,), vars(model)  # type: ignore[attr-defined]
 
 
-def _load_the_same(name: str, dtype: Any, known_stamps: Any, known_sha256: str) -> Model:
-    """A pickled model, loaded again. NanopatchError if its files hold other weights now."""
+def _same(model: Model, other: Model) -> bool:
+    ours, theirs = named_weights(model), named_weights(other)
+    return (model.config, model.reads_text, ours.keys()) == (other.config, other.reads_text, theirs.keys()) and all(
+        np.array_equal(ours[key], theirs[key]) for key in ours
+    )
+
+
+def _load_the_same(name: str, dtype: Any, config: Config, stamps: Any, sha256: str) -> Model:
+    """A pickled model, loaded again. NanopatchError if its files hold another now."""
     model = load(name, dtype)
     source = model.source
-    if source and source.stamps != known_stamps and source.sha256 != known_sha256:
-        raise NanopatchError(f"the weights of {name} have changed since this model was pickled: pickle it again")
+    if model.config != config or (source and source.stamps != stamps and source.sha256 != sha256):
+        raise NanopatchError(f"the files of {name} have changed since this model was pickled: pickle it again")
     return model
 
 

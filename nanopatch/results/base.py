@@ -9,7 +9,6 @@ import math
 import re
 import types
 import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -346,6 +345,8 @@ def _plain(value: Any) -> Any:
 
 def _read_npz(content: bytes) -> Contents:
     """What a .npz holds, as `to_dict` has it, with arrays in their places."""
+    import zipfile  # loads four compression libraries
+
     arrays: dict[str, Array] = {}
     with zipfile.ZipFile(io.BytesIO(content)) as archive, warnings.catch_warnings():
         warnings.simplefilter("error")  # such as NumPy's on headers of Python 2

@@ -73,7 +73,7 @@ class Sweep(Result):
     rounding : float
         Baselines closer than this count as equal.
     source : Source
-        The model's name and, as `source.sha256`, the hash of its file.
+        The model's name and, as `source.sha256`, the hash of the file it was read from; None if that is not known.
     corruption : Zero, Mean, Resample, Noise or None
         What took the place of the experiment's corrupted prompt; None if nothing did.
     steps : int or None

@@ -780,10 +780,21 @@ def test_a_pickled_model_whose_files_changed(tmp_path):
     model = nanopatch.load(tmp_path)
     content, before = pickle.dumps(model), path.read_bytes()
     path.write_bytes(safetensors_bytes(random_tensors(seed=1)))
-    with pytest.raises(NanopatchError, match=f"^the weights of {tmp_path} have changed since this model was pickled"):
+    with pytest.raises(NanopatchError, match=f"^the files of {tmp_path} have changed since this model was pickled"):
         pickle.loads(content)
     assert_weights(pickle.loads(pickle.dumps(model)), tensors)  # whole
     path.write_bytes(before)
     assert_weights(pickle.loads(content), tensors)  # another time stamp, but the same bytes
     path.unlink()
     assert_weights(pickle.loads(pickle.dumps(model)), tensors)
+
+
+def test_a_pickled_model_whose_config_changed(tmp_path):
+    model = nanopatch.load(save(tmp_path, random_tensors()))
+    content, logits = pickle.dumps(model), model.run([1, 2]).logits
+    write_config(tmp_path, activation_function="relu")
+    with pytest.raises(NanopatchError, match=f"^the files of {tmp_path} have changed since this model was pickled"):
+        pickle.loads(content)
+    for remove in (lambda: None, (tmp_path / "config.json").unlink):
+        remove()
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).run([1, 2]).logits, logits)
