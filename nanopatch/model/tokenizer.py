@@ -52,6 +52,13 @@ def encode(text: str, special_tokens: bool = False) -> list[int]:
     >>> len(encode("<|endoftext|>")), encode("<|endoftext|>", special_tokens=True)
     (7, [50256])
     """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:  # tiktoken would read it as U+FFFD
+        raise NanopatchError(
+            f"character {error.start} of the text {text!r:.60} is a byte that is not UTF-8, or half of a character: give "
+            "text in UTF-8"
+        ) from None
     return encoding().encode(text, allowed_special={ENDOFTEXT} if special_tokens else set(), disallowed_special=())
 
 

@@ -302,3 +302,16 @@ def test_endoftext_in_a_prompt_is_that_token_if_asked_for(capsys):
     with_token = json.loads(capsys.readouterr().out)
     assert main(["top", ",".join(map(str, ids)), "--ids", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == with_token
+
+
+@pytest.mark.parametrize("text", ["a \udcff b", "\ud83d"])
+def test_text_that_is_no_text_is_refused(text, capsys):
+    """A byte that is not UTF-8 comes out of a command line as a lone surrogate. tiktoken reads it as U+FFFD."""
+    nano = load("nano")
+    for asked in (nano.run, nano.tokenize, tokenizer.encode, lambda given: generate(nano, given, 1)):
+        with pytest.raises(NanopatchError, match="is a byte that is not UTF-8, or half of a character"):
+            asked(text)
+    for command in (["top", text], ["tokens", text], ["edges", "--clean", text, "--corrupted", text]):
+        answers = ["--answer", " a", "--wrong", " b"] if command[0] == "edges" else []
+        assert main([*command, *answers]) == 1
+        assert "not UTF-8" in capsys.readouterr().err
