@@ -56,8 +56,8 @@ def encode(text: str, special_tokens: bool = False) -> list[int]:
         text.encode("utf-8")
     except UnicodeEncodeError as error:  # tiktoken would read it as U+FFFD
         raise NanopatchError(
-            f"character {error.start} of the text {text!r:.60} is a byte that is not UTF-8, or half of a character: give "
-            "text in UTF-8"
+            f"character {error.start} of the text {text!r:.60} is a byte that is not UTF-8, or half of a character: "
+            "give text in UTF-8"
         ) from None
     return encoding().encode(text, allowed_special={ENDOFTEXT} if special_tokens else set(), disallowed_special=())
 
