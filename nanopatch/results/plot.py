@@ -86,6 +86,7 @@ def _draw_heatmap(matrix: Matrix, ax: Axes, cax: Axes | None) -> list[str]:
     values, (low, high) = matrix.values, matrix.scale
     n_rows, n_columns = values.shape
     ax.set_facecolor("0.93")  # the colour of empty cells
+    ax.grid(False)  # which some styles have
     colours = "RdBu_r" if low < 0 else "Blues"  # colour-blind readers can read both
     image = ax.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
     bar = figure_of(ax).colorbar(image, ax=ax, cax=cax)
@@ -231,12 +232,14 @@ def drawn(drawing: Drawing, footer: Sequence[str], ax: Axes | None) -> Figure:
     """A drawing alone, in axes that a user gives; without axes, the picture, which pyplot then knows."""
     if ax is None:
         return for_pyplot(picture(drawing, footer))
+    from .picture import inline, show_once
+
     said = drawing.draw(ax, None)
     lines = [ax.get_xlabel(), *(wrapped(line, max(1.0, size_of(ax)[0]), 8, figure_of(ax)) for line in said)]
     ax.set_xlabel("\n".join(line for line in lines if line), **PLAIN)
     set_title(ax, drawing.title)
     figure = figure_of(ax)
-    if _inline():
+    if inline():
         figure._ipython_display_ = functools.partial(show_once, figure)  # type: ignore[attr-defined]
     return figure
 
@@ -436,18 +439,6 @@ def for_pyplot(figure: Figure) -> Figure:
     with contextlib.suppress(ImportError):  # the backend needs a display, and there is none: it can still be saved
         pyplot.figure(f"{LABEL} {number}", FigureClass=lambda **_: figure)
     return figure
-
-
-def _inline() -> bool:
-    """Whether this is a notebook that shows the figures of pyplot at the end of each cell."""
-    return "matplotlib.pyplot" in sys.modules and "inline" in sys.modules["matplotlib"].get_backend()
-
-
-def show_once(figure: Figure) -> None:
-    """What a notebook calls before it shows a figure: it is not to be shown again at the end of the cell."""
-    if _inline():
-        sys.modules["matplotlib.pyplot"].close(figure)
-    raise NotImplementedError  # which tells IPython to go on and show it
 
 
 def show(figure: Figure) -> None:
