@@ -236,6 +236,7 @@ def pieces(text: str) -> list[set[int]]:
 
 def demo_command(options: Namespace) -> None:
     """Every named experiment: the most likely next tokens, and the heatmap in the terminal and as a picture."""
+    plot.check_matplotlib()
     folder = expand(options.output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -382,6 +383,8 @@ def verify_command(options: Namespace) -> int:
 def question(options: Namespace) -> dict[str, Any]:
     """The arguments that all questions share: model, experiments, direction, metric, corruption."""
     check_outputs(options.output, options.endings)
+    if options.plot:
+        plot.check_matplotlib()
     corruption = corruption_of(options)
     metrics = options.metric or ["probability" if isinstance(corruption, Noise) else "logit_diff"]
     experiments = experiments_of(options)
@@ -475,6 +478,8 @@ def check_outputs(paths: list[str], endings: tuple[str, ...]) -> None:
         if path.suffix.lower() not in endings:
             usage_error(f"{path}: the file name must end in one of {', '.join(endings)}")
         check_writable(path)
+        if path.suffix.lower() in PICTURES:
+            plot.check_matplotlib()
 
 
 # ---- what comes out ------------------------------------------------------------------------------

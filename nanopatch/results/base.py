@@ -29,6 +29,8 @@ from .table import printable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from .plot import Drawing
+
 R = TypeVar("R", bound="Result")
 #: The values of a result's fields, by name. A result inside a result is such a dict itself.
 Contents = dict[str, Any]
@@ -50,7 +52,18 @@ class Result:
     derived: ClassVar[tuple[str, ...]] = ()
 
     def plot(self) -> Figure:
-        """Draw it: a matplotlib Figure, which belongs to no window; `figure.savefig("x.png")` writes it."""
+        """Draw it: a matplotlib Figure, the picture that `save` writes; `figure.savefig("x.png")` writes the same.
+
+        If pyplot is imported, `plt.show()` and `plt.savefig()` are about the last one drawn; it keeps the last ten.
+        """
+        return plot.for_pyplot(self._picture())
+
+    def _picture(self) -> Figure:
+        """The figure of `plot`, which pyplot does not know."""
+        return plot.picture(*self._parts())
+
+    def _parts(self) -> tuple[Drawing, list[str]]:
+        """What its picture shows, and the lines below it."""
         raise NotImplementedError
 
     def text(self) -> str:
@@ -65,7 +78,7 @@ class Result:
         raise NotImplementedError
 
     def _repr_png_(self) -> bytes:  # how a notebook shows it
-        return plot.as_bytes(self.plot())
+        return plot.as_bytes(self._picture())
 
     # ---- files ----------------------------------------------------------------------------------
 
@@ -103,7 +116,7 @@ class Result:
         elif ending == ".csv":
             self.to_csv(path)
         elif ending in ENDINGS:
-            write_whole(path, plot.as_bytes(self.plot(), ending[1:]))
+            write_whole(path, plot.as_bytes(self._picture(), ending[1:]))
         else:
             raise NanopatchError(f"cannot save {path}: its ending must be one of {', '.join(ENDINGS)}")
 

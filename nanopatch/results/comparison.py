@@ -12,11 +12,13 @@ from ..types import Array
 from . import plot
 from .base import Result, jsonable
 from .matrix import number
-from .sweep import Sweep
+from .sweep import Sweep, footer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from .plot import Drawing
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -90,14 +92,15 @@ class Comparison(Result):
         return "\n".join(lines)
 
     def plot(self, ax: Axes | None = None) -> Figure:
-        """A scatter of estimate against exact, with the identity line and the worst cells named."""
-        (x, y), worst = self.values, self.worst()
-        ax = plot.scatter(x, y, [label for label, *_ in worst], [point for _, *point in worst], ax)  # type: ignore[misc]
-        metric, title = self.exact.metric.replace("_", " "), self.estimate.title.replace(": ", ":\n", 1)
-        ax.set_xlabel(f"{metric}, exact patching")
-        ax.set_ylabel(f"{metric}, estimated")
-        ax.set_title(f"{title}\ncorrelation {self.correlation:.3f}, slope {self.slope:.2f}", fontsize=9)
-        return plot.figure_of(ax)
+        """A scatter of estimate against exact, with the identity line and the worst cells named (see `Result.plot`)."""
+        return plot.drawn(*self._parts(), ax)
+
+    def _parts(self) -> tuple[Drawing, list[str]]:
+        metric, how = self.exact.metric.replace("_", " "), self.estimate.title.removesuffix(self.exact.title)
+        title = [how.strip(), self.exact.title] if how != self.estimate.title else [how]
+        title.append(f"correlation {self.correlation:.3f}, slope {self.slope:.2f}")
+        axis_titles = (f"{metric}, exact patching", f"{metric}, estimated")
+        return plot.scatter(*self.values, self.worst(), axis_titles, title), footer({"": self.exact})
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One dict for each patch: the exact sweep's row, and under "estimate" the estimated metric."""

@@ -19,11 +19,13 @@ from . import graph_plot, plot
 from .base import Result, check, check_shape, jsonable
 from .matrix import number
 from .prediction import Prediction
-from .sweep import DIRECTIONS, check_direction
+from .sweep import DIRECTIONS, about, check_direction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from .plot import Drawing
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -126,12 +128,17 @@ class EdgeScores(Result):
     # ---- pictures and files ---------------------------------------------------------------------
 
     def plot(self, n: int = 30, ax: Axes | None = None) -> Figure:
-        """Draw the circuit of the best n edges (see `nanopatch.circuit`); returns the matplotlib Figure."""
+        """Draw the circuit of the best n edges (see `nanopatch.circuit`); returns the matplotlib Figure.
+
+        As for `Result.plot`; `ax`: draw the circuit alone, into these axes.
+        """
+        return plot.drawn(*self._parts(n), ax)
+
+    def _parts(self, n: int = 30) -> tuple[Drawing, list[str]]:
         edges = self.circuit(min(n, len(self.edges)))
         drawn = ", ".join([f"{len(edges)} of {len(self.edges)} edges", *(f"widest {e.score:.3g}" for e in edges[:1])])
-        ax = graph_plot.draw_circuit(edges, ax)
-        ax.set_title(f"{self.title}\n{drawn}; red raises the metric, blue lowers it", fontsize=9)
-        return plot.figure_of(ax)
+        title = [self.title, f"{drawn}; red raises, dashed blue lowers the metric"]
+        return graph_plot.circuit(edges, title), about(self, [self])
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One dict for each edge: sender, receiver, score."""
@@ -158,7 +165,7 @@ class EdgeScores(Result):
         if ending == ".dot":
             write_whole(path, self.to_dot(n).encode("utf-8"))
         elif ending[1:] in plot.FORMATS:
-            write_whole(path, plot.as_bytes(self.plot(n), ending[1:]))
+            write_whole(path, plot.as_bytes(plot.picture(*self._parts(n)), ending[1:]))
         else:
             super().save(path)
 
@@ -225,13 +232,15 @@ class Faithfulness(Result):
         )
 
     def plot(self, ax: Axes | None = None) -> Figure:
-        """Bars of the metric in the three runs; returns the matplotlib Figure."""
+        """Bars of the metric in the three runs; returns the matplotlib Figure (see `Result.plot`)."""
+        return plot.drawn(*self._parts(), ax)
+
+    def _parts(self) -> tuple[Drawing, list[str]]:
         (row,) = self.to_rows()
-        ax = plot.bars(
-            np.array([row["clean"], row["circuit"], row["corrupted"]]), ["clean", "circuit", "corrupted"], ax
-        )
-        ax.set_title(f"{self.n_edges} edges: {self.metric}, {self._share}", fontsize=9)
-        return plot.figure_of(ax)
+        names = ["clean", "circuit", "corrupted"]
+        mean = [f"mean of {self.n_pairs} pairs"] if self.n_pairs > 1 else []
+        title = f"{self.n_edges} edges: {self.metric}, {self._share}"
+        return plot.bars(np.array([row[name] for name in names]), names, title), mean
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One dict: the number of edges, the metric of the three runs, and its normalised value."""

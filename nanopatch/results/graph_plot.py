@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..model.graph import Edge, Node
 from ..types import Array
-from .plot import BLUE, RED, new_figure
+from .plot import BLUE, PLAIN, RED, Drawing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,20 +20,28 @@ if TYPE_CHECKING:
 Place = Node | tuple[int, int]
 
 
-def draw_circuit(edges: Sequence[Edge], ax: Axes | None = None) -> Axes:
-    """Draw edges with matplotlib, into `ax` or a figure of its own.
+#: More edges of a circuit are not drawn: they could not be told apart.
+MOST_EDGES = 200
+
+
+def circuit(edges: Sequence[Edge], title: Sequence[str]) -> Drawing:
+    """A drawing of edges, the widest first.
 
     An edge leaves its sender at the top and ends in a head's q, k or v, or in an MLP or the logits. Its width
-    is its |score|; red raises the metric, blue lowers it.
+    is its |score|; red raises the metric, blue and dashed lowers it.
     """
-    paths, boxes = layout(edges)
+    drawn = edges[:MOST_EDGES]
+    paths, boxes = layout(drawn)
     x, y = np.concatenate([*paths, list(boxes.values())]).T
-    if ax is None:
-        ax = new_figure(figsize=(max(6, 0.85 * (np.ptp(x) + 1)), 1.6 + 0.85 * np.ptp(y))).add_subplot()
-    _draw(ax, edges, paths, boxes)
-    ax.set(xlim=(x.min() - 0.5, x.max() + 0.5), ylim=(y.min() - 0.4, y.max() + 0.4))
-    ax.axis("off")
-    return ax
+    unit = min(0.85, 20 / (np.ptp(x) + 1), 18 / (np.ptp(y) + 1))  # inches
+
+    def draw(ax: Axes, _: Axes | None) -> list[str]:
+        _draw(ax, drawn, paths, boxes, unit / 0.85)
+        ax.set(xlim=(x.min() - 0.5, x.max() + 0.5), ylim=(y.min() - 0.4, y.max() + 0.4))
+        ax.axis("off")
+        return [f"Only the {len(drawn)} widest edges are drawn."] if len(drawn) < len(edges) else []
+
+    return Drawing(max(6.0, unit * (np.ptp(x) + 1)), unit * (np.ptp(y) + 1), title, draw)
 
 
 BOX_WIDTH, BOX_HEIGHT = 0.86, 0.46  # of a node; layers are 1 apart
@@ -106,8 +114,14 @@ def _keep_apart(wanted: Mapping[Place, float]) -> dict[Place, float]:
     return dict(zip(places, (to_right + to_left) / 2, strict=True))  # both keep the distances, so their mean does
 
 
-def _draw(ax: Axes, edges: Sequence[Edge], paths: Sequence[Array], boxes: Mapping[Node, tuple[float, float]]) -> None:
-    """Draw edges along their paths, the widest on top, and nodes in their boxes."""
+def _draw(
+    ax: Axes,
+    edges: Sequence[Edge],
+    paths: Sequence[Array],
+    boxes: Mapping[Node, tuple[float, float]],
+    size: float,
+) -> None:
+    """Draw edges along their paths, the widest on top, and nodes in their boxes. size: of text, usually 1."""
     from matplotlib.patches import PathPatch, Rectangle
     from matplotlib.path import Path
 
@@ -119,12 +133,14 @@ def _draw(ax: Axes, edges: Sequence[Edge], paths: Sequence[Array], boxes: Mappin
             else:  # leaves and arrives vertically
                 middle = (a[1] + b[1]) / 2
                 points, codes = [*points, (a[0], middle), (b[0], middle), b], [*codes, *[Path.CURVE4] * 3]
-        look = dict(edgecolor=colour(edge.score), linewidth=width(edge.score, edges), facecolor="none", alpha=0.8)
+        look: dict[str, Any] = dict(edgecolor=colour(edge.score), linewidth=width(edge.score, edges), facecolor="none")
+        look |= dict(alpha=0.8, linestyle="-" if edge.score > 0 else (0, (3, 1)))  # in print there may be no colour
         ax.add_patch(PathPatch(Path(points, codes), capstyle="butt", zorder=1, **look))
     for node, (x, y) in boxes.items():
         corner = (x - BOX_WIDTH / 2, y - BOX_HEIGHT / 2)
         ax.add_patch(Rectangle(corner, BOX_WIDTH, BOX_HEIGHT, facecolor="white", edgecolor="0.3", zorder=2))
         head = node.kind == "head"
-        ax.text(x, y + 0.07 * head, str(node), ha="center", va="center", fontsize=8, zorder=3)
+        ax.text(x, y + 0.07 * head, str(node), ha="center", va="center", fontsize=8 * size, zorder=3, **PLAIN)
         for port, offset in PORTS.items() if head else ():
-            ax.text(x + offset, y - 0.14, port, ha="center", va="center", fontsize=6.5, color="0.35", zorder=3)
+            look = dict(ha="center", va="center", fontsize=6.5 * size, color="0.35", zorder=3)
+            ax.text(x + offset, y - 0.14, port, **look, **PLAIN)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +15,8 @@ class Matrix(NamedTuple):
     """Values (n_rows, n_columns), and everything a reader needs beside them.
 
     unit: what the values are. signed: whether their sign matters; if so, colours are centred on 0. largest: the scale
-    reaches at least this size.
+    reaches this size, unless all values are much smaller. noise: smaller values are rounding. unchanged: like values;
+    True where a patch can change nothing.
     """
 
     values: Array
@@ -25,15 +28,68 @@ class Matrix(NamedTuple):
     unit: str
     signed: bool
     largest: float
+    noise: float = 0.0
+    unchanged: Array | None = None
 
     @property
     def scale(self) -> tuple[float, float]:
-        """The values at the two ends of the colours."""
+        """The values at the two ends of the colours; equally far from 0 if there are signs, or values clearly below 0.
+
+        Small effects are made visible: if all values are below a quarter of `largest`, the scale ends at their largest.
+        """
         finite = self.values[np.isfinite(self.values)]
-        if self.signed:
-            high = float(np.abs(finite).max(initial=self.largest)) or 1.0
-            return -high, high
-        return 0.0, float(finite.max(initial=self.largest))
+        size = float(np.abs(finite).max(initial=0))
+        high = size if self.noise < size < self.largest / 4 else max(size, self.largest) or 1.0
+        below = self.signed or finite.min(initial=0) < -0.02 * high
+        return -high if below else 0.0, high
+
+    @property
+    def still(self) -> Array:
+        """Like values: True where a patch can change nothing."""
+        return np.isfinite(self.values) & (False if self.unchanged is None else self.unchanged)
+
+    @property
+    def moving(self) -> Array:
+        """Like values: True where there is a number that a patch has made."""
+        return np.isfinite(self.values) & ~self.still
+
+    def legend(self, mark: str = "·") -> list[str]:
+        """Sentences about how cells look. mark: that of `still` cells."""
+        said = [f"{mark}: a patch there cannot change the metric."] if self.still.any() else []
+        high = self.scale[1]
+        if high < self.largest:
+            said.append(f"All effects are small: the darkest colour is {number(high)}, not {number(self.largest)}.")
+        return said
+
+    @classmethod
+    def of_one_scale(cls, matrices: Sequence[Matrix]) -> list[Matrix]:
+        """Matrices that are shown together: those of one unit get the same colours."""
+        shared = []
+        for matrix in matrices:
+            scales = [other.scale for other in matrices if other.unit == matrix.unit]
+            low, high = min(low for low, _ in scales), max(high for _, high in scales)
+            shared.append(matrix._replace(signed=low < 0, largest=high, noise=math.inf))  # no scale of its own
+        return shared
+
+    def strongest(self, most: int) -> Matrix:
+        """With at most so many rows and columns: of several neighbours, each cell has the value of largest size."""
+        matrix = self
+        for _ in range(2):
+            matrix = matrix._fewer_rows(most).transposed
+        return matrix
+
+    def _fewer_rows(self, most: int) -> Matrix:
+        n = len(self.values)
+        starts = np.arange(0, n, math.ceil(n / most)) if n else np.arange(0)
+        if len(starts) == n:
+            return self
+        sizes = np.where(np.isnan(self.values), -1, np.abs(self.values))
+        best = [start + sizes[start:end].argmax(axis=0) for start, end in zip(starts, [*starts[1:], n], strict=True)]
+        return self._replace(
+            values=np.take_along_axis(self.values, np.array(best), axis=0),
+            rows=[self.rows[start] for start in starts],
+            unchanged=np.logical_and.reduceat(self.still | np.isnan(self.values), starts, axis=0),
+        )
 
     @property
     def transposed(self) -> Matrix:
@@ -43,6 +99,7 @@ class Matrix(NamedTuple):
             rows_title=self.columns_title,
             columns=self.rows,
             columns_title=self.rows_title,
+            unchanged=None if self.unchanged is None else self.unchanged.T,
         )
 
     def text(self, value: float) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Union
 
 from . import plot
 from .base import Contents, Result, of_type
+from .matrix import Matrix
 from .sweep import Sweep, footer
 
 if TYPE_CHECKING:
@@ -19,12 +20,18 @@ class Panels(dict[str, Union[Sweep, "Panels"]], Result):
     kind: ClassVar[str] = "panels"
 
     def plot(self, normalised: bool = True) -> Figure:
-        """Draw them side by side, panels inside panels as columns; returns the matplotlib Figure."""
-        columns = [
-            [s.matrix(normalised)._replace(title=f"{name} {inner}".strip()) for inner, s in column.items()]
-            for name, column in self.columns().items()
-        ]
-        return plot.panels(columns, footer(list(self.sweeps().values())))
+        """Draw them beside and below each other, panels inside panels as columns; returns the matplotlib Figure.
+
+        As for `Result.plot`.
+        """
+        return plot.for_pyplot(self._picture(normalised))
+
+    def _picture(self, normalised: bool = True) -> Figure:
+        sweeps = self.sweeps()
+        titled = (s.matrix(normalised)._replace(title=name) for name, s in sweeps.items())
+        matrices = iter(Matrix.of_one_scale(list(titled)))
+        columns = [list(itertools.islice(matrices, len(column))) for column in self.columns().values()]
+        return plot.panels(columns, footer(sweeps))
 
     def __repr__(self) -> str:
         return f"<Panels: {', '.join(self)}>"

@@ -1,10 +1,24 @@
-"""Pictures, with matplotlib: of matrices, of points, of bars."""
+"""Pictures, with matplotlib: of matrices, of points, of bars.
+
+A picture is made in inches. Each drawing has axes of a fixed size. What stands around them, labels and titles, is
+measured. Then drawings are put side by side and below each other, so that nothing is cut off.
+
+All text is drawn as it is: none is read as a formula.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import itertools
+import math
+import os
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -14,120 +28,426 @@ from .matrix import Matrix
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 #: The picture files that can be written.
 FORMATS = ("png", "svg", "pdf")
 RED, BLUE = "#b2182b", "#2166ac"
+#: Pixels per inch; the most inches of a picture, either way; and the width that is still readable in a column of text.
+DPI, LARGEST, READABLE = 150, 24.0, 10.6
+#: Matrices with more cells get no numbers; with more marks, a colour in place of marks. No picture has more panels.
+MOST_NUMBERS, MOST_MARKS, MOST_PANELS = 320, 4000, 36
+#: More rows or columns cannot be told apart, and are drawn several in one.
+MOST_LINES = 600
+#: More characters of a label or of a line of the footer are left out.
+LONGEST_LABEL, LONGEST_LINE = 40, 400
+#: What makes a text no formula of matplotlib's or LaTeX's.
+PLAIN: dict[str, Any] = {"parse_math": False, "usetex": False}
+#: How figures are called in pyplot, and how many of them it keeps.
+LABEL, KEPT = "nanopatch figure", 10
 
 
-def heatmap(matrix: Matrix, ax: Axes) -> Axes:
-    """Draw a matrix, rows downwards.
+class Drawing(NamedTuple):
+    """What goes into a picture: the size of its axes in inches, its title, and what draws it.
 
-    Without signs, a sequential map starts at 0 (values below 0 have the colour of 0, and the colour bar has an arrow).
-    With signs, a diverging map is centred on 0. Blank columns are hatched.
+    draw: is given the axes, and axes for a colour bar if there is one; returns sentences for the foot of the picture.
     """
+
+    width: float
+    height: float
+    title: Sequence[str]
+    draw: Callable[[Axes, Axes | None], list[str]]
+    has_bar: bool = False
+
+
+# ---- kinds of drawings ------------------------------------------------------------------------------
+
+
+def heatmap(matrix: Matrix, alone: bool = True, scale: float = 1.0) -> Drawing:
+    """A drawing of a matrix, with cells as large as there is room for. scale: they are to be so much smaller."""
+    n_rows, n_columns = matrix.values.shape
+    narrowest = 0.45 if matrix.values.size <= MOST_NUMBERS else 0.22  # of a column, in inches
+    wide = min(max(0.52 * n_columns, 1.0), max(8.0, narrowest * n_columns), 20.0 if alone else 8.0)
+    high = min(max(0.34 * n_rows, 1.3), max(8.0, 0.17 * n_rows), 17.0 if alone else 8.0)
+
+    def draw(ax: Axes, cax: Axes | None) -> list[str]:
+        return _draw_heatmap(matrix, ax, cax)
+
+    return Drawing(max(wide * scale, 1.0), max(high * scale, 1.3), [matrix.title], draw, has_bar=True)
+
+
+def _draw_heatmap(matrix: Matrix, ax: Axes, cax: Axes | None) -> list[str]:
+    """Draw a matrix, rows downwards; returns what a reader must know, as sentences.
+
+    Without signs, a sequential map starts at 0. With signs, or with values clearly below 0, a diverging map is centred
+    on 0. Blank columns are hatched. cax: where the colour bar goes, by default beside `ax`, which becomes narrower.
+    """
+    whole, matrix = matrix, matrix.strongest(MOST_LINES)
     values, (low, high) = matrix.values, matrix.scale
     n_rows, n_columns = values.shape
     ax.set_facecolor("0.93")  # the colour of empty cells
-    colours = "RdBu_r" if matrix.signed else "Blues"
+    ax.grid(False)  # which some styles have
+    colours = "RdBu_r" if low < 0 else "Blues"  # colour-blind readers can read both
     image = ax.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
+    bar = figure_of(ax).colorbar(image, ax=ax, cax=cax)
+    width, height = size_of(ax) / (n_columns, n_rows)  # of a cell, in inches
+    bar.set_label(wrapped(drawable(matrix.unit), size_of(ax)[1], 9, figure_of(ax)), fontsize=9, **PLAIN)
     blank = np.isnan(values).all(axis=0).nonzero()[0]
     ax.bar(blank, n_rows, width=1, bottom=-0.5, color="none", edgecolor="0.8", hatch="////", linewidth=0)
+
+    said = []
+    numbers = values.size <= MOST_NUMBERS and height > 0.12
+    numbers = numbers and width > 0.058 * max((len(matrix.text(value)) for value in values[matrix.moving]), default=0)
+    cell = min(width, height) * 72  # in points
+    if numbers:
+        _write_values(ax, matrix, high)
+    elif low < 0:
+        below = (matrix.moving & (values < -0.1 * high)).nonzero()
+        if _mark(ax, below, "_", min(5, 0.5 * cell)):
+            said.append("– marks values below 0.")
+    mark = ""
+    if matrix.still.any():
+        dots = _mark(ax, matrix.still.nonzero(), ".", min(3, 0.5 * cell))
+        if not dots:
+            from matplotlib.colors import ListedColormap
+
+            ax.imshow(np.where(matrix.still, 1, np.nan), cmap=ListedColormap(["0.8"]), aspect="auto")
+        mark = "·" if dots else "grey"
+    said += matrix.legend(mark)
     ax.set_xlim(-0.5, n_columns - 0.5)
     ax.set_ylim(n_rows - 0.5, -0.5)
-    slanted = dict(rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
-    ax.set_xticks(range(n_columns), matrix.columns, **slanted)  # type: ignore[arg-type]
-    ax.set_yticks(range(n_rows), matrix.rows)
+    slanted: dict[str, Any] = dict(rotation=45, ha="right", rotation_mode="anchor")
+    said += _label(ax.set_xticks, matrix.columns, 0.2 / width, "column", **slanted)
+    said += _label(ax.set_yticks, matrix.rows, 0.15 / height, "row")
     in_words = {"position": "token (clean / corrupted where they differ)"}
-    ax.set_xlabel(in_words.get(matrix.columns_title, matrix.columns_title))
-    ax.set_ylabel(matrix.rows_title)
-    ax.set_title(matrix.title, fontsize=10)
-    below = values[np.isfinite(values)].min(initial=low) < low - 0.005
-    bar = figure_of(ax).colorbar(image, ax=ax, extend="min" if below else "neither")
-    bar.set_label(matrix.unit, fontsize=9)
-    if values.size <= 320:
-        _write_values(ax, matrix, high)
-    return ax
-
-
-def panels(columns: Sequence[Sequence[Matrix]], footer: Sequence[str]) -> Figure:
-    """Columns of heatmaps side by side, with lines of text below them."""
-    widths = [2.4 + 0.52 * max(len(matrix.columns) for matrix in column) for column in columns]
-    n_rows = [[len(matrix.rows) for matrix in column] for column in columns]
-    heights = [
-        3.0 + 0.34 * max(column[row] for column in n_rows if row < len(column)) for row in range(max(map(len, n_rows)))
-    ]
-    figure = new_figure(figsize=(sum(widths), sum(heights) + 0.4))
-    axes = figure.subplots(len(heights), len(widths), width_ratios=widths, height_ratios=heights, squeeze=False)
-    for place, column in enumerate(columns):
-        for row, matrix in enumerate(column):
-            heatmap(matrix, axes[row, place])
-        for ax in axes[len(column) :, place]:
-            ax.remove()
-    figure.supxlabel("\n".join(footer), fontsize=8, x=0.01, ha="left", parse_math=False, wrap=True)
-    return figure
+    ax.set_xlabel(in_words.get(matrix.columns_title, matrix.columns_title), **PLAIN)
+    ax.set_ylabel(matrix.rows_title, **PLAIN)
+    for name, before, now in zip(("row", "column"), whole.values.shape, values.shape, strict=True):
+        if now < before:
+            said.append(
+                f"There are {before} {name}s, too many to see: each {name} here is up to {math.ceil(before / now)} of "
+                "them, and shows their value of largest size."
+            )
+    return said
 
 
 def _write_values(ax: Axes, matrix: Matrix, high: float) -> None:
-    for (row, column), value in np.ndenumerate(matrix.values):
-        if np.isfinite(value):
-            depth = abs(value) / high if matrix.signed else value / high  # how dark the cell is
-            colour = "white" if depth > 0.6 else "0.25"
-            cell = ax.text(column, row, matrix.text(value), ha="center", va="center", fontsize=7, color=colour)
-            cell.set_in_layout(False)  # it lies inside the axes anyway, and measuring it would take time
+    for row, column in np.argwhere(matrix.moving):
+        value = matrix.values[row, column]
+        colour = "white" if abs(value) > 0.6 * high else "0.25"
+        text = matrix.text(value)
+        cell = ax.text(column, row, text, ha="center", va="center", fontsize=7, color=colour, **PLAIN)
+        cell.set_in_layout(False)  # it lies inside the axes anyway, and measuring it would take time
 
 
-def scatter(x: Array, y: Array, names: Sequence[str], where: Sequence[tuple[float, float]], ax: Axes | None) -> Axes:
-    """Points, with the line on which both coordinates are equal. names, where: those of the worst points."""
-    ax = ax or new_figure(figsize=(5.5, 5)).add_subplot()
-    ends = [min(x.min(), y.min()), max(x.max(), y.max())]
-    ax.plot(ends, ends, color="0.6", linewidth=1, zorder=1)
-    ax.scatter(x, y, s=14, color=BLUE, zorder=2)
-    for number, point in enumerate(where, start=1):
-        ax.annotate(str(number), point, (4, -4), textcoords="offset points", fontsize=8, va="top")
-    text = "\n".join(["worst cells", *(f"{number}  {name}" for number, name in enumerate(names, start=1))])
-    ax.text(0.98, 0.02, text, transform=ax.transAxes, ha="right", va="bottom", ma="left", fontsize=7, parse_math=False)
-    return ax
+def _mark(ax: Axes, cells: tuple[Array, ...], marker: str, size: float) -> bool:
+    """Mark cells, unless there are too many; returns whether any is marked."""
+    if not 0 < len(cells[0]) <= MOST_MARKS:
+        return False
+    ax.plot(cells[1], cells[0], linestyle="none", marker=marker, markersize=size, color="0.35", markeredgewidth=0.6)
+    return True
 
 
-def bars(values: Array, labels: Sequence[str], ax: Axes | None) -> Axes:
-    """One horizontal bar for each value, the first on top; red above 0, blue below."""
-    ax = ax or new_figure(figsize=(6, 1 + 0.25 * len(values))).add_subplot()
-    ax.barh(range(len(values)), values, color=[RED if value > 0 else BLUE for value in values])
-    ax.set_yticks(range(len(values)), labels, parse_math=False)
-    ax.invert_yaxis()
-    ax.axvline(0, color="0.6", linewidth=1)
-    return ax
+def _label(set_ticks: Callable[..., Any], names: Sequence[str], step: float, what: str, **look: Any) -> list[str]:
+    """Label rows, columns or bars; only one in `step` if they would overlap, and then returns a sentence about that."""
+    every = max(1, math.ceil(step - 1e-6))
+    places = range(0, len(names), every)
+    set_ticks(places, [shortened(drawable(names[i]), LONGEST_LABEL) for i in places], fontsize=9, **look, **PLAIN)
+    return [f"One {what} in {every} is labelled."] if every > 1 else []
 
 
-def new_figure(figsize: tuple[float, float]) -> Figure:
-    """A figure of its own, outside pyplot, which would keep it alive and needs a display on some machines."""
-    from matplotlib.figure import Figure
+def panels(columns: Sequence[Sequence[Matrix]], footer: Sequence[str]) -> Figure:
+    """Columns of heatmaps side by side, further ones below, with lines of text below them."""
+    if max(map(len, columns)) > 4:  # higher than a page
+        columns = [[matrix] for column in columns for matrix in column]
+    alone = sum(map(len, columns)) == 1
+    shown = columns[:MOST_PANELS]
+    for scale in (1.0, 0.7, 0.5, 0.3):  # smaller cells, if there are too many for one picture
+        drawings = [[heatmap(matrix, alone, scale) for matrix in column] for column in shown]
+        if alone or _rough_height(drawings) < LARGEST - 3:
+            break
+    n_left_out = sum(map(len, columns[MOST_PANELS:]))
+    return _compose(drawings, footer, n_left_out)
 
-    return Figure(figsize=figsize, layout="constrained")
+
+def _rough_height(columns: Sequence[Sequence[Drawing]]) -> float:
+    """About how high a picture of columns is, in inches, with usual labels."""
+    left, heights = math.inf, [0.0]
+    for column in columns:
+        width = 2.2 + max(drawing.width for drawing in column)
+        if left + width > READABLE:
+            left = 0.0
+            heights.append(0.0)
+        left += width
+        heights[-1] = max(heights[-1], sum(drawing.height + 1.8 for drawing in column))
+    return sum(heights)
+
+
+def scatter(
+    x: Array,
+    y: Array,
+    worst: Sequence[tuple[str, float, float]],
+    axis_titles: tuple[str, str],
+    title: Sequence[str],
+) -> Drawing:
+    """A drawing of points, with the line on which both coordinates are equal. worst: the points that have names."""
+
+    def draw(ax: Axes, _: Axes | None) -> list[str]:
+        ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+        ax.plot(ends, ends, color="0.6", linewidth=1, zorder=1)
+        ax.scatter(x, y, s=14, color=BLUE, zorder=2, rasterized=len(x) > MOST_MARKS)  # a small file, however many
+        for number, (_name, *point) in enumerate(worst, start=1):
+            ax.annotate(str(number), point, (4, -4), textcoords="offset points", fontsize=8, va="top", **PLAIN)  # type: ignore[arg-type]
+        room = size_of(ax)
+        names = (shortened(drawable(name), 2 * LONGEST_LABEL) for name, *_ in worst)
+        lines = ["worst cells", *(f"{i}  {name}" for i, name in enumerate(names, start=1))]
+        text = "\n".join(wrapped(line, 0.9 * room[0], 7, figure_of(ax)) for line in lines)
+        ax.text(0.98, 0.02, text, transform=ax.transAxes, ha="right", va="bottom", ma="left", fontsize=7, **PLAIN)
+        ax.set_xlabel(wrapped(drawable(axis_titles[0]), room[0], 9, figure_of(ax)), fontsize=9, **PLAIN)
+        ax.set_ylabel(wrapped(drawable(axis_titles[1]), room[1], 9, figure_of(ax)), fontsize=9, **PLAIN)
+        return []
+
+    return Drawing(4.8, 4.0, title, draw)
+
+
+def bars(values: Array, labels: Sequence[str], title: str) -> Drawing:
+    """A drawing of one horizontal bar for each value, the first on top; red above 0, blue below."""
+
+    def draw(ax: Axes, _: Axes | None) -> list[str]:
+        ax.barh(range(len(values)), values, color=[RED if value > 0 else BLUE for value in values])
+        ax.set_ylim(len(values) - 0.4, -0.6)
+        said = _label(ax.set_yticks, labels, 0.15 * len(values) / size_of(ax)[1], "bar")
+        ax.axvline(0, color="0.6", linewidth=1)
+        return said
+
+    return Drawing(5.0, min(0.5 + 0.25 * len(values), 18.0), [title], draw)
+
+
+# ---- the whole picture ------------------------------------------------------------------------------
+
+SPACE = 0.12  # inches between drawings, and at the edges
+
+
+def drawn(drawing: Drawing, footer: Sequence[str], ax: Axes | None) -> Figure:
+    """A drawing alone, in axes that a user gives; without axes, the picture, which pyplot then knows."""
+    if ax is None:
+        return for_pyplot(picture(drawing, footer))
+    from .picture import inline, show_once
+
+    said = drawing.draw(ax, None)
+    lines = [ax.get_xlabel(), *(wrapped(line, max(1.0, size_of(ax)[0]), 8, figure_of(ax)) for line in said)]
+    ax.set_xlabel("\n".join(line for line in lines if line), **PLAIN)
+    set_title(ax, drawing.title)
+    figure = figure_of(ax)
+    if inline():
+        figure._ipython_display_ = functools.partial(show_once, figure)  # type: ignore[attr-defined]
+    return figure
+
+
+def picture(drawing: Drawing, footer: Sequence[str] = ()) -> Figure:
+    """One drawing, with lines of text below it."""
+    return _compose([[drawing]], footer)
+
+
+def _compose(columns: Sequence[Sequence[Drawing]], footer: Sequence[str], n_left_out: int = 0) -> Figure:
+    """Columns of drawings, side by side as far as they are readable, further ones below; and lines of text at the foot.
+
+    What does not fit into the largest picture is left out, and the foot says so. n_left_out: so many were before.
+    """
+    from matplotlib.transforms import Bbox
+
+    figure, said = new_figure(), []
+    # While the figure is one inch wide and high, positions are inches.
+    blocks = []  # of each column: [(the axes of each drawing, with their box in inches and what stands around it)]
+    for column in columns:
+        block = []
+        for drawing in column:
+            ax = figure.add_axes((0, 0, drawing.width, drawing.height))
+            cax = figure.add_axes((drawing.width + 0.12, 0, 0.14, drawing.height)) if drawing.has_bar else None
+            said += drawing.draw(ax, cax)
+            axes = [own for own in (ax, cax) if own]
+            boxes = [box for box in (own.get_tightbbox() for own in axes) if box is not None]
+            set_title(ax, drawing.title, max(Bbox.union(boxes).x1 / figure.dpi, 5.4 if len(columns) == 1 else 2.6))
+            boxes = [box for box in (own.get_tightbbox() for own in axes) if box is not None]
+            around = Bbox.union(boxes)
+            block.append((axes, np.array([around.x0, around.y0, around.x1, around.y1]) / figure.dpi))
+        blocks.append(block)
+
+    # Rows of columns.
+    bands: list[list[Any]] = []
+    left, ends = math.inf, []
+    for block in blocks:
+        width = max(box[2] for _, box in block) - min(box[0] for _, box in block) + 2 * SPACE
+        if left + width > READABLE:
+            bands.append([])
+            left = 0.0
+        bands[-1].append((left, block))
+        left += width
+        ends.append(left)
+    total = max(5.6, *ends)
+    levels = [[max(_height(k, i) for _, k in band) for i in range(max(len(k) for _, k in band))] for band in bands]
+
+    def text_of(lines: Sequence[str]) -> str:
+        whole = (shortened(drawable(line), LONGEST_LINE) for line in dict.fromkeys(lines))
+        return "\n".join(wrapped(line, total - 2 * SPACE, 8, figure) for line in whole)
+
+    foot = figure.supxlabel("", fontsize=8, x=0, y=0, ha="left", va="bottom", **PLAIN)
+    while True:
+        left_out = [f"{n_left_out} panels are left out: they do not fit into one picture."] if n_left_out else []
+        foot.set_text(text_of([*footer, *said, *left_out]))
+        foot_height = foot.get_window_extent().height / figure.dpi + SPACE if foot.get_text() else 0.0
+        high = sum(map(sum, levels)) + foot_height + SPACE
+        if high <= LARGEST or len(bands) == 1:
+            break
+        levels.pop()
+        for axes, _ in itertools.chain(*(block for _, block in bands.pop())):
+            n_left_out += 1
+            for own in axes:
+                own.remove()
+
+    figure.set_size_inches(total, high)
+    top = high
+    for band, heights in zip(bands, levels, strict=True):
+        for x, block in band:
+            y, x_body = top, x + SPACE - min(box[0] for _, box in block)
+            for (axes, box), height in zip(block, heights, strict=False):
+                for own in axes:
+                    place = own.get_position(original=True)
+                    at = (x_body + place.x0, y - SPACE - box[3] + place.y0, place.width, place.height)
+                    own.set_position((at[0] / total, at[1] / high, at[2] / total, at[3] / high))
+                y -= height
+        top -= sum(heights)
+    foot.set_position((SPACE / total, SPACE / high))
+    return figure
+
+
+def _height(block: Sequence[tuple[Any, Array]], level: int) -> float:
+    """How high one drawing of a column is, with the space above it; 0 if the column has none there."""
+    return float(block[level][1][3] - block[level][1][1]) + 2 * SPACE if level < len(block) else 0.0
+
+
+def set_title(ax: Axes, lines: Sequence[str], width: float | None = None) -> None:
+    """A title that starts at the left edge of the axes, wrapped to a width in inches, by default that of the axes."""
+    width = width or max(1.0, size_of(ax)[0])
+    text = "\n".join(wrapped(shortened(drawable(line), LONGEST_LINE), width, 10, figure_of(ax)) for line in lines)
+    ax.set_title(text, loc="center", fontsize=10, x=0, ha="left", pad=9, **PLAIN)
+
+
+# ---- text -------------------------------------------------------------------------------------------
+
+
+def drawable(text: str) -> str:
+    """A text with all that cannot be drawn as escapes: control characters, and what the font has no glyph for."""
+    return "".join(c if c.isascii() and c.isprintable() or _has_glyph(c) else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+def _has_glyph(character: str) -> bool:
+    from matplotlib import font_manager, rcParams
+
+    if not character.isprintable():
+        return False
+    for family in rcParams["font.family"]:  # matplotlib takes the first one that has the glyph
+        path = font_manager.findfont(font_manager.FontProperties(family=[family]))
+        if font_manager.get_font(path).get_char_index(ord(character)):
+            return True
+    return False
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of at most so many characters: what is too much is left out of its middle."""
+    if len(text) <= most:
+        return text
+    note = f"… ({len(text) - most} characters more) …" if most > 100 else "…"
+    return f"{text[: most // 2]}{note}{text[len(text) - most // 2 + len(note) :]}"
+
+
+def wrapped(text: str, width: float, size: float, figure: Figure) -> str:
+    """A text in lines that are at most `width` inches wide. size: of its font. matplotlib's own wrapping reads `$`."""
+    probe = figure.text(0, 0, "", fontsize=size, **PLAIN)
+    characters = max(4, int(width * 125 / size))
+    while True:
+        lines = textwrap.wrap(text, characters, replace_whitespace=False, break_on_hyphens=False)
+        probe.set_text("\n".join(lines))
+        widest = probe.get_window_extent().width / figure.dpi if lines else 0
+        if widest <= width or characters == 4:
+            probe.remove()
+            return "\n".join(lines)
+        characters = max(4, min(characters - 1, int(characters * width / widest)))
+
+
+# ---- figures ----------------------------------------------------------------------------------------
+
+
+def new_figure() -> Figure:
+    """An empty figure of one inch by one, outside pyplot, which would keep it alive and needs a display at times."""
+    check_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    from .picture import Picture
+
+    figure = Picture(figsize=(1, 1), dpi=DPI, layout="none")  # type: ignore[arg-type]  # whatever rcParams say
+    FigureCanvasAgg(figure)  # which can measure text
+    return figure
+
+
+def check_matplotlib() -> None:
+    """NanopatchError if matplotlib does not start because of MPLBACKEND."""
+    try:
+        import matplotlib  # noqa: F401
+    except ValueError:
+        name = os.environ.get("MPLBACKEND")
+        raise NanopatchError(
+            f"no picture can be drawn: MPLBACKEND={name!r} is not a backend of matplotlib; unset it, or set it to agg"
+        ) from None
+
+
+def size_of(ax: Axes) -> Array:
+    """Width and height of axes, in inches."""
+    box = ax.get_window_extent()
+    return np.array([box.width, box.height]) / figure_of(ax).dpi
 
 
 def figure_of(ax: Axes) -> Figure:
     """The figure that axes are in."""
-    return ax.figure.figure  # for a subfigure, the figure that it is in
+    parent: Figure | SubFigure = ax.figure
+    return parent.figure  # for a subfigure, the figure that it is in
 
 
 def as_bytes(figure: Figure, file_format: str = "png") -> bytes:
     """A figure as the content of a picture file."""
     file = io.BytesIO()
-    figure.savefig(file, format=file_format, dpi=150)
+    figure.savefig(file, format=file_format)
     return file.getvalue()
 
 
+def for_pyplot(figure: Figure) -> Figure:
+    """Make a figure pyplot's current one, if the caller uses pyplot: `plt.show()` and `plt.savefig()` are about it.
+
+    pyplot keeps what it knows alive, so it forgets the oldest of ours; the Figures themselves stay usable.
+    """
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    if pyplot is None or threading.current_thread() is not threading.main_thread():  # windows are the main thread's
+        return figure
+    ours = [label for label in pyplot.get_figlabels() if label.startswith(f"{LABEL} ")]
+    for label in ours[: max(0, len(ours) + 1 - KEPT)]:
+        pyplot.close(label)
+    number = max(pyplot.get_fignums(), default=0) + 1
+    with contextlib.suppress(ImportError):  # the backend needs a display, and there is none: it can still be saved
+        pyplot.figure(f"{LABEL} {number}", FigureClass=lambda **_: figure)
+    return figure
+
+
 def show(figure: Figure) -> None:
-    """Show a figure in a window. NanopatchError if there is no display."""
+    """Show a figure of `for_pyplot` in a window. NanopatchError if there is no display."""
+    check_matplotlib()
     import matplotlib
     from matplotlib import pyplot
 
-    if matplotlib.get_backend().lower() in ("agg", "pdf", "svg", "ps", "cairo", "template"):
+    written = matplotlib.get_backend().lower() in ("agg", "pdf", "svg", "ps", "cairo", "template", "pgf")
+    if written or for_pyplot(figure).canvas.manager is None:
         raise NanopatchError("there is no display to show a picture on: write it to a file with -o FILE.png")
-    ax = pyplot.figure(layout="constrained").add_subplot()
-    ax.imshow(pyplot.imread(io.BytesIO(as_bytes(figure))))
-    ax.axis("off")
     pyplot.show()

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from .plot import Drawing
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Saliency(Result):
@@ -63,11 +65,13 @@ class Saliency(Result):
         return "\n".join(lines)
 
     def plot(self, ax: Axes | None = None) -> Figure:
-        """Bars of gradient x embedding, one for each token; returns the matplotlib Figure."""
+        """Bars of gradient x embedding, one for each token; returns the matplotlib Figure (see `Result.plot`)."""
+        return plot.drawn(*self._parts(), ax)
+
+    def _parts(self) -> tuple[Drawing, list[str]]:
         labels = [f"{i} {visible(token)}" for i, token in enumerate(self.tokens)]
-        ax = plot.bars(self.product, labels, ax)
-        ax.set_title(f"{self.metric} {number(self.value, 3)}: gradient x embedding of each token", fontsize=10)
-        return plot.figure_of(ax)
+        title = f"{self.metric} {number(self.value, 3)}: gradient x embedding of each token"
+        return plot.bars(self.product, labels, title), []
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One dict for each token: position, token, id, norm, product."""

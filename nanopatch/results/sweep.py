@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from .plot import Drawing
+
 #: The run that is patched into (the base), and the run that is patched from (the donor).
 DIRECTIONS = {"denoise": ("corrupted", "clean"), "noise": ("clean", "corrupted")}
 
@@ -298,16 +300,23 @@ class Sweep(Result):
         values, name = self.normalised if normalised else self.grid, self.metric.replace("_", " ")
         columns = self.labels(column)
         baselines = (self.baseline_clean, self.baseline_corrupted or 0)
+        span = abs(self.base_value) if self.donor_value is None else abs(self.donor_value - self.base_value)
+
+        def flat(array: Array) -> Array:
+            return np.moveaxis(array, self.axes.index(column), -1).reshape(-1, len(columns))
+
         return Matrix(
-            values=np.moveaxis(values, self.axes.index(column), -1).reshape(-1, len(columns)),
+            values=flat(values),
             rows=[".".join(labels) for labels in itertools.product(*map(self.labels, others))],
             rows_title=".".join(others),
             columns=columns,
             columns_title=column,
-            title=self.title.replace(": ", ":\n", 1),
+            title=self.title,
             unit=f"{name}, {self.scale}" if normalised else name,
             signed=not normalised or self.donor_value is None,
             largest=max(map(abs, baselines)) if not normalised else 1.0 if self.donor_value is not None else 0.0,
+            noise=self.rounding / span if normalised else self.rounding,
+            unchanged=None if self.unchanged is None else flat(self.unchanged),
         )
 
     def text(self) -> str:
@@ -326,7 +335,8 @@ class Sweep(Result):
             self.title,
             unit,
             *table(matrix, numbered=tokens),
-            f"unpatched: clean {number(self.baseline_clean)}{corrupted} ({self.metric}); {_answers(self.experiment)}",
+            f"unpatched: clean {number(self.baseline_clean)}{corrupted} ({self.metric}); "
+            f"{answers(self.experiment, self.n_pairs)}",
         ]
         if self.standard_error is not None:
             lines.append(
@@ -335,13 +345,14 @@ class Sweep(Result):
         return "\n".join([*lines, *self.notes])
 
     def plot(self, ax: Axes | None = None, normalised: bool = True) -> Figure:
-        """Draw the grid as a heatmap, with the prompts below it; returns the matplotlib Figure.
+        """Draw the grid as a heatmap, with the prompts below it; returns the matplotlib Figure (see `Result.plot`).
 
         ax: draw the heatmap alone, into these axes. normalised: False draws the raw metric.
         """
-        if ax is None:
-            return plot.panels([[self.matrix(normalised)]], footer([self]))
-        return plot.figure_of(plot.heatmap(self.matrix(normalised), ax))
+        return plot.drawn(*self._parts(normalised), ax)
+
+    def _parts(self, normalised: bool = True) -> tuple[Drawing, list[str]]:
+        return plot.heatmap(self.matrix(normalised)), footer({"": self})
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One dict for each patch: where it was (positions and tokens of both prompts), the metric and `normalised`."""
@@ -433,34 +444,55 @@ def without_partner(axes: Sequence[str], pieces: Mapping[str, Sequence[Any]], co
     return blank
 
 
-def footer(sweeps: Sequence[Sweep]) -> list[str]:
-    """The lines below a picture of sweeps: the prompts, the metrics of the unpatched runs, and the notes."""
-    first = sweeps[0]
-    by_metric = {s.metric: s for s in sweeps}
+def footer(sweeps: Mapping[str, Sweep]) -> list[str]:
+    """The lines below a picture of sweeps: the prompts, the metrics of the unpatched runs, and the notes.
+
+    Sweeps of different questions, which a user may have put together, are told apart by their names.
+    """
+    questions: dict[str, dict[str, Sweep]] = {}
+    for name, s in sweeps.items():
+        asked = jsonable([s.experiment, s.source.name, s.corruption, s.n_pairs])
+        questions.setdefault(str(asked), {})[name] = s
     lines = []
+    for group in questions.values():
+        first = next(iter(group.values()))
+        lines += [f"{', '.join(group)}:"] if len(questions) > 1 else []
+        lines += about(first, list({s.metric: s for s in group.values()}.values()), first.corruption)
+    scaled = any(s.donor_value is not None for s in sweeps.values())
+    scale = ["normalised: 0 is the run patched into, 1 the run patched from"] if scaled else []
+    return [*lines, *scale, *dict.fromkeys(n for s in sweeps.values() for n in s.notes)]
+
+
+def about(result: Any, metrics: Sequence[Any], corruption: Corruption | None = None) -> list[str]:
+    """The prompts, answers and model of a result, and the metrics of its unpatched runs: those of `metrics`."""
+    lines, means = [], []
+    mean = result.n_pairs > 1
     for name in ("clean", "corrupted"):
-        values = [(metric, getattr(s, f"baseline_{name}")) for metric, s in by_metric.items()]
+        values = [(s.metric, getattr(s, f"baseline_{name}")) for s in metrics]
         if values[0][1] is not None:
-            prompt = getattr(first.experiment, name)
+            prompt = getattr(result.experiment, name)
             prompt = prompt if isinstance(prompt, str) else f"token ids {np.asarray(prompt).tolist()}"
-            if name == "corrupted" and first.corruption:
-                prompt = f"the clean prompt with {first.corruption}"
-            lines.append(f"{name}: {prompt}   {', '.join(f'{metric} {number(value)}' for metric, value in values)}")
-    answers = _answers(first.experiment)
-    scale = "" if first.donor_value is None else "; normalised: 0 is the run patched into, 1 the run patched from"
-    return [*lines, f"{answers}, model {first.source.name}{scale}", *dict.fromkeys(n for s in sweeps for n in s.notes)]
+            if name == "corrupted" and corruption:
+                prompt = f"the clean prompt with {corruption}"
+            measured = ", ".join(f"{metric} {number(value)}" for metric, value in values)
+            lines.append(f"first pair, {name}: {prompt}" if mean else f"{name}: {prompt}   {measured}")
+            means.append(f"{name} {measured}")
+    if mean:  # of all pairs, so not what the first pair's prompts give
+        lines.append(f"mean of {result.n_pairs} pairs: {'; '.join(means)}")
+    return [*lines, f"{answers(result.experiment, result.n_pairs)}, model {result.source.name}"]
+
+
+def answers(experiment: Experiment, n_pairs: int) -> str:
+    if experiment.answer is None:
+        return "no answers"
+    whose = "the first pair's " if n_pairs > 1 else ""
+    return f"{whose}answer {experiment.answer!r}, wrong answer {experiment.wrong_answer!r}"
 
 
 def _common(tokens: tuple[str, ...], ids: Sequence[tuple[int, ...]]) -> tuple[str, ...]:
     """The tokens of the first prompt, with … after each whose id is not the same in all prompts."""
     columns = map(set, zip(*ids, strict=True))
     return tuple(token if len(known) == 1 else f"{token}…" for token, known in zip(tokens, columns, strict=True))
-
-
-def _answers(experiment: Experiment) -> str:
-    if experiment.answer is None:
-        return "no answers"
-    return f"answer {experiment.answer!r}, wrong answer {experiment.wrong_answer!r}"
 
 
 def _is_item(item: Any, axis: str) -> bool:

@@ -17,12 +17,13 @@ def table(matrix: Matrix, numbered: bool = False, width: int | None = None) -> l
     """A matrix as lines of text: a heading, then a line for each row, each value shaded by its size.
 
     numbered: put numbers before the names of rows. width: the most characters of a line, by default the terminal's.
-    Columns that do not fit follow in a table below.
+    Columns that do not fit follow in a table below. A patch that can change nothing is a dot.
     """
     from shutil import get_terminal_size  # here, because it loads four compression libraries
 
     width = width or get_terminal_size().columns
-    darkest = np.abs(matrix.values[np.isfinite(matrix.values)]).max(initial=0 if matrix.signed else 1)
+    darkest = matrix.scale[1]
+    still = matrix.still
     labels = [f"{i:>3} {label}" if numbered else label for i, label in enumerate(matrix.rows)]
     margin = max(map(len, [*labels, matrix.columns_title])) + 1
     column_width = max([7, *(len(column) + 1 for column in matrix.columns)])
@@ -31,17 +32,18 @@ def table(matrix: Matrix, numbered: bool = False, width: int | None = None) -> l
     for first in range(0, len(matrix.columns), columns_a_line):
         some = slice(first, first + columns_a_line)
         lines.append(matrix.columns_title.rjust(margin) + "".join(f"{c:>{column_width}}" for c in matrix.columns[some]))
-        for label, values in zip(labels, matrix.values, strict=True):
-            shaded = (_cell(matrix, value, darkest).rjust(column_width) for value in values[some])
+        for row, label in enumerate(labels):
+            cells = zip(matrix.values[row, some], still[row, some], strict=True)
+            shaded = (("·" if dot else _cell(matrix, value, darkest)).rjust(column_width) for value, dot in cells)
             lines.append((label.ljust(margin) + "".join(shaded)).rstrip())
-    return lines
+    return lines + matrix.legend()
 
 
 def _cell(matrix: Matrix, value: float, darkest: float) -> str:
     """A space, a shade, and the value."""
     if not np.isfinite(value):
         return "" if np.isnan(value) else str(value)
-    shade = SHADES[min(4, round(abs(value) / darkest * 4))] if darkest else " "
+    shade = SHADES[min(4, round(abs(value) / darkest * 4))]
     return f" {shade}{matrix.text(value):>5}"
 
 

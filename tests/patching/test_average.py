@@ -1,6 +1,7 @@
 """Results averaged over experiments, compared with the obvious loop."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -174,7 +175,8 @@ def test_a_sweep_saved_before_there_were_averages_can_be_read(tmp_path):
     np.savez(tmp_path / "old.npz", grid=grid, header=json.dumps(header))
     loaded, later = Sweep.load(tmp_path / "old.npz"), Sweep.load(path)
     assert later.unchanged is not None and loaded.unchanged is None
-    assert np.array_equal(loaded.grid, later.grid) and str(loaded) == str(later) and loaded.notes == later.notes
+    assert np.array_equal(loaded.grid, later.grid) and loaded.notes == later.notes
+    assert str(loaded) == str(replace(later, unchanged=None))  # without the dots of what could not change
     assert {**loaded.to_dict(), "arrays": None} == {**later.to_dict(), "arrays": None} | {"unchanged": None}
 
 

@@ -105,8 +105,11 @@ def test_the_table_has_every_value(michelle, elon, flat):
     assert lines[0] == "resid_pre patched from clean into corrupted (denoising), nano"
     for position, line in enumerate(lines[3 : 3 + len(michelle.columns)]):
         assert line.startswith(f"{position:>3} {michelle.column_labels[position]} ")
-        values = [float(word) for word in re.sub("[░▒▓█]", " ", line).split()[-4:]]
+        words = re.sub("[░▒▓█]", " ", line).split()[-4:]
+        assert [word == "·" for word in words] == michelle.unchanged[:, position].tolist()
+        values = [float(word.replace("·", "0")) for word in words]
         assert np.allclose(values, michelle.normalised[:, position], atol=0.00501)
+    assert "·: a patch there cannot change the metric." in lines
     assert "El / –" in str(elon) and str(elon).endswith(elon.notes[-1])
     assert "Not normalised" in str(flat) and "normalised: 0" not in str(flat)
 
