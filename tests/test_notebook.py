@@ -29,6 +29,7 @@ SHOWN = {
     "comparison": 'nanopatch.Comparison(sweep(model, michelle, "z"), attribute(model, michelle, "z"))',
     "edges": "nanopatch.edge_attribution(model, michelle)",
     "saliency": "nanopatch.saliency(model, michelle)",
+    "figure": "result.plot()",
     "table": "print(result)",
 }
 # 44 patches, of which each takes at least 0.03 s to measure: the bar, which waits for a second, must appear.
@@ -95,7 +96,7 @@ def test_the_calls_of_the_readme_run_without_a_word_on_stderr(outputs):
             assert written(outputs[name], "stderr") == "", name
 
 
-@pytest.mark.parametrize("name", ["sweep", "panels", "comparison", "edges", "saliency"])
+@pytest.mark.parametrize("name", ["sweep", "panels", "comparison", "edges", "saliency", "figure"])
 def test_results_are_pictures(outputs, name):
     assert shown(outputs[name])["image/png"].startswith("iVBORw0KGgo")  # base64 of PNG's first bytes
     assert "text/plain" in shown(outputs[name])

@@ -132,6 +132,7 @@ class EdgeScores(Result):
 
         As for `Result.plot`; `ax`: draw the circuit alone, into these axes.
         """
+        plot.check_no_path(n)
         return plot.drawn(*self._parts(n), ax)
 
     def _parts(self, n: int = 30) -> tuple[Drawing, list[str]]:

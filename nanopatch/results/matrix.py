@@ -105,8 +105,10 @@ class Matrix(NamedTuple):
     def text(self, value: float) -> str:
         """A value of it as text, in six or seven characters; with an exponent where all values are small."""
         largest = np.abs(self.values[np.isfinite(self.values)]).max(initial=0)
-        if 0 < largest < 0.0995 and value:
+        if 0 < largest < 0.0095 and value:
             return f"{value:.1e}"
+        if 0 < largest < 0.0995:
+            return f"{value:.3f}".replace("-0.000", "0.000")
         decimals = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
         return f"{value:.{decimals}f}".replace("-0.00", "0.00")
 

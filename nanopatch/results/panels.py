@@ -24,6 +24,7 @@ class Panels(dict[str, Union[Sweep, "Panels"]], Result):
 
         As for `Result.plot`.
         """
+        plot.check_no_path(normalised)
         return plot.for_pyplot(self._picture(normalised))
 
     def _picture(self, normalised: bool = True) -> Figure:

@@ -228,8 +228,15 @@ def bars(values: Array, labels: Sequence[str], title: str) -> Drawing:
 SPACE = 0.12  # inches between drawings, and at the edges
 
 
+def check_no_path(given: object) -> None:
+    """NanopatchError where a file's name is given to `plot`."""
+    if isinstance(given, (str, os.PathLike)):
+        raise NanopatchError(f"plot draws, and writes no file: write result.save({os.fspath(given)!r})")
+
+
 def drawn(drawing: Drawing, footer: Sequence[str], ax: Axes | None) -> Figure:
     """A drawing alone, in axes that a user gives; without axes, the picture, which pyplot then knows."""
+    check_no_path(ax)
     if ax is None:
         return for_pyplot(picture(drawing, footer))
     from .picture import inline, show_once

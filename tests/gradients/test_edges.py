@@ -37,6 +37,7 @@ from nanopatch import (
     faithfulness,
     load,
     path_patch,
+    record,
     tasks,
 )
 from nanopatch.experiments import MICHELLE
@@ -258,11 +259,17 @@ def test_without_all_edges_out_of_some_nodes_it_is_patching_their_outputs(drawn,
     model, experiment, *_ = drawn
     cut = data.draw(st.lists(st.sampled_from(list(graph(model)[0])), min_size=1, max_size=4, unique=True))
     clean, corrupted = model.run(experiment.clean), model.run(experiment.corrupted)
-    for step in model.steps(experiment.clean):
-        for sender in cut:
-            replace(step, sender, corrupted)
+
+    def patched():
+        for step in model.steps(experiment.clean):
+            for sender in cut:
+                replace(step, sender, corrupted)
+            yield step
+
+    run = record(patched())
+    run.model = model
     edges = [edge for edge in all_edges(model) if edge[0] not in cut]
-    assert_logits(run_circuit(model, experiment, edges), step.array, clean, corrupted)
+    assert_logits(run_circuit(model, experiment, edges), run.logits, clean, corrupted, run)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 100))

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, tiny_model
 
 import nanopatch
-from nanopatch import Comparison, EdgeScores, Experiment, Panels, Patch, Saliency, Sweep, sweep
+from nanopatch import Comparison, EdgeScores, Experiment, NanopatchError, Panels, Patch, Saliency, Sweep, sweep
 from nanopatch.experiments import CAPITAL, ELON, MICHELLE
 from nanopatch.results import plot
 from nanopatch.results.matrix import Matrix
@@ -425,3 +425,17 @@ def test_a_notebook_shows_a_figure_once(michelle, pyplot, monkeypatch):
         with pytest.raises(NotImplementedError):
             shown._ipython_display_()
     assert pyplot.get_fignums() == []  # nothing is left to be shown at the end of the cell
+
+
+def test_a_file_name_given_to_plot_says_to_save(tmp_path):
+    nano = nanopatch.load("nano")
+    results = [
+        sweep(nano, "michelle"),
+        sweep(nano, "michelle", ["z", "q"]),
+        nanopatch.edge_attribution(nano, "michelle"),
+        nanopatch.saliency(nano, MICHELLE),
+    ]
+    for result in results:
+        for name in ("x.png", tmp_path / "x.png"):
+            with pytest.raises(NanopatchError, match="plot draws, and writes no file: write result.save"):
+                result.plot(name)
