@@ -162,6 +162,74 @@ METRICS = {
 }
 
 
+def probability_of(tokens: Sequence[int]) -> Metric:
+    """Several right answers: the probability that the next token is one of them.
+
+    Examples
+    --------
+    >>> import nanopatch
+    >>> model, michelle = nanopatch.load("nano"), nanopatch.experiments.MICHELLE
+    >>> either = nanopatch.metrics.probability_of(model.tokenize(" Jones Smith"))
+    >>> round(nanopatch.sweep(model, michelle, metric=either).baseline_clean, 2)
+    0.99
+    """
+    ids = _ids(tokens)
+
+    def function(logits: Array, target: Target) -> Any:
+        return np.exp(log_softmax(logits)[ids]).sum()
+
+    def gradient(logits: Array, target: Target) -> Array:
+        p = np.exp(log_softmax(logits))
+        return p * (np.isin(np.arange(len(p)), ids) - p[ids].sum())
+
+    return Metric("probability_of", "last", function, gradient, reads_answers=False)
+
+
+def log_probability_of(tokens: Sequence[int]) -> Metric:
+    """An answer of several tokens: the natural logarithm of its probability, by teacher forcing.
+
+    Both prompts must end in all its tokens but the last. The logits at their last positions then rate each token after
+    those before it, and the logarithms add up.
+
+    Examples
+    --------
+    >>> import nanopatch
+    >>> model = nanopatch.load("nano")
+    >>> answer = model.tokenize(" Jones was a")
+    >>> prompts = [f"Michelle {name} was a top-notch student. Michelle Jones was" for name in ("Jones", "Smith")]
+    >>> pair = nanopatch.Experiment(*prompts)
+    >>> result = nanopatch.sweep(model, pair, metric=nanopatch.metrics.log_probability_of(answer))
+    >>> result.baseline_clean > result.baseline_corrupted
+    True
+    """
+    ids = _ids(tokens)
+
+    def rows(logits: Array, target: Target) -> Array:
+        if len(target.tokens) < len(ids) or list(target.tokens[len(target.tokens) - len(ids) + 1 :]) != ids[:-1]:
+            raise NanopatchError(
+                f"log_probability_of needs prompts that end in {ids[:-1]}: all its tokens but the last"
+            )
+        return np.array([log_softmax(row) for row in logits[-len(ids) :]])  # (len(ids), n_vocab)
+
+    def function(logits: Array, target: Target) -> Any:
+        return rows(logits, target)[np.arange(len(ids)), ids].sum()
+
+    def gradient(logits: Array, target: Target) -> Array:
+        slope = np.zeros(logits.shape)
+        slope[-len(ids) :] = -np.exp(rows(logits, target))
+        slope[np.arange(-len(ids), 0), ids] += 1
+        return slope
+
+    return Metric("log_probability_of", "all", function, gradient, reads_answers=False)
+
+
+def _ids(tokens: Sequence[int]) -> list[int]:
+    ids = [int(token) for token in tokens] if np.ndim(tokens) == 1 and np.asarray(tokens).dtype.kind in "iu" else []
+    if not ids or min(ids) < 0:
+        raise NanopatchError(f"token ids are expected, as model.tokenize gives them, at least one; not {tokens!r:.60}")
+    return ids
+
+
 def as_metric(metric: MetricLike) -> Metric:
     """The `Metric` of a name, or of a function of the logits (n_tokens, n_vocab) that returns one number."""
     if isinstance(metric, Metric):

@@ -23,8 +23,9 @@ def generate(
     seed: int = 0,
     prepend_bos: bool = False,
     special_tokens: bool = False,
-) -> Array:
-    """The token ids (n_tokens,) with which the model continues a prompt; `model.detokenize` gives their text.
+    as_text: bool = False,
+) -> Array | Any:
+    """The token ids (n_tokens,) with which the model continues a prompt, or their text.
 
     Each token passes through the model once, and attends to the kept keys and values of earlier tokens.
 
@@ -42,6 +43,8 @@ def generate(
         Put `<|endoftext|>` before the prompt.
     special_tokens : bool
         Read `<|endoftext|>` inside the text as that token. By default it is ordinary text.
+    as_text : bool
+        Return a str.
 
     Raises
     ------
@@ -52,7 +55,7 @@ def generate(
     --------
     >>> import nanopatch
     >>> model = nanopatch.load("nano")
-    >>> model.detokenize(nanopatch.generate(model, "The capital of France is", 1))
+    >>> nanopatch.generate(model, "The capital of France is", 1, as_text=True)
     ' Paris'
     """
     tokens = model.tokenize(prompt, prepend_bos=prepend_bos, special_tokens=special_tokens)
@@ -87,7 +90,7 @@ def generate(
         token = random.choice(model.n_vocab, p=softmax(logits / temperature)) if temperature else np.argmax(logits)
         generated.append(int(token))
         unseen = np.array([token])
-    return np.array(generated, np.int64)
+    return model.detokenize(generated) if as_text else np.array(generated, np.int64)
 
 
 def random_generator(seed: Any) -> np.random.Generator:

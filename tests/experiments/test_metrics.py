@@ -7,7 +7,18 @@ import pytest
 from conftest import tiny_model
 
 from nanopatch import Experiment, NanopatchError, attribute, load, sweep
-from nanopatch.experiments.metrics import METRICS, Metric, Target, as_metric, measure, rounding_of, top_tokens
+from nanopatch.experiments.metrics import (
+    METRICS,
+    Metric,
+    Target,
+    as_metric,
+    log_probability_of,
+    log_softmax,
+    measure,
+    probability_of,
+    rounding_of,
+    top_tokens,
+)
 from nanopatch.experiments.patch import Patch
 
 
@@ -163,3 +174,36 @@ def test_baselines_that_differ_by_rounding_alone_are_equal():
     alone = nano.run([464, 3139, 286, 4881, 318], sites="logits").logits
     apart = np.abs(np.subtract(measure(metrics, batch[1], target), measure(metrics, alone, target)))
     assert (apart <= rounding_of(metrics, alone, target)).all()
+
+
+def test_several_right_answers_and_answers_of_several_tokens():
+    model = tiny_model(seed=7)
+    pair = Experiment([1, 2, 3, 4, 5], [1, 9, 3, 4, 5])
+    p = np.exp([log_softmax(row) for row in model.run(pair.clean).logits])
+    result = sweep(model, pair, metric=[probability_of([3, 7, 11]), log_probability_of([4, 5, 6])])
+    assert result["probability_of"].baseline_clean == pytest.approx(p[-1, [3, 7, 11]].sum(), rel=1e-12)
+    one_after_the_other = np.log(p[2, 4]) + np.log(p[3, 5]) + np.log(p[4, 6])
+    assert result["log_probability_of"].baseline_clean == pytest.approx(one_after_the_other, rel=1e-12)
+    for metric in (probability_of([3]), log_probability_of([3])):
+        assert sweep(model, pair, metric=metric).grid[2, 4] == pytest.approx(
+            sweep(model, replace(pair, answer=3, wrong_answer=7), metric=metric.name.removesuffix("_of")).grid[2, 4]
+        )
+    for wrong in ([], [[1]], "a", [1.5], 3, [-1]):
+        with pytest.raises(NanopatchError, match="token ids are expected"):
+            probability_of(wrong)
+    with pytest.raises(NanopatchError, match=r"give prompts that end in \[7\]: all its tokens but the last"):
+        sweep(model, pair, metric=log_probability_of([7, 8]))
+
+
+@pytest.mark.parametrize("metric", [probability_of([3, 7]), log_probability_of([2, 3, 4])], ids=lambda m: m.name)
+def test_their_derivatives_are_those_of_central_differences(metric):
+    """The step 1e-5 errs by about 1e-10 of the third derivative, and by rounding 1e-16 / 1e-5."""
+    logits = np.random.default_rng(0).normal(0, 1, (5, 13))
+    target = Target(None, None, np.array([1, 9, 8, 2, 3]), None)
+    given = logits[-1] if metric.needs == "last" else logits
+    gradient = metric.gradient(given, target)
+    for index in np.ndindex(given.shape):
+        step = np.zeros(given.shape)
+        step[index] = 1e-5
+        slope = (metric.function(given + step, target) - metric.function(given - step, target)) / 2e-5
+        assert gradient[index] == pytest.approx(slope, abs=1e-9)
