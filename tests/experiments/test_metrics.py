@@ -191,7 +191,7 @@ def test_several_right_answers_and_answers_of_several_tokens():
     for wrong in ([], [[1]], "a", [1.5], 3, [-1]):
         with pytest.raises(NanopatchError, match="token ids are expected"):
             probability_of(wrong)
-    with pytest.raises(NanopatchError, match=r"give prompts that end in \[7\]: all its tokens but the last"):
+    with pytest.raises(NanopatchError, match=r"needs prompts that end in \[7\]: all its tokens but the last"):
         sweep(model, pair, metric=log_probability_of([7, 8]))
 
 
