@@ -93,12 +93,14 @@ class LateArray(np.ndarray):
     """A site's array after the run has moved on. It is as any array, but an edit of it says why it comes too late."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        raise NanopatchError(TOO_LATE)
+        if not self.flags.writeable:  # a copy of it may be edited
+            raise NanopatchError(TOO_LATE)
+        super().__setitem__(key, value)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = (), **options: Any) -> Any:
-        if any(isinstance(array, LateArray) for array in out):  # site.array += x
+        if any(isinstance(array, LateArray) and not array.flags.writeable for array in out):  # site.array += x
             raise NanopatchError(TOO_LATE)
-        inputs = tuple(np.asarray(array) if isinstance(array, LateArray) else array for array in inputs)
+        inputs, out = (tuple(np.asarray(a) if isinstance(a, LateArray) else a for a in some) for some in (inputs, out))
         return getattr(ufunc, method)(*inputs, **(options | {"out": out} if out else options))
 
     def __repr__(self) -> str:

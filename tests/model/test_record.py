@@ -58,6 +58,11 @@ def test_an_edit_that_comes_too_late_raises():
     logits = model.run([1, 2, 3]).logits
     assert np.array_equal(last.array, logits) and repr(last.array) == repr(logits)  # else it is as any array
     assert type(last.array * 2) is type(np.exp(last.array)) is np.ndarray
+    copied = last.array.copy()
+    copied[0] = 0
+    copied += 1
+    assert (copied[0] == 1).all() and np.array_equal(copied[1:], logits[1:] + 1)
+    assert np.array_equal(last.array, logits)
 
 
 def test_a_value_that_does_not_fit_raises_and_changes_nothing():
