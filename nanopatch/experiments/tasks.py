@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -384,8 +385,8 @@ def _fill(template: str, words: Mapping[str, str], needed: Sequence[str]) -> str
 
 
 def _check_n(n: int, most: int | None = None) -> int:
-    if n < 1 or (most is not None and n > most):
-        raise NanopatchError(f"n is {n}: give {'at least 1' if most is None else f'from 1 to {most}'}")
+    if not isinstance(n, Integral) or n < 1 or (most is not None and n > most):
+        raise NanopatchError(f"n is {n!r}: give {'at least 1' if most is None else f'from 1 to {most}'}")
     return n
 
 

@@ -239,6 +239,10 @@ def drawn(drawing: Drawing, footer: Sequence[str], ax: Axes | None) -> Figure:
     check_no_path(ax)
     if ax is None:
         return for_pyplot(picture(drawing, footer))
+    if not hasattr(ax, "imshow"):
+        raise NanopatchError(
+            f"plot draws into matplotlib Axes, not into {ax!r:.60}: give plt.subplots()[1], or nothing"
+        )
     from .picture import inline, show_once
 
     said = drawing.draw(ax, None)

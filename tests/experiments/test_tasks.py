@@ -203,3 +203,10 @@ def test_nano_can_do_it(nano, task, arguments):
         logits = nano.next_logits(np.array([getattr(t, name) for t in tokens]))  # (n_pairs, n_vocab)
         difference = np.take_along_axis(logits, answers, axis=1) - np.take_along_axis(logits, wrong, axis=1)
         assert np.mean(sign * difference > 0) >= 0.9
+
+
+@pytest.mark.parametrize("n", ["3", 2.5, 0, None])
+def test_how_many_is_a_whole_number(n):
+    for task in (tasks.indirect_object, tasks.induction, tasks.capitals, tasks.greater_than):
+        with pytest.raises(NanopatchError, match="n is "):
+            task(n)

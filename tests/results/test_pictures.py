@@ -439,3 +439,5 @@ def test_a_file_name_given_to_plot_says_to_save(tmp_path):
         for name in ("x.png", tmp_path / "x.png"):
             with pytest.raises(NanopatchError, match="plot draws, and writes no file: write result.save"):
                 result.plot(name)
+    with pytest.raises(NanopatchError, match="plot draws into matplotlib Axes, not into 3"):
+        results[0].plot(3)
