@@ -446,9 +446,11 @@ def experiments_of(options: Namespace) -> Experiments:
     if brings:
         experiment = NAMED[options.experiment]
         return replace(experiment, align=options.align) if options.align else experiment
-    free = all(name in METRICS and not METRICS[name].reads_answers for name in options.metric or ["logit_diff"])
-    needed = ("--clean", "--corrupted") if free else texts
-    missing = [name for name in needed if texts[name] is None]
+    metrics = [METRICS[name] for name in options.metric or ["logit_diff"] if name in METRICS]
+    optional = set() if any(metric.needs == "answers" for metric in metrics) or not metrics else {"--wrong"}
+    if optional and not any(metric.reads_answers for metric in metrics):
+        optional.add("--answer")
+    missing = [name for name, text in texts.items() if text is None and name not in optional]
     if missing:
         usage_error(f"give {', '.join(missing)}, or --experiment NAME, or --pairs FILE")
     clean, corrupted, answer, wrong_answer = texts.values()

@@ -238,7 +238,12 @@ def make_case(runs: Runs, direction: str, metrics: list[Metric]) -> Case:
             "a metric of all positions needs prompts of one length: these have "
             f"{len(tokens.clean)} and {len(tokens.corrupted)} tokens"
         )
-    lacking = [metric.name for metric in metrics if metric.reads_answers and None in tokens[2:]]
+    read = {
+        metric.name: tokens[2:] if metric.needs == "answers" else tokens[2:3]
+        for metric in metrics
+        if metric.reads_answers
+    }
+    lacking = [name for name, answers in read.items() if None in answers]
     if lacking:
         raise NanopatchError(
             f"{lacking[0]} compares answers: give Experiment(..., answer=, wrong_answer=) (--answer, --wrong), or take "

@@ -486,7 +486,8 @@ def answers(experiment: Experiment, n_pairs: int) -> str:
     if experiment.answer is None:
         return "no answers"
     whose = "the first pair's " if n_pairs > 1 else ""
-    return f"{whose}answer {experiment.answer!r}, wrong answer {experiment.wrong_answer!r}"
+    wrong = "" if experiment.wrong_answer is None else f", wrong answer {experiment.wrong_answer!r}"
+    return f"{whose}answer {experiment.answer!r}{wrong}"
 
 
 def _common(tokens: tuple[str, ...], ids: Sequence[tuple[int, ...]]) -> tuple[str, ...]:

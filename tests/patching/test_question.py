@@ -187,6 +187,13 @@ def test_a_metric_that_reads_no_answers_needs_none(tmp_path, capsys):
         assert Sweep.load(tmp_path / "x.npz").experiment == pair and "no answers" in str(result)
         result.plot()
     assert faithfulness(model, pair, [("embed", "logits")], metric="kl_divergence").n_edges == 1
+    only_answer = Experiment([1, 2, 3, 4], [1, 9, 3, 8], 3)
+    for metric in ("log_probability", "probability", "rank"):  # they read no wrong answer
+        assert np.array_equal(
+            sweep(model, only_answer, metric=metric).grid, sweep(model, with_answers, metric=metric).grid
+        )
+    with pytest.raises(NanopatchError, match="logit_diff compares answers: give Experiment"):
+        sweep(model, only_answer)
     for metric in ("logit_diff", "probability", "rank"):
         with pytest.raises(NanopatchError, match=f"{metric} compares answers: give Experiment"):
             sweep(model, pair, metric=metric)
@@ -194,6 +201,7 @@ def test_a_metric_that_reads_no_answers_needs_none(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["patch", "--clean", "a b", "--corrupted", "a c"])
     assert "give --answer, --wrong" in capsys.readouterr().err
+    assert main(["patch", "--clean", "a b", "--corrupted", "a c", "--answer", " d", "--metric", "probability"]) == 0
 
 
 def test_names_of_tokens_are_labels():
