@@ -414,7 +414,7 @@ def pairs(folder):
         if is_csv:
             text = io.StringIO(newline="")
             names = list(dict.fromkeys(name for row in rows if isinstance(row, dict) for name in row))
-            table = csv.writer(text)
+            table = csv.writer(text, escapechar="\\")  # before Python 3.11, a zero byte must be escaped
             table.writerow(names)
             for row in rows:
                 cells = row if isinstance(row, list) else [row.get(name, "") for name in names]
