@@ -31,10 +31,11 @@ from .gradients.edges import circuit, edge_attribution, faithfulness
 from .model import hub, tokenizer
 from .model.checkpoint import load
 from .model.gpt2 import Model
+from .model.tokenizer import visible
 from .patching.average import Experiments
 from .patching.sweep import path_patch, sweep
 from .results import plot
-from .results.base import ENDINGS, jsonable, visible
+from .results.base import ENDINGS, jsonable
 from .results.comparison import Comparison
 from .results.matrix import number
 from .results.table import printable

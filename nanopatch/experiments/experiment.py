@@ -79,13 +79,16 @@ class Experiment:
             name: value if isinstance(value, str) else np.asarray(value).tolist() for name, value in vars(self).items()
         }
 
+    def tokenize(self, model: Model, prompt: Prompt) -> Array:
+        """Token ids of a prompt, read as this experiment's prompts are."""
+        return model.tokenize(prompt, prepend_bos=self.prepend_bos, special_tokens=self.special_tokens)
+
     def tokens(self, model: Model) -> ExperimentTokens:
         """Both prompts and both answers as token ids of `model`, checked.
 
         Raises NanopatchError if the model cannot read a prompt, an answer is not one token, or the answers are equal.
         """
-        options = {"prepend_bos": self.prepend_bos, "special_tokens": self.special_tokens}
-        clean, corrupted = (model.tokenize(prompt, **options) for prompt in (self.clean, self.corrupted))
+        clean, corrupted = (self.tokenize(model, prompt) for prompt in (self.clean, self.corrupted))
         if clean.ndim != 1 or corrupted.ndim != 1:
             raise NanopatchError("an experiment has one clean and one corrupted prompt, not batches of them")
         answers = (self.answer, self.wrong_answer)

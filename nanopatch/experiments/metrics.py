@@ -313,19 +313,20 @@ def measure(metrics: Sequence[Metric], logits: Array, target: Target, answers_on
     return [float(value) for value in values]
 
 
-def rounding_of(metrics: Sequence[Metric], logits: Array, target: Target, answers_only: bool = False) -> list[float]:
+def rounding_of(
+    metrics: Sequence[Metric], values: Sequence[float], logits: Array, target: Target, answers_only: bool = False
+) -> list[float]:
     """How much rounding may change each metric's value: two values closer than that may be the same.
 
     The logits are moved at random, four times, by what rounding may do to them: 100 eps of the largest one. The
-    largest change of a metric, doubled, is its rounding. The arguments are those of `measure`.
+    largest change of a metric, doubled, is its rounding. values: what `measure` gives; the rest is what it is given.
     """
     amount = 100 * np.finfo(logits.dtype).eps * np.abs(logits[-1]).max()
-    value, random = measure(metrics, logits, target, answers_only), np.random.default_rng(0)
-    changes = []
+    random, changes = np.random.default_rng(0), []
     for _ in range(4):
         moved = logits + (amount * random.uniform(-1, 1, logits.shape)).astype(logits.dtype)
         with np.errstate(invalid="ignore"):  # inf - inf
-            changes.append(np.abs(np.subtract(measure(metrics, moved, target, answers_only), value)))
+            changes.append(np.abs(np.subtract(measure(metrics, moved, target, answers_only), values)))
     return [float(change) for change in 2 * np.nan_to_num(changes, nan=0, posinf=0).max(axis=0)]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import NanopatchError
+from ..errors import NanopatchError, one_line
 from ..files import read_json
 from ..types import PathLike
 
@@ -93,7 +93,7 @@ def token_text(token: int) -> str:
 
 def visible(token: str) -> str:
     """A token's text with invisible characters made visible: a space as ␣, control characters escaped."""
-    return "".join("␣" if c == " " else c if c.isprintable() else c.encode("unicode_escape").decode() for c in token)
+    return one_line(token).replace(" ", "␣")
 
 
 def is_gpt2_vocabulary(folder: PathLike) -> bool | None:

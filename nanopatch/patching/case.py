@@ -16,7 +16,7 @@ from ..errors import NanopatchError
 from ..experiments.align import Columns
 from ..experiments.corruption import Corruption, Mean, Noise, Resample, Zero
 from ..experiments.experiment import Experiment, ExperimentTokens
-from ..experiments.metrics import Metric, Target, measure, rounding_of, top_tokens
+from ..experiments.metrics import Metric, Target, measure, rounding_of
 from ..model.generation import random_generator
 from ..model.gpt2 import Model
 from ..model.layers import softmax
@@ -56,7 +56,8 @@ class Runs:
         if tokens.answer is None:
             return None
         logits = model.unembed(self.clean.resid_post[-1][-1:])[0]  # (n_vocab,)
-        (predicted, predicted_probability), *_ = top_tokens(logits, 1)
+        probabilities = softmax(logits.astype(np.float64))
+        predicted = int(probabilities.argmax())
         rank = int((logits > logits[tokens.answer]).sum())
         spaced_rank = None
         if isinstance(experiment.answer, str) and len(spaced := model.tokenize(f" {experiment.answer}")) == 1:
@@ -67,9 +68,9 @@ class Runs:
             unread = [t for t in np.concatenate(tokens[:2]).tolist() if t not in model.trained_tokens]
         return Prediction(
             rank=rank,
-            probability=float(softmax(logits.astype(np.float64))[tokens.answer]),
+            probability=float(probabilities[tokens.answer]),
             predicted=model.token_strings(predicted)[0],
-            predicted_probability=predicted_probability,
+            predicted_probability=float(probabilities[predicted]),
             spaced_rank=spaced_rank if spaced_rank is not None and spaced_rank < rank else None,
             unread=tuple(dict.fromkeys(model.token_strings(unread))),
             as_text=not experiment.special_tokens and any(ENDOFTEXT in text for text in texts),
@@ -88,8 +89,8 @@ class Runs:
         assert isinstance(corruption, (Mean, Resample)), f"no rule for {corruption!r}: write one here"
         if not corruption.prompts:
             raise NanopatchError("prompts=(): give at least one prompt to take activations from")
-        options = {"prepend_bos": self.experiment.prepend_bos, "special_tokens": self.experiment.special_tokens}
-        arrays = [getattr(self.model.run(p, **options, sites=site), site) for p in corruption.prompts]
+        prompts = [self.experiment.tokenize(self.model, prompt) for prompt in corruption.prompts]
+        arrays = [getattr(self.model.run(prompt, sites=site), site) for prompt in prompts]
         if isinstance(corruption, Mean) and not corruption.per_position:
             if site in ATTENTION_SITES:
                 raise NanopatchError(f"{site} has no mean over positions: use per_position=True")
@@ -254,6 +255,8 @@ def make_case(runs: Runs, direction: str, metrics: list[Metric]) -> Case:
     # Every run is measured like the base run: a metric that reads the prompt reads the base run's tokens.
     clean_logits = None if answers else logits["clean"][-1]
     target = Target(tokens.answer, tokens.wrong_answer, base.tokens, clean_logits)  # type: ignore[arg-type]
+    values = {name: measure(metrics, of_run, target, answers is not None) for name, of_run in logits.items()}
+    roundings = [rounding_of(metrics, values[n], of_run, target, answers is not None) for n, of_run in logits.items()]
     partners = [pair[::-1] if direction == "denoise" else pair for pair in runs.columns]
     everywhere: list[int | None] = [position for position, _ in partners]
     rows, rows_before_attention = everywhere, everywhere
@@ -269,10 +272,8 @@ def make_case(runs: Runs, direction: str, metrics: list[Metric]) -> Case:
         rows_before_attention=rows_before_attention,
         metrics=metrics,
         target=target,
-        values={name: measure(metrics, of_run, target, answers is not None) for name, of_run in logits.items()},
-        rounding=np.max(
-            [rounding_of(metrics, of_run, target, bool(answers)) for of_run in logits.values()], 0
-        ).tolist(),
+        values=values,
+        rounding=np.max(roundings, axis=0).tolist(),
     )
 
 

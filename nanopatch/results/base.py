@@ -21,7 +21,6 @@ from ..experiments import corruption
 from ..experiments.experiment import Experiment
 from ..files import Source, parse_json, read_bytes, write_whole
 from ..model.graph import Node, node
-from ..model.tokenizer import visible as visible
 from ..types import Array, PathLike, Prompt
 from . import plot
 from .table import printable

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..errors import NanopatchError
+from ..errors import NanopatchError, one_line
 from ..types import Array
 from .matrix import Matrix
 
@@ -349,18 +349,12 @@ def set_title(ax: Axes, lines: Sequence[str], width: float | None = None) -> Non
 
 def drawable(text: str) -> str:
     """A text with all that cannot be drawn as escapes: control characters, and what the font has no glyph for."""
-    return "".join(c if c.isascii() and c.isprintable() or _has_glyph(c) else _escape(c) for c in text)
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode()
+    return "".join(c if c.isascii() or _has_glyph(c) else c.encode("unicode_escape").decode() for c in one_line(text))
 
 
 def _has_glyph(character: str) -> bool:
     from matplotlib import font_manager, rcParams
 
-    if not character.isprintable():
-        return False
     for family in rcParams["font.family"]:  # matplotlib takes the first one that has the glyph
         path = font_manager.findfont(font_manager.FontProperties(family=[family]))
         if font_manager.get_font(path).get_char_index(ord(character)):

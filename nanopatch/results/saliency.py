@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..model.tokenizer import visible
 from ..types import Array
 from . import plot
-from .base import Result, check, check_shape, visible
+from .base import Result, check, check_shape
 from .matrix import number
 
 if TYPE_CHECKING:

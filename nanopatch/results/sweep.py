@@ -16,9 +16,10 @@ from ..experiments.corruption import ABLATIONS, Corruption, Mean, Noise, Resampl
 from ..experiments.experiment import Experiment
 from ..experiments.patch import BETWEEN, SITE_AXES, Paths
 from ..files import Source
+from ..model.tokenizer import visible
 from ..types import Array
 from . import plot
-from .base import Contents, Result, check, check_shape, jsonable, visible
+from .base import Contents, Result, check, check_shape, jsonable
 from .matrix import Matrix, number
 from .prediction import Prediction
 from .table import table

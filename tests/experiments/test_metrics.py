@@ -173,7 +173,7 @@ def test_baselines_that_differ_by_rounding_alone_are_equal():
     metrics = [METRICS[name] for name in ("logit_diff", "log_probability", "probability")]
     alone = nano.run([464, 3139, 286, 4881, 318], sites="logits").logits
     apart = np.abs(np.subtract(measure(metrics, batch[1], target), measure(metrics, alone, target)))
-    assert (apart <= rounding_of(metrics, alone, target)).all()
+    assert (apart <= rounding_of(metrics, measure(metrics, alone, target), alone, target)).all()
 
 
 def test_several_right_answers_and_answers_of_several_tokens():

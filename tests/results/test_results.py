@@ -13,7 +13,7 @@ from conftest import tiny_model
 import nanopatch
 from nanopatch import Comparison, EdgeScores, Experiment, NanopatchError, Panels, Patch, Sweep, sweep
 from nanopatch.experiments import ELON, MICHELLE
-from nanopatch.results.base import visible
+from nanopatch.model.tokenizer import visible
 from nanopatch.results.plot import FORMATS
 
 
