@@ -13,6 +13,7 @@ from .gradients.edges import circuit, edge_attribution, faithfulness
 from .gradients.saliency import saliency
 from .model.backward import named_weights, weight_gradients
 from .model.checkpoint import load
+from .model.convert import save_checkpoint
 from .model.generation import generate
 from .model.gpt2 import Config, Model
 from .model.sites import Run, Site, record
@@ -30,7 +31,8 @@ __all__ = [
     "Comparison", "Config", "EdgeScores", "Experiment", "Mean", "Metric", "Model", "NanopatchError", "Noise",
     "Panels", "Patch", "Paths", "Resample", "Run", "Saliency", "Site", "Sweep", "Zero", "ablate", "attribute",
     "circuit", "edge_attribution", "experiments", "faithfulness", "generate", "load", "metrics",
-    "named_weights", "path_patch", "read_pairs", "record", "saliency", "sweep", "tasks", "trace", "weight_gradients",
+    "named_weights", "path_patch", "read_pairs", "record", "saliency", "save_checkpoint", "sweep", "tasks", "trace",
+    "weight_gradients",
 ]
 # fmt: on
 

@@ -28,9 +28,11 @@ from .experiments.patch import BETWEEN, Patch
 from .files import check_writable, expand, read_text
 from .gradients.attribution import attribute
 from .gradients.edges import circuit, edge_attribution, faithfulness
-from .model import hub, tokenizer
+from .model import hub
 from .model.checkpoint import load
+from .model.convert import save_checkpoint
 from .model.gpt2 import Model
+from .model.layers import ACTIVATIONS
 from .model.tokenizer import visible
 from .patching.average import Experiments
 from .patching.sweep import path_patch, sweep
@@ -136,6 +138,14 @@ def parser() -> Parser:
     tokens = add("tokens", tokens_command, "print the tokens of a prompt, or of two side by side, aligned")
     tokens.add_argument("prompt")
     tokens.add_argument("other", nargs="?", metavar="prompt", help="a second prompt, aligned with the first")
+    add_model(tokens)
+
+    convert = add("convert", convert_command, "write a checkpoint of another program as Hugging Face's transformers reads it")
+    convert.add_argument("source", help="a file or folder of minGPT, nanoGPT, llm.c, TransformerLens, or any --model")
+    convert.add_argument("folder", help="a new folder")
+    convert.add_argument("--n-head", type=int, metavar="N", help="the number of heads, where the checkpoint does not say it")
+    convert.add_argument("--activation-function", choices=tuple(ACTIVATIONS), help="where the checkpoint does not say it")
+    convert.add_argument("--vocabulary", metavar="FILE", help="gpt2, or a meta.pkl, tokenizer.json or vocab.json")
 
     download = add("download", download_command, "download a checkpoint into the Hugging Face cache")
     download.add_argument("name", help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, or org/name")
@@ -343,7 +353,8 @@ def tokens_command(options: Namespace) -> None:
     prompts = [prompt for prompt in (options.prompt, options.other) if prompt is not None]
     if not all(prompts):
         raise NanopatchError("the prompt is empty: give some text")
-    ids = [tokenizer.encode(prompt) for prompt in prompts]
+    model = load(options.model)
+    ids = [model.tokenize(prompt).tolist() for prompt in prompts]
     rows: list[Any] = [(position,) for position in range(len(ids[0]))]
     if len(ids) == 2:
         rows = align(ids[0], ids[1], "diff")
@@ -352,7 +363,7 @@ def tokens_command(options: Namespace) -> None:
         if position is None:
             return None
         token = ids[side][position]
-        return {"position": position, "id": token, "token": tokenizer.token_text(token)}
+        return {"position": position, "id": token, "token": model.token_strings(token)[0]}
 
     table = [[cell(side, position) for side, position in enumerate(row)] for row in rows]
     if options.json:
@@ -363,6 +374,18 @@ def tokens_command(options: Namespace) -> None:
         same = len({c and c["id"] for c in row}) == 1
         line = f"{texts[0]:<34}{'' if same else '  ≠ '}{texts[1]}".rstrip() if len(row) == 2 else texts[0]
         print(printable(line))
+
+
+def convert_command(options: Namespace) -> None:
+    """Write any checkpoint that can be loaded as `config.json` and `model.safetensors`, and print the folder."""
+    model = load(
+        options.source,
+        n_head=options.n_head,
+        activation_function=options.activation_function,
+        vocabulary=options.vocabulary,
+    )
+    folder = str(save_checkpoint(model, options.folder))
+    print_json({"folder": folder}) if options.json else print(folder)
 
 
 def download_command(options: Namespace) -> None:

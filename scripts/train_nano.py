@@ -879,7 +879,7 @@ def save(p, folder):
         "layer_norm_epsilon": 1e-5, "model_type": "gpt2", "n_ctx": N_CTX, "n_embd": D_MODEL,
         "n_head": N_HEAD, "n_inner": None, "n_layer": N_LAYER, "n_positions": N_CTX,
         "resid_pdrop": 0.0, "scale_attn_weights": True, "tie_word_embeddings": True,
-        "torch_dtype": "float16", "vocab_size": N_VOCAB,
+        "torch_dtype": "float16", "vocab_size": N_VOCAB, "vocabulary": "gpt2",
     }
     tensors = {"transformer." + n: t.detach().half().contiguous() for n, t in p.items()}
     save_file(tensors, folder / "model.safetensors.new", metadata={"format": "pt"})

@@ -50,7 +50,6 @@ def tiny_model(seed=0, dtype=np.float64, **changes):
         if "ln_" in name and name.endswith("weight"):
             tensors[name] += 1
     model = build(config, tensors, dtype)
-    model.reads_text = False
     return model
 
 

@@ -1,35 +1,39 @@
-"""From a checkpoint's folder to a `Model`: reads and checks `config.json` and the safetensors files."""
+"""From a checkpoint to a `Model`: which files it has, whose format they are in, and whether they are whole."""
 
 from __future__ import annotations
 
 import copyreg
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import NanopatchError
-from ..files import LFS_POINTER, Source, opened, parse_json, read_json, refuse_pointer
+from ..files import LFS_POINTER, Source, opened, read_json, refuse_pointer
 from ..types import Array, PathLike
-from . import hub, tokenizer
+from . import hub, llmc_file, tokenizer
+from . import vocabulary as vocabularies
 from .backward import named_weights
+from .config import published_terms, read_config
 from .gpt2 import MLP, Attention, Block, Config, Model, Weights
-from .layers import ACTIVATIONS, BLOCK_WEIGHTS
+from .layers import BLOCK_WEIGHTS
+from .layouts import published_layout
+from .stored import FORMATS, Rearranged, Stored, read_safetensors
+from .torch_file import read_torch
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
-#: The number formats that can be read, by safetensors' names. NumPy has no type for BF16; see `Stored.read`.
-FORMATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
-#: The longest header of a safetensors file that is read, in bytes. That of gpt2-xl has 60,000.
-MAX_HEADER = 2**21
-#: How many numbers are read and converted at once: they stay in the processor's cache.
-CHUNK = 2**17
 
-
-def load(name_or_path: PathLike, dtype: DTypeLike = np.float32) -> Model:
+def load(
+    name_or_path: PathLike,
+    dtype: DTypeLike = np.float32,
+    *,
+    n_head: int | None = None,
+    activation_function: str | None = None,
+    vocabulary: PathLike | None = None,
+) -> Model:
     """Load a GPT-2. Its weights are checked against its config before anything is computed.
 
     Parameters
@@ -41,10 +45,18 @@ def load(name_or_path: PathLike, dtype: DTypeLike = np.float32) -> Model:
         - "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl" or "distilgpt2", from `weights/<name>/` of a checkout, else
           from the Hugging Face cache, else downloaded into that cache;
         - another repository of the Hugging Face hub, as "org/name";
-        - a local folder with `config.json` and `model.safetensors` (or `model.safetensors.index.json` and the files
-          that it lists).
+        - a local folder, or a file of weights in it. The weights are `model.safetensors` (or
+          `model.safetensors.index.json` and the files that it lists), or the one file of PyTorch (.pt, .pth, .ckpt,
+          .bin) or llm.c (.bin) that is there.
     dtype : np.float32 or np.float64
         The dtype of the weights and of every activation.
+    n_head : int, optional
+        The number of heads, where neither `config.json` nor the file of weights says it. It cannot be told from shapes.
+    activation_function : str, optional
+        "gelu_new" (the tanh form), "gelu" (the exact form) or "relu", where nothing says it.
+    vocabulary : str or path, optional
+        "gpt2", or a file: nanoGPT's `meta.pkl`, a `tokenizer.json`, or a `vocab.json`. By default such a file beside
+        the weights.
 
     Returns
     -------
@@ -58,12 +70,19 @@ def load(name_or_path: PathLike, dtype: DTypeLike = np.float32) -> Model:
 
     Notes
     -----
-    Files may hold float32, float16, bfloat16 or float64. They are read into memory, so a file may change or go without
-    changing the model. Files of the Hugging Face cache are never rewritten in place. Their weights are mapped rather
-    than copied, if format and position in the file allow it. The mapping is private: editing a weight in memory never
-    changes the file.
+    **Files.** They may hold float32, float16, bfloat16 or float64. PyTorch's are read as data: nothing in them is run
+    (see `nanopatch.model.unpickle`). All are read into memory, so a file may change or go without changing the model.
+    Files of the Hugging Face cache are never rewritten in place. Their weights are mapped rather than copied, if format
+    and position in the file allow it. The mapping is private: editing a weight in memory never changes the file.
 
-    Keys and shapes, each with or without the prefix `transformer.`, for each block i::
+    **Config.** `config.json` may be that of Hugging Face, minGPT or nanoGPT. nanoGPT's and llm.c's files of weights hold
+    it themselves. What is missing is told by the shapes of the weights; the number of heads and the GELU are not.
+
+    **Vocabulary.** Text can be read if it is known whose vocabulary it is: a file beside the weights says so, the
+    argument `vocabulary`, `"vocabulary": "gpt2"` in `config.json`, or the name or SHA-256 of a published GPT-2. llm.c's
+    checkpoints of 50,257 tokens have GPT-2's. A model of another, unknown vocabulary takes token ids.
+
+    **Keys and shapes**, for each block i, each with or without the prefixes `transformer.`, `module.`, `_orig_mod.`::
 
         wte.weight (vocab_size, n_embd)              wpe.weight (n_positions, n_embd)
         h.{i}.ln_1.weight, .bias (n_embd,)           h.{i}.ln_2.weight, .bias (n_embd,)
@@ -73,7 +92,9 @@ def load(name_or_path: PathLike, dtype: DTypeLike = np.float32) -> Model:
         h.{i}.mlp.c_proj.weight (n_inner, n_embd)    h.{i}.mlp.c_proj.bias (n_embd,)
         ln_f.weight, .bias (n_embd,)                 lm_head.weight (vocab_size, n_embd), if not tied
 
-    Older files also hold the buffers `h.{i}.attn.bias` and `h.{i}.attn.masked_bias`, which are ignored.
+    All four weights of every block may be transposed instead, as minGPT, nanoGPT and llm.c store them, and all biases
+    may be missing; see `nanopatch.model.layouts`, which also knows the names of TransformerLens and of minGPT before
+    July 2022. Older files also hold the buffers `h.{i}.attn.bias` and `h.{i}.attn.masked_bias`, which are ignored.
 
     References
     ----------
@@ -88,26 +109,41 @@ def load(name_or_path: PathLike, dtype: DTypeLike = np.float32) -> Model:
     >>> model.h[3].attn.c_attn.weight.shape
     (128, 384)
     """
+    if activation_function is not None and not isinstance(activation_function, str):
+        raise NanopatchError(f"activation_function is a name such as 'gelu_new', not {activation_function!r:.60}")
     try:
         known = dtype is not None and np.dtype(dtype) in (np.float32, np.float64)  # NumPy reads None as float64
     except Exception:  # np.dtype raises TypeError, ValueError, SyntaxError, ...
         known = False
     if not known:
         raise NanopatchError(f"dtype must be np.float32 or np.float64, not {dtype!r}")
-    folder = hub.find(str(name_or_path))
-    config = read_config(folder / "config.json")
-    files = hub.weight_files(folder)
-    source = Source(str(name_or_path), files)
+    name, place = str(name_or_path), hub.find(str(name_or_path))
+    files = hub.weight_files(place)
+    folder = place if place not in files else place.parent
+    source = Source(name, files)
+
     tensors: dict[str, Stored] = {}
+    said: dict[str, Any] = {}  # what the files of weights say of the config
     for path in files:  # a tensor of the same name in two of them would be read from one, without a word
-        shard = read_safetensors(path)
-        for name in tensors.keys() & shard.keys():
-            both = f"{tensors[name].path.name} and {path.name}"
-            raise NanopatchError(f"{folder}: {name!r:.100} is in both {both}: keep one of the two")
+        shard, of_shard = read_weights(path)
+        for twice in tensors.keys() & shard.keys():
+            both = f"{tensors[twice].path.name} and {path.name}"
+            raise NanopatchError(f"{folder}: {twice!r:.100} is in both {both}: keep one of the two")
         tensors |= shard
-    model = build(config, tensors, dtype, where=folder)
+        said |= of_shard
+    published = published_layout(tensors, place)
+    terms = config_terms(folder, said) | published.config
+    given = {"n_head": n_head, "activation_function": activation_function}
+    terms |= {key: value for key, value in given.items() if value is not None}
+    shapes = {key: tensor.shape for key, tensor in published.tensors.items()}
+    config_file = folder / "config.json"
+    config = read_config(terms, shapes, config_file if config_file.is_file() else place)
+    if terms.get("bias") is True and "no biases" in published.seen:
+        raise NanopatchError(f"{place} has no biases, and its config says bias true: it is not whole")
+    model = build(config, published.tensors, dtype, where=place, seen=published.seen)
     source.check()
     model.source = source
+
     if (folder / "trained_tokens.json").is_file():
         model.trained_tokens = frozenset(read_json(folder / "trained_tokens.json"))
     if (folder / "token_names.json").is_file():
@@ -115,153 +151,77 @@ def load(name_or_path: PathLike, dtype: DTypeLike = np.float32) -> Model:
         if not isinstance(names, list) or len(names) != model.n_vocab or not all(isinstance(n, str) for n in names):
             raise NanopatchError(f"{folder / 'token_names.json'} must be a list of {model.n_vocab} texts, one a token")
         model.token_names = names
-    # Without tokenizer files, a vocabulary of GPT-2's size is taken to be GPT-2's.
-    model.reads_text = config.vocab_size == tokenizer.N_VOCAB and (
-        str(name_or_path) in hub.PUBLISHED or tokenizer.is_gpt2_vocabulary(folder) is not False
-    )
+    if vocabulary is not None:
+        model.vocabulary = vocabularies.named(vocabulary, model.n_vocab)
+    else:
+        is_named = name in hub.NAMES and model.n_vocab >= tokenizer.N_VOCAB
+        is_gpt2s = is_named or terms.get("vocabulary") == "gpt2"
+        model.vocabulary = vocabularies.named("gpt2", model.n_vocab) if is_gpt2s else vocabularies.find(folder, model.n_vocab)
+        # Two files alone may be the real GPT-2's: their hash says so.
+        if model.vocabulary is None and model.n_vocab == tokenizer.N_VOCAB and source.sha256 in hub.SHA256:
+            model.vocabulary = vocabularies.GPT2()
     return model
 
 
-def read_config(path: PathLike) -> Config:
-    """`config.json` as a `Config`. Raises NanopatchError if it is missing, unreadable, or not that of a GPT-2."""
+def read_weights(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
+    """The tensors of one file, and what it says of the config. Its first bytes tell whose format it is in."""
     try:
-        given = read_json(Path(path))
+        with opened(path) as file:
+            first = file.peek(len(LFS_POINTER))[: len(LFS_POINTER)]
     except FileNotFoundError:
-        raise NanopatchError(f"{path} is missing: a checkpoint's folder needs config.json beside its weights") from None
-    if not isinstance(given, dict):
-        raise NanopatchError(f"{path} does not hold a JSON object")
-
-    def refuse(what: str) -> NoReturn:
-        raise NanopatchError(f"{path}: {what}")
-
-    def whole(*names: str) -> int:
-        for name in names:
-            value = given.get(name)
-            if value is not None:
-                if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                    refuse(f"{name} must be a positive whole number, not {value!r:.60}")
-                return value
-        refuse(f"{names[0]} is missing")
-
-    def switch(name: str, default: bool) -> bool:
-        value = given.get(name, default)
-        if not isinstance(value, bool):
-            refuse(f"{name} must be true or false, not {value!r:.60}")
-        return value
-
-    if given.get("model_type", "gpt2") != "gpt2":
-        refuse(f"model_type is {given['model_type']!r:.60}; only 'gpt2' can be loaded")
-    if switch("add_cross_attention", False):
-        refuse("add_cross_attention is true; nanopatch has no cross-attention")
-    activation = given.get("activation_function", Config.activation_function)
-    if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        refuse(f"activation_function is {activation!r:.60}; it must be one of {', '.join(ACTIVATIONS)}")
-    epsilon = given.get("layer_norm_epsilon", Config.layer_norm_epsilon)
-    if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 <= epsilon <= 1e300:
-        refuse(f"layer_norm_epsilon must be a finite number of at least 0, not {epsilon!r:.60}")
-    fields: dict[str, Any] = {name: whole(name) for name in ("n_layer", "n_head", "n_embd", "vocab_size")}
-    fields["n_positions"] = whole("n_positions", "n_ctx")
-    fields["n_inner"] = 4 * fields["n_embd"] if given.get("n_inner") is None else whole("n_inner")
-    if fields["n_embd"] % fields["n_head"]:
-        refuse(f"n_embd {fields['n_embd']} must be a multiple of n_head {fields['n_head']}")
-    bos = given.get("bos_token_id", Config.bos_token_id)
-    if bos is not None and (isinstance(bos, bool) or not isinstance(bos, int)):
-        refuse(f"bos_token_id must be a whole number or null, not {bos!r:.60}")
-    fields["bos_token_id"] = bos
-    for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"):
-        fields[name] = switch(name, getattr(Config, name))  # a dataclass keeps its defaults as class attributes
-    return Config(**fields, layer_norm_epsilon=float(epsilon), activation_function=activation)
+        raise NanopatchError(f"{path} is missing") from None
+    refuse_pointer(path, first)
+    if path.suffix == ".safetensors" or (first[4:8] == b"\0\0\0\0" and first[8:9] == b"{"):  # the header's length; JSON
+        return read_safetensors(path), {}
+    if first.startswith((b"PK\x03\x04", b"\x80")):  # a zip; a pickle
+        return read_torch(path)
+    if int.from_bytes(first[:4], "little") == llmc_file.MODEL_MAGIC:
+        return llmc_file.read_llmc(path)
+    raise NanopatchError(
+        f"{path} begins with {first[:8]!r}: it is no file of safetensors, PyTorch or llm.c, or not a whole one"
+    )
 
 
-@dataclass(frozen=True)
-class Stored:
-    """One tensor of a safetensors file, before it is read: its place in bytes, its number format, its shape."""
+def config_terms(folder: Path, said: Mapping[str, Any]) -> dict[str, Any]:
+    """The config in Hugging Face's terms: what the weights say themselves, and `config.json` if it is there.
 
-    path: Path
-    start: int
-    number_format: str
-    shape: tuple[int, ...]
-
-    def read(self, dtype: np.dtype) -> Array:
-        """Its numbers as an array of `dtype`, one of FORMATS: mapped if the file never changes, else copied."""
-        stored = np.dtype(FORMATS[self.number_format])
-        # NumPy's matrix product copies an array that does not start at a multiple of its item size, at every call.
-        if stored == dtype and self.start % stored.itemsize == 0 and hub.is_cached(self.path) and 0 not in self.shape:
-            return np.memmap(self.path, stored, mode="c", offset=self.start, shape=self.shape).view(np.ndarray)
-        array = np.empty(self.shape, dtype)
-        numbers = array.reshape(-1)
-        with opened(self.path) as file, np.errstate(over="ignore", invalid="ignore"):  # `build` refuses infinity
-            file.seek(self.start)
-            if stored == dtype:
-                n_read = file.readinto(numbers.view(np.uint8).data) // stored.itemsize
-            else:  # piece by piece, so that little more than the array itself is in memory
-                n_read = 0
-                while n_read < numbers.size:
-                    piece = np.frombuffer(file.read(min(CHUNK, numbers.size - n_read) * stored.itemsize), stored)
-                    if not piece.size:
-                        break
-                    if self.number_format == "BF16":  # a bfloat16 is the upper half of a float32, so this is exact
-                        piece = (piece.astype(np.uint32) << 16).view(np.float32)
-                    numbers[n_read : n_read + piece.size] = piece
-                    n_read += piece.size
-        if n_read < numbers.size:
-            raise NanopatchError(f"{self.path} became shorter while it was read: load it again")
-        return array
-
-
-def read_safetensors(path: PathLike) -> dict[str, Stored]:
-    """Every tensor of one safetensors file: where it is. No numbers are read yet.
-
-    The library safetensors checks the file: its size, its header, and that all tensors lie inside it. Its own NumPy
-    reader cannot read bfloat16.
+    Raises NanopatchError if the two differ.
     """
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(path)
+    own = published_terms(said, "the file of weights") if said else {}
+    if "n_positions" in said:  # llm.c's say all of it
+        return own
+    path = folder / "config.json"
     try:
-        with opened(path) as file:  # 8 bytes: the header's length; the header, JSON; then the numbers
-            refuse_pointer(path, file.peek(len(LFS_POINTER)))
-            start = 8 + int.from_bytes(file.read(8), "little")
-            if MAX_HEADER < start <= path.stat().st_size:
-                raise ValueError(f"its header has {start - 8} bytes, more than a GPT-2 needs")
-            with safe_open(path, framework="np"):
-                pass
-            header = parse_json(file.read(start - 8))
-        return {
-            name: Stored(path, start + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"]))
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
-    except NanopatchError:
-        raise
-    except (SafetensorError, OSError, ValueError, RecursionError, KeyError, TypeError) as error:
-        what = " ".join(str(error).split())
-        raise NanopatchError(f"{path} is not a whole safetensors file ({what}): fetch it again") from None
+        terms = published_terms(read_json(path), path)
+    except FileNotFoundError:
+        return own
+    for name, value in own.items():
+        if None not in (value, terms.get(name)) and terms[name] != value:
+            raise NanopatchError(f"{path} says {name} {terms[name]!r:.40}, and the file of weights {value!r:.40}: which?")
+    return own | {name: value for name, value in terms.items() if value is not None or name not in own}
 
 
 def build(
     config: Config,
-    tensors: Mapping[str, Array | Stored],
+    tensors: Mapping[str, Array | Stored | Rearranged],
     dtype: DTypeLike = np.float32,
     where: PathLike = "the weights",
+    seen: Iterable[str] = (),
 ) -> Model:
     """A `Model` from its config and {checkpoint key: array, or where it is stored}. `load` lists the keys and shapes.
 
-    where: what error messages call the tensors. Raises NanopatchError if a tensor is missing, unknown, of another
+    The keys and shapes are the published ones, without prefixes. where: what error messages call the tensors. seen:
+    what `published_layout` saw, for error messages. Raises NanopatchError if a tensor is missing, unknown, of another
     shape, or not finite.
     """
-    given, tensors = tensors, {name.removeprefix("transformer."): array for name, array in tensors.items()}
-    if len(tensors) < len(given):
-        raise NanopatchError(f"{where} has tensors both with and without the prefix transformer.: keep one of the two")
     if config.n_layer > len(tensors):  # checked first, so that no list of a billion names is made
         raise NanopatchError(f"{where} holds {len(tensors)} tensors: not a whole GPT-2 of {config.n_layer} layers")
-    buffers = {f"h.{i}.attn.{name}" for i in range(config.n_layer) for name in ("bias", "masked_bias")}
-    tensors = {name: array for name, array in tensors.items() if name not in buffers}
     expected = tensor_shapes(config)
     optional = {"lm_head.weight"} if config.tie_word_embeddings else set()
     missing = [name for name in expected if name not in tensors and name not in optional]
     if missing:
-        raise NanopatchError(f"{where} lacks {_some(missing)}: not a whole GPT-2 of {config.n_layer} layers")
+        found = f" (seen: {', '.join(seen)})" if seen else ""
+        raise NanopatchError(f"{where} lacks {_some(missing)}: not a whole GPT-2 of {config.n_layer} layers{found}")
     extra = [name for name in tensors if name not in expected]
     if any("crossattention" in name or "ln_cross_attn" in name for name in extra):
         raise NanopatchError(f"{where} has cross-attention ({_some(map(repr, extra))}); nanopatch has none")
@@ -272,11 +232,11 @@ def build(
 
     def take(name: str) -> Array:
         tensor = tensors[name]
-        if isinstance(tensor, Stored) and tensor.number_format not in FORMATS:
+        if not isinstance(tensor, np.ndarray) and tensor.number_format not in FORMATS:
             raise NanopatchError(f"{where}: {name} must be in one of the number formats {', '.join(FORMATS)}")
         if tensor.shape != expected[name]:
             raise NanopatchError(f"{where}: {name} has shape {tensor.shape}; config.json expects {expected[name]}")
-        if isinstance(tensor, Stored):
+        if not isinstance(tensor, np.ndarray):
             array = tensor.read(np.dtype(dtype))
         else:
             with np.errstate(over="ignore", invalid="ignore"):  # the next check refuses infinity and NaN
@@ -342,7 +302,7 @@ def _pickled(model: Model) -> tuple[Any, ...]:
 
 def _same(model: Model, other: Model) -> bool:
     ours, theirs = named_weights(model), named_weights(other)
-    return (model.config, model.reads_text, ours.keys()) == (other.config, other.reads_text, theirs.keys()) and all(
+    return (model.config, ours.keys()) == (other.config, theirs.keys()) and all(
         np.array_equal(ours[key], theirs[key]) for key in ours
     )
 

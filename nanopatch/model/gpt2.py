@@ -34,6 +34,7 @@ from .backward import backward, named_weights
 from .layers import ACTIVATIONS, affine, causal_mask, layer_norm, softmax
 from .packing import QueryBlock, Rows, Segment, last_row, one_run
 from .sites import Run, Site, known_sites, record
+from .vocabulary import Vocabulary
 
 T = TypeVar("T")
 
@@ -103,8 +104,10 @@ class Model:
     token_names : sequence of str, or None
         Names for all tokens, which labels use: of a toy's tokens, say. You may set it; a file `token_names.json` beside
         the weights, a list of texts, sets it too.
+    vocabulary : Vocabulary or None
+        What turns text into token ids: GPT-2's byte-pair encoding, characters, another. None if it is not known.
     reads_text : bool
-        Whether the vocabulary is GPT-2's, so that prompts may be text.
+        Whether the vocabulary is known, so that prompts may be text.
 
     Notes
     -----
@@ -126,9 +129,9 @@ class Model:
         ln_f: Weights,
         lm_head: Array,
         source: Source | None = None,
-        reads_text: bool = True,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
-        self.config, self.source, self.reads_text = config, source, reads_text
+        self.config, self.source, self.vocabulary = config, source, vocabulary
         self.wte, self.wpe, self.h, self.ln_f, self.lm_head = wte, wpe, h, ln_f, lm_head
         self.trained_tokens: frozenset[int] | None = None
         self.token_names: Sequence[str] | None = None
@@ -136,6 +139,10 @@ class Model:
         self.n_layer, self.n_head, self.d_model = config.n_layer, config.n_head, config.n_embd
         self.d_head, self.d_mlp = config.n_embd // config.n_head, config.n_inner
         self.n_ctx, self.n_vocab = config.n_positions, config.vocab_size
+
+    @property
+    def reads_text(self) -> bool:
+        return self.vocabulary is not None
 
     def __repr__(self) -> str:
         name = self.source.name if self.source else "unnamed"
@@ -361,7 +368,7 @@ class Model:
 
         tokens: the ids to compute logits of, in this order; the whole vocabulary by default.
         """
-        ids = None if tokens is None else self._in_vocabulary(np.array(_one_prompt(tokens), np.int64)).tolist()
+        ids = None if tokens is None else self._ids(tokens)
         return _result(self._unembed_steps(resid, frozenset(), ids))
 
     def next_logits(self, prompt: Prompt, *, prepend_bos: bool = False, special_tokens: bool = False) -> Array:
@@ -399,8 +406,7 @@ class Model:
         array([48736,  5437])
         """
         if isinstance(prompt, str):
-            self._check_reads_text(prompt)
-            tokens = np.array(tokenizer.encode(prompt, special_tokens), dtype=np.int64)
+            tokens = np.array(self._known_vocabulary(prompt).encode(prompt, special_tokens), dtype=np.int64)
         else:
             try:
                 tokens = np.asarray(prompt)
@@ -433,18 +439,17 @@ class Model:
 
     def detokenize(self, tokens: Prompt | int) -> str:
         """Text of one prompt's token ids (n_tokens,). Bytes that are only part of a character become U+FFFD."""
-        self._check_reads_text("token ids")
-        return tokenizer.decode(_one_prompt(tokens))
+        return self._known_vocabulary("token ids").decode(self._ids(tokens))
 
     def token_strings(self, tokens: Prompt | int) -> list[str]:
         r"""Each token of (n_tokens,) ids as a text of its own, for labels; `#id` if the vocabulary is not GPT-2's.
 
         Different tokens have different texts: bytes that are only part of a character stand as `\xf0`.
         """
-        ids = _one_prompt(tokens)
+        ids = self._ids(tokens)
         if self.token_names is not None:
             return [self.token_names[token] for token in ids]
-        return [tokenizer.token_text(token) if self.reads_text else f"#{token}" for token in ids]
+        return [self.vocabulary.token_text(token) if self.vocabulary else f"#{token}" for token in ids]
 
     # ---- small helpers --------------------------------------------------------------------------
 
@@ -461,6 +466,11 @@ class Model:
             raise NanopatchError(f"token id {outside[0]} is outside the vocabulary, 0 to {self.n_vocab - 1}")
         return tokens
 
+    def _ids(self, tokens: Any) -> list[int]:
+        """Token ids of one prompt, checked."""
+        ids: list[int] = self._in_vocabulary(np.array(_one_prompt(tokens))).tolist()
+        return ids
+
     def _check_layer(self, layer: Any) -> None:
         if not isinstance(layer, numbers.Integral) or not 0 <= int(layer) < self.n_layer:
             raise NanopatchError(f"layer {layer} does not exist: this model's layers are 0 to {self.n_layer - 1}")
@@ -473,12 +483,14 @@ class Model:
             )
         return resid
 
-    def _check_reads_text(self, prompt: str) -> None:
-        if not self.reads_text:
+    def _known_vocabulary(self, prompt: str) -> Vocabulary:
+        if self.vocabulary is None:
             raise NanopatchError(
-                f"this model's vocabulary is not GPT-2's, so text cannot be turned into its tokens: give token ids, "
-                f"not {prompt!r:.60}"
+                f"this model's vocabulary is not known, so text cannot be turned into its tokens: give token ids, not "
+                f"{prompt!r:.60}, or say whose it is, by load(..., vocabulary='gpt2') or its file (a tokenizer.json needs "
+                'pip install "nanopatch[tokenizers]")'
             )
+        return self.vocabulary
 
 
 def _one_prompt(tokens: Any) -> list[int]:

@@ -13,7 +13,6 @@ from typing import NamedTuple
 from ..errors import NanopatchError
 from ..files import read_json, sha256
 from ..types import PathLike
-from .tokenizer import VOCABULARIES
 
 
 class Published(NamedTuple):
@@ -40,19 +39,24 @@ PUBLISHED = {
     ),
 }
 NAMES = ("nano", *PUBLISHED)
+#: The known hashes of the published checkpoints' weights.
+SHA256 = frozenset(published.sha256 for published in PUBLISHED.values() if published.sha256)
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # for weights in several files (shards): says which file holds which tensor
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+#: The endings of other files of weights: PyTorch's, and llm.c's.
+OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".safetensors")
+PYTORCH = "pytorch_model.bin"  # what Hugging Face calls PyTorch's file
+#: The files that can hold the vocabulary of a repository, the preferred one first.
+VOCABULARIES = ("tokenizer.json", "vocab.json")
 
-NO_PICKLES = f"a pickle can run any code when opened, so it is not read: convert it to {WEIGHTS} and give its folder"
 GIVE_A_FOLDER = f"put its config.json and {WEIGHTS} into a folder and give that folder"
 
 
 def find(name_or_path: str) -> Path:
-    """The folder of a checkpoint, downloaded first if necessary. `nanopatch.load` lists the names.
+    """The folder of a checkpoint, downloaded first if necessary, or its file. `nanopatch.load` lists the names.
 
-    Raises NanopatchError for an unknown name, a file in place of a folder, or a failed download.
+    Raises NanopatchError for an unknown name, or a failed download.
     """
     if name_or_path == "nano":
         return weights_folder() / "nano"
@@ -63,9 +67,9 @@ def find(name_or_path: str) -> Path:
     if os.path.isdir(path):
         return Path(path)
     if os.path.isfile(path):
-        if Path(path).suffix in PICKLES:
-            raise NanopatchError(f"{path} is a pickle: {NO_PICKLES}")
-        raise NanopatchError(f"{path} is a file: give the folder that holds config.json and {WEIGHTS}")
+        if not Path(path).name.endswith(OTHER_WEIGHTS):
+            raise NanopatchError(f"{path} is no file of weights: give one, or the folder that holds it")
+        return Path(path)
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name_or_path):
         return find_on_hub(name_or_path, Published(name_or_path, "main"))
     raise NanopatchError(
@@ -84,12 +88,14 @@ def is_cached(path: Path) -> bool:
     return path.resolve().parent.name == "blobs"
 
 
-def weight_files(folder: PathLike) -> tuple[Path, ...]:
-    """The safetensors files of a checkpoint's folder: one, or its shards.
+def weight_files(place: PathLike) -> tuple[Path, ...]:
+    """The files of weights of a checkpoint's folder: one, or its shards; a file is its own.
 
-    Raises NanopatchError if there are none, or if a shard is missing.
+    Raises NanopatchError if there are none, if a shard is missing, or if there are several and none has a known name.
     """
-    folder = Path(folder)
+    folder = Path(place)
+    if os.path.isfile(folder):
+        return (folder,)
     # os.path.isfile says no to an impossible name and to a folder that cannot be read; Path.is_file may raise.
     if os.path.isfile(folder / WEIGHTS):
         return (folder / WEIGHTS,)
@@ -101,10 +107,15 @@ def weight_files(folder: PathLike) -> tuple[Path, ...]:
             names = ", ".join(f"{name:.100}" for name in missing[:3]) + more
             raise NanopatchError(f"{folder} lacks {names}, which {INDEX} lists: fetch all files")
         return files
-    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
-    if pickles:
-        raise NanopatchError(f"{folder} has only {', '.join(pickles)}: {NO_PICKLES}")
-    raise NanopatchError(f"{folder} has no weights: {WEIGHTS} is expected beside config.json")
+    if os.path.isfile(folder / PYTORCH):
+        return (folder / PYTORCH,)
+    others = sorted(path for path in folder.glob("*") if path.suffix in OTHER_WEIGHTS and path.is_file())
+    if len(others) > 1:
+        names = ", ".join(path.name for path in others[:5])
+        raise NanopatchError(f"{folder} has several files of weights ({names}): give the path of one")
+    if others:
+        return (others[0],)
+    raise NanopatchError(f"{folder} has no weights: {WEIGHTS} is expected beside config.json, or a file of PyTorch or llm.c")
 
 
 def shard_names(index: Path) -> list[str]:
@@ -160,8 +171,10 @@ def cached_folder(repo: str, revision: str, needs_vocabulary: bool) -> Path | No
     if not isinstance(config, str):
         return None
     try:
-        weight_files(Path(config).parent)
+        files = weight_files(Path(config).parent)
     except NanopatchError:
+        return None
+    if len(files) == 1 and files[0].name not in (WEIGHTS, PYTORCH):  # training_args.bin, say
         return None
     if needs_vocabulary:
         found = [look_up(file) for file in VOCABULARIES]
@@ -205,9 +218,9 @@ def download(name: str, published: Published) -> Path:
         weights = fetch(WEIGHTS)
         if weights is None:
             index = fetch(INDEX)
-            if index is None:
-                raise NanopatchError(f"{published.repo} has no {WEIGHTS}. If it has pytorch_model.bin: {NO_PICKLES}")
-            for shard in shard_names(index):
+            if index is None and fetch(PYTORCH) is None:
+                raise NanopatchError(f"{published.repo} has no {WEIGHTS} and no {PYTORCH}")
+            for shard in shard_names(index) if index else ():
                 if fetch(shard) is None:
                     raise NanopatchError(f"{published.repo} lacks {shard}, which its {INDEX} lists: it is incomplete")
         elif published.sha256:

@@ -9,11 +9,9 @@ import functools
 import numbers
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import NanopatchError, one_line
-from ..files import read_json
-from ..types import PathLike
 
 if TYPE_CHECKING:
     from tiktoken import Encoding
@@ -22,9 +20,6 @@ RANK_FILE = Path(__file__).parent.parent / "data" / "r50k_base.tiktoken"
 N_VOCAB = 50257  # 50,256 merged byte strings and <|endoftext|>
 ENDOFTEXT = "<|endoftext|>"
 ENDOFTEXT_ID = 50256
-
-#: The files that can hold a checkpoint's vocabulary, the preferred one first, and the keys that lead to it.
-VOCABULARIES = {"vocab.json": (), "tokenizer.json": ("model", "vocab")}
 
 # How GPT-2 cuts text into words before it merges bytes, from `encoder.py` of the published GPT-2 code. tiktoken
 # writes it with possessive quantifiers, which give the same pieces faster.
@@ -96,21 +91,9 @@ def visible(token: str) -> str:
     return one_line(token).replace(" ", "␣")
 
 
-def is_gpt2_vocabulary(folder: PathLike) -> bool | None:
-    """Whether the tokenizer file in a checkpoint's folder holds GPT-2's vocabulary.
-
-    Reads the first file of `VOCABULARIES` that exists. None if there is none. Raises NanopatchError if the file
-    cannot be read.
-    """
-    for name, keys in VOCABULARIES.items():
-        try:
-            content = read_json(Path(folder) / name)
-        except FileNotFoundError:
-            continue
-        for key in keys:
-            content = content.get(key) if isinstance(content, dict) else None
-        return bool(content == _published_vocabulary())
-    return None
+def holds_gpt2(vocabulary: Any) -> bool:
+    """Whether a vocabulary, {text: id} as `vocab.json` has it, is GPT-2's, perhaps with more tokens after its own."""
+    return isinstance(vocabulary, dict) and _published_vocabulary().items() <= vocabulary.items()
 
 
 def _ranks() -> dict[bytes, int]:

@@ -13,6 +13,7 @@ import nanopatch
 from nanopatch import NanopatchError, sweep, tasks
 from nanopatch.model import tokenizer
 from nanopatch.model.hub import find
+from nanopatch.model.vocabulary import GPT2
 
 IOI = [
     dict(order=order, corruption=corruption, template=template)
@@ -35,7 +36,7 @@ CALLS = [
 def model():
     """Random weights, GPT-2's vocabulary: for what does not depend on what a model knows."""
     model = tiny_model(vocab_size=tokenizer.N_VOCAB, n_positions=40, n_layer=1)
-    model.reads_text = True
+    model.vocabulary = GPT2()
     return model
 
 

@@ -124,7 +124,7 @@ def test_rows_text_and_picture(tmp_path):
             "and its derivative are 0 in the run patched into, so nothing can be estimated: take more",
         ),
         (lambda m: saliency(m, EXPERIMENT, metric="rank"), "rank has no derivative"),
-        (lambda m: saliency(m, "text"), "vocabulary is not GPT-2's"),
+        (lambda m: saliency(m, "text"), "vocabulary is not known"),
         (lambda m: saliency(m, [[1, 2], [3, 4]]), "saliency takes one prompt, not a batch of 2"),
     ],
 )

@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 import nanopatch
 from nanopatch import NanopatchError
 from nanopatch.model import checkpoint as checkpoint_module
-from nanopatch.model.checkpoint import read_config, tensor_shapes
+from nanopatch.model import stored as stored_module
+from nanopatch.model.checkpoint import tensor_shapes
+from nanopatch.model.config import published_terms, read_config
 
 CONFIG = {
     "model_type": "gpt2",
@@ -193,7 +195,7 @@ def test_the_prefix_transformer_may_be_there(tmp_path):
     assert model.lm_head is model.wte
 
     both = prefixed | {"wte.weight": tensors["wte.weight"]}
-    assert "both with and without the prefix transformer." in error_of(save(tmp_path, both))
+    assert "two tensors 'wte.weight', with and without a prefix" in error_of(save(tmp_path, both))
 
 
 @pytest.mark.parametrize("prefix", ["", "transformer."])
@@ -221,13 +223,17 @@ def test_a_tied_lm_head_is_wte_itself_and_a_separate_one_is_used(tmp_path):
     np.testing.assert_array_equal(run.resid_pre, tied.run([1, 2, 3]).resid_pre)
 
 
-def test_text_is_read_only_where_the_vocabulary_may_be_gpt2s(tmp_path):
+def test_text_is_read_only_where_the_vocabulary_is_known(tmp_path):
     small = save(tmp_path / "small", random_tensors())
     assert nanopatch.load(small).reads_text is False
 
     tensors = random_tensors() | {"wte.weight": np.ones((50257, 8), np.float32)}
     folder = save(tmp_path / "large", tensors, CONFIG | {"vocab_size": 50257})
-    assert nanopatch.load(folder).reads_text is True  # nothing says otherwise
+    assert nanopatch.load(folder).reads_text is False  # nothing says that it is
+    assert nanopatch.load(folder, vocabulary="gpt2").tokenize("Hello").tolist() == [15496]
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"vocab_size": 50257, "vocabulary": "gpt2"}))
+    assert nanopatch.load(folder).reads_text is True
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"vocab_size": 50257}))
     (folder / "vocab.json").write_text(json.dumps({str(number): number for number in range(50257)}))
     assert nanopatch.load(folder).reads_text is False
 
@@ -348,7 +354,7 @@ def test_a_file_of_16_bits_takes_little_more_memory_than_the_model(tmp_path, num
     model = nanopatch.load(tmp_path, np.float64)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 1.1 * sum(array.nbytes for array in weights_of(model).values()) + 8 * checkpoint_module.CHUNK * 3
+    assert peak < 1.1 * sum(array.nbytes for array in weights_of(model).values()) + 8 * stored_module.CHUNK * 3
 
 
 @pytest.mark.parametrize("padding", range(4))
@@ -369,8 +375,13 @@ def write_config(tmp_path, **changes):
     return tmp_path / "config.json"
 
 
-def test_a_config_is_read_with_published_defaults(tmp_path):
-    config = read_config(write_config(tmp_path, model_type=..., n_inner=None, n_positions=..., n_ctx=5, dropout=0.1))
+def config_of(**changes):
+    given = {name: value for name, value in (CONFIG | changes).items() if value is not ...}
+    return read_config(published_terms(given, "config.json"), {}, "config.json")
+
+
+def test_a_config_is_read_with_published_defaults():
+    config = config_of(model_type=..., n_inner=None, n_positions=..., n_ctx=5, dropout=0.1)
     assert config == nanopatch.Config(
         n_layer=2,
         n_head=2,
@@ -383,10 +394,10 @@ def test_a_config_is_read_with_published_defaults(tmp_path):
         scale_attn_weights=True,
         scale_attn_by_inverse_layer_idx=False,
     )
-    assert read_config(write_config(tmp_path, n_ctx=5)).n_positions == 7
+    assert config_of(n_ctx=5).n_positions == 7
 
 
-def test_every_switch_is_read(tmp_path):
+def test_every_switch_is_read():
     changes = dict(
         layer_norm_epsilon=0,
         activation_function="gelu",
@@ -394,7 +405,7 @@ def test_every_switch_is_read(tmp_path):
         scale_attn_by_inverse_layer_idx=True,
         add_cross_attention=False,
     )
-    config = read_config(write_config(tmp_path, **changes))
+    config = config_of(**changes)
     assert {name: getattr(config, name) for name in changes if name != "add_cross_attention"} == {
         name: value for name, value in changes.items() if name != "add_cross_attention"
     }
@@ -439,10 +450,21 @@ BAD_CONFIGS = {
     "n_inner zero": (dict(n_inner=0), "n_inner must be a positive whole number, not 0"),
 }
 for key in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size"):
-    BAD_CONFIGS[f"no {key}"] = ({key: ...}, f"{key} is missing")
-    BAD_CONFIGS[f"null {key}"] = ({key: None}, f"{key} is missing")
     for value in (0, -2, 2.0, True, "2", [2]):
         BAD_CONFIGS[f"{key} {value!r}"] = ({key: value}, f"{key} must be a positive whole number, not {value!r}")
+
+
+BAD_CONFIGS["no n_head"] = ({"n_head": ...}, "the weights do not say how many heads there are: give load(..., n_head=")
+BAD_CONFIGS["null n_head"] = ({"n_head": None}, "the weights do not say how many heads there are: give load(..., n_head=")
+
+
+@pytest.mark.parametrize("key", ["n_layer", "n_embd", "n_positions", "vocab_size", "n_inner"])
+def test_what_a_config_leaves_out_is_told_by_the_shapes(tmp_path, key):
+    save(tmp_path, random_tensors())
+    expected = nanopatch.load(tmp_path).config
+    for change in (..., None):
+        write_config(tmp_path, **{key: change})
+        assert nanopatch.load(tmp_path).config == expected
 
 
 @pytest.mark.parametrize("changes, message", BAD_CONFIGS.values(), ids=BAD_CONFIGS)
@@ -471,9 +493,9 @@ def test_a_config_that_is_no_object(tmp_path, content):
 def test_a_config_that_is_missing_or_a_folder(tmp_path):
     save(tmp_path, random_tensors())
     (tmp_path / "config.json").unlink()
-    assert error_of(tmp_path) == (
-        f"{tmp_path / 'config.json'} is missing: a checkpoint's folder needs config.json beside its weights"
-    )
+    assert error_of(tmp_path).startswith(f"{tmp_path}: the weights do not say which GELU they were trained with: give ")
+    assert error_of(tmp_path, activation_function="gelu").startswith(f"{tmp_path}: the weights do not say how many heads")
+    assert nanopatch.load(tmp_path, activation_function="gelu_new", n_head=2).config == config_of(bos_token_id=50256)
     (tmp_path / "config.json").mkdir()
     assert error_of(tmp_path).startswith(f"cannot read {tmp_path / 'config.json'}: ")
 
@@ -489,13 +511,11 @@ def test_only_float32_and_float64_models(tmp_path, dtype):
 
 def test_a_folder_without_weights(tmp_path):
     write_config(tmp_path)
-    assert error_of(tmp_path) == f"{tmp_path} has no weights: model.safetensors is expected beside config.json"
-    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")
-    (tmp_path / "model.pt").write_bytes(b"\x80\x02}q\x00.")
-    assert error_of(tmp_path) == (
-        f"{tmp_path} has only model.pt, pytorch_model.bin: a pickle can run any code when opened, so it is not read: "
-        "convert it to model.safetensors and give its folder"
-    )
+    no_weights = f"{tmp_path} has no weights: model.safetensors is expected beside config.json, or a file of PyTorch or llm.c"
+    assert error_of(tmp_path) == no_weights
+    for name in ("model.pt", "last.ckpt"):
+        (tmp_path / name).write_bytes(b"\x80\x02}q\x00.")
+    assert error_of(tmp_path) == f"{tmp_path} has several files of weights (last.ckpt, model.pt): give the path of one"
 
 
 WHOLE = safetensors_bytes(random_tensors())
@@ -571,7 +591,7 @@ BAD_TENSORS = {
     ),
     "transposed": (
         random_tensors() | {"h.0.attn.c_attn.weight": np.ones((24, 8), np.float32)},
-        "h.0.attn.c_attn.weight has shape (24, 8); config.json expects (8, 24)",
+        "mixes two layouts: h.0.attn.c_attn.weight is stored (n_out, n_in), the other way round than",
     ),
     "flat": (
         random_tensors() | {"wpe.weight": np.ones(56, np.float32)},

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from nanopatch import Experiment, NanopatchError, generate, load
 from nanopatch.cli import main
-from nanopatch.model import tokenizer
+from nanopatch.model import tokenizer, vocabulary
+from nanopatch.model.vocabulary import GPT2
 
 #: Text and its tokens as others published them, or as GPT-2's encoder.json and vocab.bpe give them.
 KNOWN = {
@@ -161,34 +162,37 @@ def one_missing(vocab):
     return {token: number for token, number in vocab.items() if token != "Ġthe"}
 
 
+def extended(vocab):
+    return vocab | {"[PAD]": 50257}
+
+
 @pytest.mark.parametrize(
-    "change, same", [(dict, True), (permuted, False), (one_pair_swapped, False), (one_missing, False)]
+    "change, same", [(dict, True), (extended, True), (permuted, False), (one_pair_swapped, False), (one_missing, False)]
 )
 def test_a_vocabulary_is_gpt2s_only_if_it_is_the_same(vocab, change, same, tmp_path):
     (tmp_path / "vocab.json").write_text(json.dumps(change(vocab)), encoding="utf-8")
-    assert tokenizer.is_gpt2_vocabulary(tmp_path) is same
+    assert isinstance(vocabulary.find(tmp_path, 50258), GPT2) is same
+    assert vocabulary.find(tmp_path, 50256) is None  # the model is too small for GPT-2's
     (tmp_path / "vocab.json").unlink()
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "vocab": change(vocab)}}))
-    assert tokenizer.is_gpt2_vocabulary(tmp_path) is same
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "vocab": change(vocab), "merges": []}}))
+    assert isinstance(vocabulary.find(tmp_path, 50258), GPT2) is same
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"model": null}', '{"model": {"vocab": [["a", -1.5]]}}', "3"])
-def test_a_tokenizer_file_of_another_kind_is_not_gpt2s(content, tmp_path):
-    (tmp_path / "tokenizer.json").write_text(content)
-    assert tokenizer.is_gpt2_vocabulary(tmp_path) is False
+@pytest.mark.parametrize("content", ["[]", "{}", '{"model": null}', "3"])
+def test_a_vocabulary_file_of_another_kind_says_nothing(content, tmp_path):
     (tmp_path / "vocab.json").write_text(content)
-    assert tokenizer.is_gpt2_vocabulary(tmp_path) is False
+    assert vocabulary.find(tmp_path, 50257) is None
 
 
-def test_a_folder_without_tokenizer_files_says_nothing(tmp_path):
-    assert tokenizer.is_gpt2_vocabulary(tmp_path) is None
+def test_a_folder_without_vocabulary_files_says_nothing(tmp_path):
+    assert vocabulary.find(tmp_path, 50257) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe{", b"[" * 100_000])
-def test_a_tokenizer_file_that_cannot_be_read_is_an_error(content, tmp_path):
+def test_a_vocabulary_file_that_cannot_be_read_is_an_error(content, tmp_path):
     (tmp_path / "vocab.json").write_bytes(content)
     with pytest.raises(NanopatchError, match="^cannot read .*vocab.json: ") as caught:
-        tokenizer.is_gpt2_vocabulary(tmp_path)
+        vocabulary.find(tmp_path, 50257)
     assert "\n" not in str(caught.value)
 
 
@@ -199,7 +203,7 @@ def test_a_tokenizer_file_that_cannot_be_read_is_an_error(content, tmp_path):
 def reader():
     """A tiny model with GPT-2's vocabulary, and room for 12 tokens."""
     model = tiny_model(n_layer=1, n_embd=4, n_inner=4, vocab_size=tokenizer.N_VOCAB)
-    model.reads_text = True
+    model.vocabulary = GPT2()
     return model
 
 
@@ -266,9 +270,9 @@ def test_bad_ids_have_no_text(reader, ids):
 
 def test_a_model_with_another_vocabulary_takes_ids_only():
     model = tiny_model()
-    with pytest.raises(NanopatchError, match="vocabulary is not GPT-2's.*give token ids, not 'Hello'"):
+    with pytest.raises(NanopatchError, match="vocabulary is not known.*give token ids, not 'Hello'"):
         model.tokenize("Hello")
-    with pytest.raises(NanopatchError, match="vocabulary is not GPT-2's"):
+    with pytest.raises(NanopatchError, match="vocabulary is not known"):
         model.detokenize([1, 2])
     assert model.token_strings([1, 2]) == ["#1", "#2"]
     assert model.tokenize([1, 2]).tolist() == [1, 2]

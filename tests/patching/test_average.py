@@ -300,7 +300,7 @@ def test_pairs_that_cannot_be_used_are_told_and_the_rest_goes_on():
         2: (Experiment([1, 2, 3], [1, 4, 3], 5, 6), "its prompts have 3 and 3 tokens, those of pair 1 have 6 and 6"),
         3: (Experiment([1] * 6, [2] * 6, 5, 5), "answer and wrong answer are both 5"),
         4: (Experiment([1] * 6, [2] * 6, 5, 99), "token id 99 is outside the vocabulary"),
-        5: (Experiment("text", "texts", " a", " b"), "this model's vocabulary is not GPT-2's"),
+        5: (Experiment("text", "texts", " a", " b"), "this model's vocabulary is not known"),
         6: (Experiment([], [], 5, 6), "the prompt is empty"),
         7: ("not a pair", "not an Experiment: 'not a pair'"),
     }

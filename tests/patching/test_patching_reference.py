@@ -54,7 +54,6 @@ def random_model(header, dtype):
     tensors = make_reference.random_tensors(config, header["seed"])
     config = {"n_inner": 4 * config["n_embd"], **config}
     model = build(Config(**config), tensors, dtype)
-    model.reads_text = False
     return model
 
 

@@ -1,0 +1,162 @@
+"""Reads a pickle as data: nothing that it names is imported, and nothing is called.
+
+A pickle is a program for a small stack machine. Python's own `pickle` imports and calls whatever the program names, so
+it can run any code. Here `pickletools.genops`, of the standard library, reads the instructions, and this module carries
+out only those that make dicts, lists, tuples, numbers and texts. A name that the caller does not know is refused.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from collections.abc import Callable, Mapping
+from typing import IO, Any, NamedTuple
+
+from ..errors import NanopatchError
+
+#: The longest pickle that is read, in bytes: every byte can make an object of 60. nanoGPT's of gpt2-xl has 600,000.
+MAX_PICKLE = 2**21
+
+#: Instructions that put their argument on the stack, and those that put a fixed value there.
+ARGUMENTS = {"BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4", "BINFLOAT", "FLOAT"}
+ARGUMENTS |= {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"}
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+SHORT_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+class Name(NamedTuple):
+    """Something of Python that a pickle names, such as `collections.OrderedDict`. It is not imported."""
+
+    name: str
+
+
+#: What a pickle may name, and what stands for a call of it: None if it may be named but not called.
+Known = Mapping[str, "Callable[..., Any] | None"]
+
+
+def unpickle(
+    file: IO[bytes], where: object, known: Known = {}, persistent: Callable[[Any], Any] | None = None
+) -> Any:
+    """What the next pickle in an open file holds. The file then stands behind it.
+
+    where: what error messages call the pickle. known: what it may name. persistent: what stands for an object that it
+    keeps elsewhere, given that object's id; without it there may be none.
+
+    Raises NanopatchError if the pickle is not whole, if it is longer than MAX_PICKLE, or if it names or does anything
+    else: then the message says what.
+
+    Examples
+    --------
+    >>> import io, pickle
+    >>> unpickle(io.BytesIO(pickle.dumps({"itos": {0: "a"}, "size": 1})), "meta.pkl")
+    {'itos': {0: 'a'}, 'size': 1}
+    >>> import os
+    >>> unpickle(io.BytesIO(pickle.dumps(os.getcwd)), "meta.pkl")
+    Traceback (most recent call last):
+    nanopatch.errors.NanopatchError: meta.pkl holds posix.getcwd, which could run code: it is not read; save ...
+    """
+    try:
+        return _carry_out(file, where, known, persistent)
+    except NanopatchError:
+        raise
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        what = " ".join(str(error).split())[:100] or type(error).__name__
+        raise NanopatchError(f"{where} is not a whole pickle ({what}): fetch or save it again") from None
+
+
+def _carry_out(file: IO[bytes], where: object, known: Known, persistent: Callable[[Any], Any] | None) -> Any:
+    stack: list[Any] = []
+    marks: list[int] = []  # where on the stack the items of a list, dict or tuple begin
+    memo: dict[int, Any] = {}  # objects to be used again
+    begin = file.tell()
+
+    def refuse(what: str) -> NanopatchError:
+        return NanopatchError(
+            f"{where} holds {what:.100}, which could run code: it is not read; save a state dict of tensors alone "
+            "(model.state_dict())"
+        )
+
+    def since_mark() -> list[Any]:
+        start = marks.pop()
+        items = stack[start:]
+        del stack[start:]
+        return items
+
+    def put(into: Any, keys: list[Any], values: list[Any]) -> None:
+        if type(into) is not dict or len(keys) != len(values):
+            raise ValueError("items of a dict without a dict")
+        for key, value in zip(keys, values, strict=True):
+            if type(key) not in (str, int):  # the hash of a tuple of tuples of ... can take for ever
+                raise ValueError(f"a dict's key is a {type(key).__name__}")
+            into[key] = value
+
+    for operation, argument, position in pickletools.genops(file):
+        name = operation.name
+        if (position or 0) - begin > MAX_PICKLE:
+            raise ValueError(f"it is longer than {MAX_PICKLE} bytes")
+        if name in ARGUMENTS:
+            stack.append(argument)
+        elif name in CONSTANTS:
+            stack.append(CONSTANTS[name])
+        elif name in ("PROTO", "FRAME"):
+            pass
+        elif name == "MARK":
+            marks.append(len(stack))
+        elif name == "EMPTY_DICT":
+            stack.append({})
+        elif name == "EMPTY_LIST":
+            stack.append([])
+        elif name == "DICT":
+            items, made = since_mark(), {}
+            put(made, items[::2], items[1::2])
+            stack.append(made)
+        elif name == "LIST":
+            stack.append(since_mark())
+        elif name == "TUPLE":
+            stack.append(tuple(since_mark()))
+        elif name in SHORT_TUPLES:
+            n = SHORT_TUPLES[name]
+            if len(stack) < n:
+                raise IndexError("the stack is empty")
+            stack[-n:] = [tuple(stack[-n:])]
+        elif name in ("APPEND", "APPENDS"):
+            items = [stack.pop()] if name == "APPEND" else since_mark()
+            if type(stack[-1]) is not list:
+                raise ValueError("items of a list without a list")
+            stack[-1].extend(items)
+        elif name in ("SETITEM", "SETITEMS"):
+            if name == "SETITEM":
+                marks.append(len(stack) - 2)
+            items = since_mark()
+            put(stack[-1], items[::2], items[1::2])
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            memo[argument] = stack[-1]
+        elif name == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif name in ("GLOBAL", "STACK_GLOBAL"):
+            if name == "GLOBAL":
+                named = str(argument).replace(" ", ".", 1)
+            else:
+                last, module = stack.pop(), stack.pop()
+                named = f"{module}.{last}"
+            if named not in known:
+                raise refuse(named)
+            stack.append(Name(named))
+        elif name == "REDUCE":
+            arguments, called = stack.pop(), stack.pop()
+            call = known.get(called.name) if isinstance(called, Name) else None
+            if call is None or type(arguments) is not tuple:
+                raise refuse(f"a call of {called.name if isinstance(called, Name) else type(called).__name__}")
+            stack.append(call(*arguments))
+        elif name == "BUILD":  # attributes of an object: a state dict keeps version numbers there
+            attributes = stack.pop()
+            if type(stack[-1]) is not dict or type(attributes) is not dict:
+                raise refuse(f"attributes of a {type(stack[-1]).__name__}")
+        elif name == "BINPERSID" and persistent is not None:
+            stack.append(persistent(stack.pop()))
+        elif name == "STOP":
+            return stack.pop()
+        else:
+            raise refuse(f"the instruction {name}")
+    raise ValueError("it does not end")
