@@ -33,13 +33,14 @@ from .model.checkpoint import load
 from .model.gpt2 import Model
 from .model.tokenizer import visible
 from .patching.average import Experiments
+from .patching.case import predict
 from .patching.sweep import path_patch, sweep
 from .results import plot
 from .results.base import ENDINGS, jsonable
 from .results.comparison import Comparison
 from .results.matrix import number
 from .results.table import printable
-from .types import Prompt
+from .types import Array
 from .verify import verify
 
 PICTURES = tuple(f".{file_format}" for file_format in plot.FORMATS)
@@ -254,7 +255,7 @@ def demo_command(options: Namespace) -> None:
     print(model)
     for name, experiment in NAMED.items():
         print(f"\n=== {name}: {experiment.clean!r} / {experiment.corrupted!r}\n")
-        print_top(top_list(model, str(experiment.clean), 10))
+        print_top(top_list(model, model.next_logits(experiment.clean), 10))
         result = sweep(model, experiment)
         result.save(folder / f"{name}.png")
         print(f"\n{result}\npicture: {folder / name}.png")
@@ -326,16 +327,21 @@ def edges_command(options: Namespace) -> None:
     else:
         lines = [f"{number(edge.score, 4):>10}  {edge.sender} -> {edge.receiver}" for edge in best]
         head = f"{scores.title}; {len(best)} of the best {options.n} edges are on a path from embed to logits"
-        print("\n".join([head, *lines, f"the model with these edges alone: {kept}", *scores.notes]))
+        print("\n".join([head, *lines, f"the model with these edges alone: {kept.title}", *scores.notes]))
 
 
 def top_command(options: Namespace) -> None:
     """The most likely next tokens of one prompt."""
     if options.k < 1:
         usage_error(f"-k {options.k}: give at least 1")
-    prompt = token_ids(options.prompt) if options.ids else options.prompt
-    rows = top_list(load(options.model), prompt, options.k, options.bos, options.special_tokens)
+    model, prompt = load(options.model), token_ids(options.prompt) if options.ids else options.prompt
+    pair = Experiment(prompt, prompt, prepend_bos=options.bos, special_tokens=options.special_tokens)
+    tokens = pair.tokens(model)
+    logits = model.next_logits(tokens.clean)
+    rows = top_list(model, logits, options.k)
     print_json(rows) if options.json else print_top(rows)
+    for note in predict(model, pair, tokens, logits).notes(model.source.name if model.source else "the model"):
+        print(note, file=sys.stderr)
 
 
 def tokens_command(options: Namespace) -> None:
@@ -498,10 +504,8 @@ def give_out(result: Any, options: Namespace) -> None:
     print_json(result.to_dict()) if options.json else print(result)
 
 
-def top_list(
-    model: Model, prompt: Prompt, k: int, bos: bool = False, special_tokens: bool = False
-) -> list[dict[str, Any]]:
-    found = top_tokens(model.next_logits(prompt, prepend_bos=bos, special_tokens=special_tokens), k)
+def top_list(model: Model, logits: Array, k: int) -> list[dict[str, Any]]:
+    found = top_tokens(logits, k)
     return [{"id": token, "token": model.token_strings(token)[0], "probability": p} for token, p in found]
 
 

@@ -90,7 +90,7 @@ class Experiment:
         """
         clean, corrupted = (self.tokenize(model, prompt) for prompt in (self.clean, self.corrupted))
         if clean.ndim != 1 or corrupted.ndim != 1:
-            raise NanopatchError("an experiment has one clean and one corrupted prompt, not batches of them")
+            raise NanopatchError("one clean and one corrupted prompt are expected, not batches")
         answers = (self.answer, self.wrong_answer)
         answer, wrong_answer = (None if given is None else answer_token(model, given) for given in answers)
         if answer is not None and answer == wrong_answer:

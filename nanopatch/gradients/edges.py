@@ -230,6 +230,8 @@ def faithfulness(
             baseline_corrupted=case.values["corrupted"][0],
             rounding=case.rounding[0],
             n_edges=len(pairs),
+            source=model.source or Source("unnamed"),
+            prediction=runs.prediction,
         )
         return {"": value}
 

@@ -88,6 +88,7 @@ class Comparison(Result):
             self.estimate.title,
             f"correlation with exact patching {self.correlation:.3f}, slope {self.slope:.2f}",
             *(f"  {label}: exact {number(x)}, estimated {number(y)}" for label, x, y in self.worst()),
+            *dict.fromkeys([*self.exact.notes, *self.estimate.notes]),
         ]
         return "\n".join(lines)
 
@@ -100,7 +101,8 @@ class Comparison(Result):
         title = [how.strip(), self.exact.title] if how != self.estimate.title else [how]
         title.append(f"correlation {self.correlation:.3f}, slope {self.slope:.2f}")
         axis_titles = (f"{metric}, exact patching", f"{metric}, estimated")
-        return plot.scatter(*self.values, self.worst(), axis_titles, title), footer({"": self.exact})
+        below = dict.fromkeys([*footer({"": self.exact}), *self.estimate.notes])
+        return plot.scatter(*self.values, self.worst(), axis_titles, title), list(below)
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One dict for each patch: the exact sweep's row, and under "estimate" the estimated metric."""

@@ -19,7 +19,7 @@ from . import graph_plot, plot
 from .base import Result, check, check_shape, jsonable
 from .matrix import number
 from .prediction import Prediction
-from .sweep import DIRECTIONS, about, check_direction
+from .sweep import DIRECTIONS, about, check_direction, left_out
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,7 +70,8 @@ class EdgeScores(Result):
     @property
     def notes(self) -> list[str]:
         """What a reader of the scores must know, as sentences; usually none."""
-        return self.prediction.notes(self.experiment.answer or "", self.source.name) if self.prediction else []
+        told = self.prediction.notes(self.source.name, self.n_pairs) if self.prediction else []
+        return [*left_out(self.skipped), *told]
 
     def _check(self) -> None:
         shape = (len(self.senders), len(self.receivers))
@@ -139,7 +140,7 @@ class EdgeScores(Result):
         edges = self.circuit(min(n, len(self.edges)))
         drawn = ", ".join([f"{len(edges)} of {len(self.edges)} edges", *(f"widest {e.score:.3g}" for e in edges[:1])])
         title = [self.title, f"{drawn}; red raises, dashed blue lowers the metric"]
-        return graph_plot.circuit(edges, title), about(self, [self])
+        return graph_plot.circuit(edges, title), [*about(self, [self]), *self.notes]
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One dict for each edge: sender, receiver, score."""
@@ -183,7 +184,7 @@ class Faithfulness(Result):
     rounding : float
         Baselines closer than this count as equal.
     n_edges : int
-    n_pairs, skipped
+    source, n_pairs, skipped, prediction
         As in a `Sweep`. For several experiments the three metrics are means.
     standard_error : float or None
         The standard error of the mean of `value`; None for one experiment.
@@ -199,9 +200,11 @@ class Faithfulness(Result):
     baseline_corrupted: float
     rounding: float
     n_edges: int
+    source: Source
     n_pairs: int = 1
     standard_error: float | None = None
     skipped: tuple[tuple[str, str], ...] = ()
+    prediction: Prediction | None = None
 
     def _check(self) -> None:
         check((self.standard_error is not None) == (self.n_pairs > 1), "standard_error")
@@ -223,9 +226,20 @@ class Faithfulness(Result):
         return f"faithfulness {number(self.normalised, 3)}"
 
     def __repr__(self) -> str:
-        return f"<Faithfulness: {self.text()}>"
+        return f"<Faithfulness: {self.title}>"
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know, as sentences; usually none."""
+        told = self.prediction.notes(self.source.name, self.n_pairs) if self.prediction else []
+        return [*left_out(self.skipped), *told]
 
     def text(self) -> str:
+        return "\n".join([self.title, *self.notes])
+
+    @property
+    def title(self) -> str:
+        """The metric of the three runs, in one line."""
         mean = f", mean of {self.n_pairs} pairs" if self.n_pairs > 1 else ""
         return (
             f"{self.n_edges} edges: {self.metric} {number(self.value, 3)}, {self._share} "
@@ -241,7 +255,7 @@ class Faithfulness(Result):
         names = ["clean", "circuit", "corrupted"]
         mean = [f"mean of {self.n_pairs} pairs"] if self.n_pairs > 1 else []
         title = f"{self.n_edges} edges: {self.metric}, {self._share}"
-        return plot.bars(np.array([row[name] for name in names]), names, title), mean
+        return plot.bars(np.array([row[name] for name in names]), names, title), [*mean, *self.notes]
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One dict: the number of edges, the metric of the three runs, and its normalised value."""

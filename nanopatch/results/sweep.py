@@ -69,8 +69,6 @@ class Sweep(Result):
     prediction : Prediction or None
         What the clean run predicts, and how it rates the answer: of several pairs, of the first whose answer it does
         not predict, if there is one. None in older files.
-    n_unpredicted : int
-        In how many pairs the clean run does not predict the answer.
     baseline_clean, baseline_corrupted : float
         The metric of the two unpatched runs. baseline_corrupted is None for an ablation, which has no such run.
     rounding : float
@@ -135,7 +133,6 @@ class Sweep(Result):
     clean_ids: tuple[int, ...] = ()
     corrupted_ids: tuple[int, ...] = ()
     prediction: Prediction | None = None
-    n_unpredicted: int = 0
 
     # ---- what it is -----------------------------------------------------------------------------
 
@@ -228,10 +225,7 @@ class Sweep(Result):
             )
         if self.n_pairs > 1:
             notes.append(f"Mean of {self.n_pairs} pairs. Tokens are the first pair's; … means that others differ.")
-        if self.skipped:
-            where, reason = self.skipped[0]
-            more = f"; and {len(self.skipped) - 1} more" if len(self.skipped) > 1 else ""
-            notes.append(f"Left out: {where}: {reason}{more}.")
+        notes += left_out(self.skipped)
         if self.donor_value is None:
             if abs(self.base_value) <= self.rounding:
                 notes.append(f"No relative change: {self.metric} of the unpatched run is 0.")
@@ -247,10 +241,7 @@ class Sweep(Result):
                 "The prompts are aligned by their tokens: where positions differ, a patch also carries the position "
                 "embedding (wpe) of the other position."
             )
-        if self.prediction:
-            answer = self.experiment.answer or ""
-            notes += self.prediction.notes(answer, self.source.name, self.n_unpredicted, self.n_pairs)
-        return notes
+        return notes + (self.prediction.notes(self.source.name, self.n_pairs) if self.prediction else [])
 
     def _blank(self) -> Array:
         """Like grid: True if nothing can be patched, because no token of the piece has a partner, or no path exists."""
@@ -426,13 +417,10 @@ class Sweep(Result):
 
     def _mean(self, results: Sequence[Sweep]) -> dict[str, Any]:
         unchanged = [s.unchanged for s in results if s.unchanged is not None]
-        predictions = [s.prediction for s in results if s.prediction]
         return super()._mean(results) | {
             "clean_tokens": _common(self.clean_tokens, [s.clean_ids for s in results]),
             "corrupted_tokens": _common(self.corrupted_tokens, [s.corrupted_ids for s in results]),
             "unchanged": np.all(unchanged, axis=0) if unchanged else None,
-            "prediction": next((p for p in predictions if p.rank), *predictions[:1]) if predictions else None,
-            "n_unpredicted": sum(s.n_unpredicted for s in results),
         }
 
 
@@ -481,6 +469,12 @@ def about(result: Any, metrics: Sequence[Any], corruption: Corruption | None = N
     if mean:  # of all pairs, so not what the first pair's prompts give
         lines.append(f"mean of {result.n_pairs} pairs: {'; '.join(means)}")
     return [*lines, f"{answers(result.experiment, result.n_pairs)}, model {result.source.name}"]
+
+
+def left_out(skipped: Sequence[tuple[str, str]]) -> list[str]:
+    """A sentence about the experiments that a mean leaves out; none if there are none."""
+    more = f"; and {len(skipped) - 1} more" if len(skipped) > 1 else ""
+    return [f"Left out: {where}: {reason}{more}." for where, reason in skipped[:1]]
 
 
 def answers(experiment: Experiment, n_pairs: int) -> str:

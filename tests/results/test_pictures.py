@@ -14,6 +14,7 @@ from conftest import ROOT, tiny_model
 import nanopatch
 from nanopatch import Comparison, EdgeScores, Experiment, NanopatchError, Panels, Patch, Saliency, Sweep, sweep
 from nanopatch.experiments import CAPITAL, ELON, MICHELLE
+from nanopatch.files import Source
 from nanopatch.results import plot
 from nanopatch.results.matrix import Matrix
 from nanopatch.results.table import table
@@ -275,7 +276,7 @@ def test_of_several_neighbours_the_strongest_is_shown():
 
 def test_other_long_results(one_of_each):
     n = 900
-    saliency = Saliency(("token",) * n, "logit_diff", 1.0, np.ones(n), np.linspace(-1, 1, n))
+    saliency = Saliency(("token",) * n, "logit_diff", 1.0, np.ones(n), np.linspace(-1, 1, n), Source("nano"))
     figure = saliency.plot()
     assert max(figure.get_size_inches()) <= 24 and "is labelled." in texts(figure)
     assert_nothing_is_cut_off(figure)
