@@ -21,7 +21,7 @@ from ..model import tokenizer
 from ..model.layers import softmax
 from ..types import Array
 from .experiment import Experiment
-from .metrics import LogitsFunction
+from .metrics import LogitsFunction, check_vocabulary
 
 if TYPE_CHECKING:
     from random import Random
@@ -287,8 +287,8 @@ def greater_than(n: int = 20, year: int | None = None, *, seed: int = 0, prepend
     >>> pair.answer, pair.wrong_answer
     ('66', '16')
     """
-    if year is not None and not 2 <= year <= 98:
-        raise NanopatchError(f"year is {year}: give the last two digits, from 2 to 98")
+    if year is not None and not (isinstance(year, Integral) and 2 <= year <= 98):
+        raise NanopatchError(f"year is {year!r}: give the last two digits, from 2 to 98")
     rng = _random(seed)
     years = range(2, 99) if year is None else [year]
     starts = [(century, y) for century in range(11, 18) for y in years if _is_two_tokens(century, y)]
@@ -329,10 +329,13 @@ def years_above(year: int) -> LogitsFunction:
     >>> tasks.years_above(32)(logits), tasks.years_above(77)(logits)
     (1.0, -1.0)
     """
+    if not isinstance(year, Integral) or not 0 <= year <= 99:
+        raise NanopatchError(f"year is {year!r}: give the last two digits, from 0 to 99")
     tokens = [tokenizer.encode(f"{y:02}")[0] for y in range(100)]
     sign = np.where(np.arange(100) > year, 1.0, -1.0)
 
     def years_above_minus_below(logits: Array) -> float:
+        check_vocabulary(tokens, logits)
         return float(softmax(logits[-1].astype(np.float64))[tokens] @ sign)
 
     return years_above_minus_below

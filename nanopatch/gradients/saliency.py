@@ -52,7 +52,7 @@ def saliency(model: Model, prompt: Prompt | Experiment, *, metric: Any = "logit_
     target = Target(tokens.answer, tokens.wrong_answer, tokens.clean, run.logits[-1])
     (value,) = measure([measured], run.logits, target)
     d_logits = metric_gradient(measured, run.logits, target)
-    check_slope(measured, [d_logits], value)
+    check_slope(measured, np.abs(d_logits).max(), value)
     gradient = backward(model, run, d_logits, "resid_pre").resid_pre[0].astype(float)
     product = (gradient * model.wte[tokens.clean]).sum(axis=-1)  # (n_tokens,)
     return Saliency(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ..errors import NanopatchError
+from ..errors import NanopatchError, count
 from ..experiments.experiment import Experiment
 from ..files import Source, write_whole
 from ..model.graph import Edge, Node
@@ -242,7 +242,7 @@ class Faithfulness(Result):
         """The metric of the three runs, in one line."""
         mean = f", mean of {self.n_pairs} pairs" if self.n_pairs > 1 else ""
         return (
-            f"{self.n_edges} edges: {self.metric} {number(self.value, 3)}, {self._share} "
+            f"{count(self.n_edges, 'edge')}: {self.metric} {number(self.value, 3)}, {self._share} "
             f"(clean {number(self.baseline_clean, 3)} is 1, corrupted {number(self.baseline_corrupted, 3)} is 0{mean})"
         )
 
@@ -254,7 +254,7 @@ class Faithfulness(Result):
         (row,) = self.to_rows()
         names = ["clean", "circuit", "corrupted"]
         mean = [f"mean of {self.n_pairs} pairs"] if self.n_pairs > 1 else []
-        title = f"{self.n_edges} edges: {self.metric}, {self._share}"
+        title = f"{count(self.n_edges, 'edge')}: {self.metric}, {self._share}"
         return plot.bars(np.array([row[name] for name in names]), names, title), [*mean, *self.notes]
 
     def to_rows(self) -> list[dict[str, Any]]:

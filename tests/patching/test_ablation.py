@@ -337,3 +337,15 @@ def test_ablation_prompts_get_the_same_bos():
 def with_ids(model, experiment):
     tokens = experiment.tokens(model)
     return Experiment(tokens.clean, tokens.corrupted, tokens.answer, tokens.wrong_answer)
+
+
+def test_one_of_a_thing_is_not_called_several():
+    assert str(Noise([1], 1, [0])) == (
+        "Gaussian noise of 1 standard deviation on the embeddings of position 1, averaged over 1 seed"
+    )
+    assert str(Noise([1, 2])).endswith(
+        "standard deviations on the embeddings of positions 1, 2, averaged over 10 seeds"
+    )
+    assert str(Mean(["a"])) == "the mean over 1 prompt"
+    with pytest.raises(NanopatchError, match="prompts: each is a text or a list of token ids, not "):
+        Mean([[1, [2]]])
