@@ -74,7 +74,8 @@ def usable(experiments: Known, structure: Callable[[Experiment], Columns]) -> tu
         numbered = list(experiments.numbered)
     else:
         given = [experiments] if isinstance(experiments, Experiment) else list(experiments)
-        numbered = [(f"pair {number}", experiment, None) for number, experiment in enumerate(given)]
+        named = [NAMED.get(one, one) if isinstance(one, str) else one for one in given]
+        numbered = [(f"pair {number}", experiment, None) for number, experiment in enumerate(named)]
     used: list[Experiment] = []
     skipped: Skipped = []
     standard: tuple[str, Columns] = ("", [])  # the first usable experiment: where it is, and its columns

@@ -17,7 +17,7 @@ from ..model.graph import Edge, Node
 from ..types import Array, PathLike
 from . import graph_plot, plot
 from .base import Result, check, check_shape, jsonable
-from .matrix import number
+from .matrix import no_scale, number, usable_span
 from .prediction import Prediction
 from .sweep import DIRECTIONS, about, check_direction, left_out
 
@@ -214,15 +214,15 @@ class Faithfulness(Result):
 
     @property
     def normalised(self) -> float:
-        """0 is like the corrupted run, 1 like the clean run; NaN if these two are equal."""
+        """0 is like the corrupted run, 1 like the clean run; NaN if these two are equal, or not finite."""
         span = self.baseline_clean - self.baseline_corrupted
-        return (self.value - self.baseline_corrupted) / (span if abs(span) > self.rounding else math.nan)
+        return (self.value - self.baseline_corrupted) / usable_span(span, self.rounding)
 
     @property
     def _share(self) -> str:
         """`normalised` in words."""
         if math.isnan(self.normalised):
-            return "no faithfulness: the metric is the same in both whole runs"
+            return f"no faithfulness: {no_scale('it', self.baseline_clean, self.baseline_corrupted)}"
         return f"faithfulness {number(self.normalised, 3)}"
 
     def __repr__(self) -> str:

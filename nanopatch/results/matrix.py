@@ -116,3 +116,15 @@ class Matrix(NamedTuple):
 def number(value: float, decimals: int = 2) -> str:
     """A number as text, to so many decimals; a small one to two digits, so that it is not shown as 0."""
     return f"{value:.2g}" if 0 < abs(value) < 10.0 ** (1 - decimals) else f"{value:.{decimals}f}"
+
+
+def usable_span(span: float, rounding: float) -> float:
+    """The difference of two baselines as the unit of a scale; NaN if it is rounding, or no finite number."""
+    return span if rounding < abs(span) < math.inf else math.nan
+
+
+def no_scale(metric: str, clean: float, corrupted: float) -> str:
+    """Why two unpatched runs make no scale."""
+    if math.isfinite(clean - corrupted) or clean == corrupted:
+        return f"{metric} is {clean:.4g} in both unpatched runs"
+    return f"{metric} is {clean:.4g} in the clean run and {corrupted:.4g} in the corrupted run"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any, ClassVar, Union
 
+from ..errors import NanopatchError
 from . import plot
-from .base import Contents, Result, of_type
+from .base import Contents, Result, jsonable, of_type
 from .matrix import Matrix
 from .sweep import Sweep, footer
 
@@ -38,10 +39,15 @@ class Panels(dict[str, Union[Sweep, "Panels"]], Result):
         return f"<Panels: {', '.join(self)}>"
 
     def text(self) -> str:
-        return "\n\n".join(panel.text() for panel in self.values())
+        return "\n\n".join(sweep.text() for sweep in self.sweeps().values())
 
     def columns(self) -> dict[str, dict[str, Sweep]]:
         """The sweeps of each panel by name; if a panel is one sweep, the name is empty."""
+        if not self:
+            raise NanopatchError("there are no panels: give sweeps by name, such as Panels(z=sweep(...))")
+        for name, item in self.items():
+            if not isinstance(item, (Sweep, Panels)):
+                raise NanopatchError(f"panels are sweeps, or panels of sweeps; {name!r:.60} is {item!r:.60}")
         return {name: item.sweeps() if isinstance(item, Panels) else {"": item} for name, item in self.items()}
 
     def sweeps(self) -> dict[str, Sweep]:
@@ -52,7 +58,9 @@ class Panels(dict[str, Union[Sweep, "Panels"]], Result):
         """One dict per patch. Metrics of the same patches share a row; otherwise the key "panel" tells sweeps apart."""
         sweeps = self.sweeps()
         tables = [sweep.to_rows() for sweep in sweeps.values()]
-        if len({(sweep.site, sweep.direction, sweep.axes) for sweep in sweeps.values()}) == 1:
+        asked = ("site", "between", "direction", "axes", "pieces", "chosen", "experiment", "corruption", "n_pairs")
+        questions = {str([jsonable(getattr(sweep, name)) for name in asked]) for sweep in sweeps.values()}
+        if len(questions) == 1 and len({sweep.metric for sweep in sweeps.values()}) == len(sweeps):
             return [dict(itertools.chain(*(row.items() for row in rows))) for rows in zip(*tables, strict=True)]
         return [{"panel": name, **row} for name, table in zip(sweeps, tables, strict=True) for row in table]
 

@@ -20,7 +20,7 @@ from ..model.tokenizer import visible
 from ..types import Array
 from . import plot
 from .base import Contents, Result, check, check_shape, jsonable
-from .matrix import Matrix, number
+from .matrix import Matrix, no_scale, number, usable_span
 from .prediction import Prediction
 from .table import table
 
@@ -171,11 +171,16 @@ class Sweep(Result):
         """The grid, scaled so that 0 is the run patched into and 1 the run patched from.
 
         For an ablation, the change relative to the size of the unpatched metric. All NaN if there is no such scale,
-        because the baselines are equal (or the unpatched metric is 0). `notes` then says so.
+        because the baselines are equal, or not finite (or the unpatched metric is 0). `notes` then says so.
         """
-        span = abs(self.base_value) if self.donor_value is None else self.donor_value - self.base_value
         with np.errstate(invalid="ignore"):  # a metric may be infinite: inf - inf is NaN
-            return (self.grid - self.base_value) / (span if abs(span) > self.rounding else np.nan)
+            return (self.grid - self.base_value) / self._span
+
+    @property
+    def _span(self) -> float:
+        """What is 1 on the normalised scale, in units of the metric; NaN if there is no scale."""
+        span = abs(self.base_value) if self.donor_value is None else self.donor_value - self.base_value
+        return usable_span(span, self.rounding)
 
     @property
     def title(self) -> str:
@@ -226,14 +231,12 @@ class Sweep(Result):
         if self.n_pairs > 1:
             notes.append(f"Mean of {self.n_pairs} pairs. Tokens are the first pair's; … means that others differ.")
         notes += left_out(self.skipped)
-        if self.donor_value is None:
-            if abs(self.base_value) <= self.rounding:
-                notes.append(f"No relative change: {self.metric} of the unpatched run is 0.")
-        elif abs(self.donor_value - self.base_value) <= self.rounding:
-            notes.append(
-                f"Not normalised: {self.metric} is {self.baseline_clean:.4g} in both unpatched runs, so there is no "
-                "scale."
-            )
+        if np.isnan(self._span) and self.donor_value is None:
+            value = 0 if abs(self.base_value) <= self.rounding else self.base_value
+            notes.append(f"No relative change: {self.metric} of the unpatched run is {value}.")
+        elif np.isnan(self._span):
+            ends = self.baseline_clean, self.baseline_corrupted or 0.0
+            notes.append(f"Not normalised: {no_scale(self.metric, *ends)}, so there is no scale.")
         if any(None in pair for pair in self.columns):
             notes.append("Tokens without a partner in the other prompt cannot be patched; their columns are blank.")
         if any(None not in pair and pair[0] != pair[1] for pair in self.columns):
@@ -291,8 +294,7 @@ class Sweep(Result):
         normalised = normalised and not np.isnan(self.normalised).all()
         values, name = self.normalised if normalised else self.grid, self.metric.replace("_", " ")
         columns = self.labels(column)
-        baselines = (self.baseline_clean, self.baseline_corrupted or 0)
-        span = abs(self.base_value) if self.donor_value is None else abs(self.donor_value - self.base_value)
+        baselines = [b for b in (self.baseline_clean, self.baseline_corrupted or 0, 0) if np.isfinite(b)]
 
         def flat(array: Array) -> Array:
             return np.moveaxis(array, self.axes.index(column), -1).reshape(-1, len(columns))
@@ -307,7 +309,7 @@ class Sweep(Result):
             unit=f"{name}, {self.scale}" if normalised else name,
             signed=not normalised or self.donor_value is None,
             largest=max(map(abs, baselines)) if not normalised else 1.0 if self.donor_value is not None else 0.0,
-            noise=self.rounding / span if normalised else self.rounding,
+            noise=self.rounding / abs(self._span) if normalised else self.rounding,
             unchanged=None if self.unchanged is None else flat(self.unchanged),
         )
 
