@@ -41,6 +41,8 @@ class Mean:
 
     def __post_init__(self) -> None:
         _check_prompts(self)
+        if not isinstance(self.per_position, (bool, np.bool_)):
+            raise NanopatchError(f"per_position={self.per_position!r:.60}: True or False is expected")
 
     def __str__(self) -> str:
         return f"the mean over {count(len(self.prompts), 'prompt')}" if self.prompts else "the mean over prompts"
@@ -86,7 +88,7 @@ class Noise:
         if not isinstance(self.sigma, Real) or not 0 < self.sigma < np.inf:
             raise NanopatchError(f"sigma={self.sigma}: a number above 0 is expected")
         object.__setattr__(self, "positions", tuple(sorted({int(position) for position in self.positions})))
-        object.__setattr__(self, "seeds", tuple(int(seed) for seed in self.seeds))
+        object.__setattr__(self, "seeds", tuple(dict.fromkeys(int(seed) for seed in self.seeds)))
         if not self.positions or not self.seeds:
             raise NanopatchError("noise needs at least one position and at least one seed")
 

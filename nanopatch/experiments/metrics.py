@@ -91,6 +91,8 @@ class Metric:
     reads_answers: bool = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise NanopatchError(f"a metric's name is a text, not {self.name!r:.60}")
         if self.needs not in NEEDS:
             raise NanopatchError(f"the metric {self.name} needs {self.needs!r}: give one of {', '.join(NEEDS)}")
         if not _takes(self.function, 2) or not (self.gradient is None or _takes(self.gradient, 2)):
@@ -373,7 +375,10 @@ def metric_gradient(metric: Metric, logits: Array, target: Target) -> Array:
         )
     at: Any = {"answers": (-1, [target.answer, target.wrong_answer]), "last": -1, "all": ...}[metric.needs]
     given = read_only(logits)[at]
-    slope = np.asarray(metric.gradient(given, target))
+    returned = metric.gradient(given, target)
+    slope = returned if isinstance(returned, np.ndarray) else np.array(None)
+    if slope.dtype.kind not in "biuf":
+        raise NanopatchError(f"the gradient of {metric.name} must return an array of numbers, not {returned!r:.60}")
     if slope.shape != given.shape:
         raise NanopatchError(f"the gradient of {metric.name} has shape {slope.shape}; its logits have {given.shape}")
     gradient = np.zeros_like(logits)

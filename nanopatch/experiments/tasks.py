@@ -189,9 +189,11 @@ def induction(
     >>> pair.clean[-1] == a, pair.answer == b, len(pair.clean)
     (True, True, 6)
     """
+    if not np.iterable(vocabulary) or isinstance(vocabulary, str):
+        raise NanopatchError(f"vocabulary={vocabulary!r:.60}: a list of token ids is expected")
     vocabulary = sorted({int(token) for token in vocabulary})
-    if not 2 <= length < len(vocabulary):
-        raise NanopatchError(f"length is {length}: give 2 to {len(vocabulary) - 1}, or a vocabulary of more tokens")
+    if not isinstance(length, Integral) or not 2 <= length < len(vocabulary):
+        raise NanopatchError(f"length is {length!r}: give 2 to {len(vocabulary) - 1}, or a vocabulary of more tokens")
     rng = _random(seed)
     after = length // 2  # the position of B; A stands before it
     pairs = []
@@ -377,6 +379,8 @@ def ioi8() -> list[Experiment]:
 
 def _fill(template: str, words: Mapping[str, str], needed: Sequence[str]) -> str:
     """The template with its slots filled. NanopatchError if a needed slot is missing or a slot is unknown."""
+    if not isinstance(template, str):
+        raise NanopatchError(f"a template is a text, not {template!r:.80}")
     missing = [name for name in needed if f"{{{name}}}" not in template]
     if missing:
         raise NanopatchError(f"the template has no {{{missing[0]}}}: {template!r:.80}")
@@ -401,6 +405,8 @@ def _is_two_tokens(century: int, year: int) -> bool:
 
 def _random(seed: int) -> Random:
     """Python's random generator for a seed."""
+    if not isinstance(seed, Integral):
+        raise NanopatchError(f"seed {seed!r:.60}: a whole number is expected")
     import random  # loads OpenSSL, which is larger than this library
 
-    return random.Random(seed)
+    return random.Random(int(seed))

@@ -152,7 +152,7 @@ class EdgeScores(Result):
 
     def to_dot(self, n: int = 30) -> str:
         """The circuit of the best n edges in the language of Graphviz. Edges into heads are labelled q, k or v."""
-        edges = self.circuit(min(n, len(self.edges)))
+        edges = self.circuit(n if not isinstance(n, Integral) else min(n, len(self.edges)))
         lines = ["digraph circuit {", "  rankdir=BT; node [shape=box];"]
         for sender, receiver, score in edges:
             width = graph_plot.width(score, edges)

@@ -125,6 +125,6 @@ def usable_span(span: float, rounding: float) -> float:
 
 def no_scale(metric: str, clean: float, corrupted: float) -> str:
     """Why two unpatched runs make no scale."""
-    if math.isfinite(clean - corrupted) or clean == corrupted:
+    if math.isfinite(clean - corrupted) or str(clean) == str(corrupted):  # nan is not nan
         return f"{metric} is {clean:.4g} in both unpatched runs"
     return f"{metric} is {clean:.4g} in the clean run and {corrupted:.4g} in the corrupted run"

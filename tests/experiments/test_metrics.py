@@ -258,3 +258,19 @@ def test_a_small_probability_is_no_minimum():
     assert saliency(nano, pair, metric="probability").norm.any()
     with pytest.raises(NanopatchError, match="the metric is flat here"):  # though it is 0 too
         attribute(nano, pair, "z", metric=lambda logits: float(logits[-1].argmax() == 0))
+
+
+@pytest.mark.parametrize(
+    ("gradient", "message"),
+    [
+        (lambda logits, target: logits * 1j, "must return an array of numbers, not array"),
+        (lambda logits, target: None, "must return an array of numbers, not None"),
+        (lambda logits, target: [1, [2]], r"must return an array of numbers, not \[1, \[2\]\]"),
+    ],
+)
+def test_a_gradient_that_is_no_array_of_real_numbers(gradient, message):
+    metric = Metric("own", "last", lambda logits, target: logits[0], gradient)
+    with pytest.raises(NanopatchError, match=f"the gradient of own {message}"):
+        attribute(tiny_model(), Experiment([1, 2], [1, 3], 3, 7), metric=metric)
+    with pytest.raises(NanopatchError, match="a metric's name is a text, not 3"):
+        Metric(3, "last", max)

@@ -241,7 +241,9 @@ def test_tracing_takes_several_metrics_and_says_what_is_not_finite():
         alone = trace(model, EXPERIMENT, [1, 2], "mlp_out", metric=name, seeds=[3])
         assert_metric(both[name].grid, alone.grid, model, EXPERIMENT)
     result = trace(model, EXPERIMENT, [1], seeds=[3], metric=lambda logits: np.nan)
-    assert notes_of(result)[-1].startswith("<lambda> is not a finite number after 12 of the patches; the first is at ")
+    *_, strange, no_scale = notes_of(result)
+    assert strange.startswith("<lambda> is not a finite number after 12 of the patches; the first is at ")
+    assert no_scale == "Not normalised: <lambda> is nan in both unpatched runs, so there is no scale."
 
 
 def test_the_result_shows_no_corrupted_prompt():
@@ -349,3 +351,9 @@ def test_one_of_a_thing_is_not_called_several():
     assert str(Mean(["a"])) == "the mean over 1 prompt"
     with pytest.raises(NanopatchError, match="prompts: each is a text or a list of token ids, not "):
         Mean([[1, [2]]])
+
+
+def test_a_seed_counts_once_and_per_position_is_true_or_false():
+    assert Noise([1], seeds=[2, 0, 2]).seeds == (2, 0)
+    with pytest.raises(NanopatchError, match="per_position='no': True or False is expected"):
+        Mean(["a"], per_position="no")
