@@ -100,7 +100,7 @@ class Comparison(Result):
         title = [how.strip(), self.exact.title] if how != self.estimate.title else [how]
         title.append(f"correlation {self.correlation:.3f}, slope {self.slope:.2f}")
         axis_titles = (f"{metric}, exact patching", f"{metric}, estimated")
-        return plot.scatter(*self.values, self.worst(), axis_titles, title), footer({"": self.exact})
+        return plot.scatter(*self.values, self.worst(), axis_titles, title), footer({"": self.exact}, normalised=False)
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One dict for each patch: the exact sweep's row, and under "estimate" the estimated metric."""

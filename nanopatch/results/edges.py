@@ -110,6 +110,10 @@ class EdgeScores(Result):
             edges = kept
         return edges
 
+    def _best(self, n: int) -> list[Edge]:
+        """The circuit of the best n edges, or of all if there are not so many."""
+        return self.circuit(min(n, np.isfinite(self.scores).sum()) if isinstance(n, Integral) else n)
+
     @property
     def title(self) -> str:
         """What was scored, in one line."""
@@ -136,7 +140,7 @@ class EdgeScores(Result):
         return plot.drawn(*self._parts(n), ax)
 
     def _parts(self, n: int = 30) -> tuple[Drawing, list[str]]:
-        edges = self.circuit(min(n, len(self.edges)))
+        edges = self._best(n)
         drawn = ", ".join([f"{len(edges)} of {len(self.edges)} edges", *(f"widest {e.score:.3g}" for e in edges[:1])])
         title = [self.title, f"{drawn}; red raises, dashed blue lowers the metric"]
         return graph_plot.circuit(edges, title), about(self, [self])
@@ -151,7 +155,7 @@ class EdgeScores(Result):
 
     def to_dot(self, n: int = 30) -> str:
         """The circuit of the best n edges in the language of Graphviz. Edges into heads are labelled q, k or v."""
-        edges = self.circuit(min(n, len(self.edges)))
+        edges = self._best(n)
         lines = ["digraph circuit {", "  rankdir=BT; node [shape=box];"]
         for sender, receiver, score in edges:
             width = graph_plot.width(score, edges)
@@ -213,11 +217,13 @@ class Faithfulness(Result):
     def normalised(self) -> float:
         """0 is like the corrupted run, 1 like the clean run; NaN if these two are equal."""
         span = self.baseline_clean - self.baseline_corrupted
-        return (self.value - self.baseline_corrupted) / (span if abs(span) > self.rounding else math.nan)
+        return (self.value - self.baseline_corrupted) / (span if self.rounding < abs(span) < math.inf else math.nan)
 
     @property
     def _share(self) -> str:
         """`normalised` in words."""
+        if not all(map(math.isfinite, (self.value, self.baseline_clean, self.baseline_corrupted))):
+            return "no faithfulness: the metric is not a finite number in all three runs"
         if math.isnan(self.normalised):
             return "no faithfulness: the metric is the same in both whole runs"
         return f"faithfulness {number(self.normalised, 3)}"

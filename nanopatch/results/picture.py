@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -11,6 +12,10 @@ from matplotlib.figure import Figure
 
 class Picture(Figure):
     """A matplotlib Figure that a notebook shows, once, whether pyplot was imported or not."""
+
+    def draw(self, renderer: Any) -> None:
+        with matplotlib.rc_context({"text.usetex": False}):  # a larger window may need new numbers on the axes
+            super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()

@@ -178,7 +178,12 @@ class Sweep(Result):
         """
         span = abs(self.base_value) if self.donor_value is None else self.donor_value - self.base_value
         with np.errstate(invalid="ignore"):  # a metric may be infinite: inf - inf is NaN
-            return (self.grid - self.base_value) / (span if abs(span) > self.rounding else np.nan)
+            return (self.grid - self.base_value) / (span if self.rounding < abs(span) < np.inf else np.nan)
+
+    @property
+    def _has_scale(self) -> bool:
+        """Whether any cell of `normalised` is a number."""
+        return not np.isnan(self.normalised).all()
 
     @property
     def title(self) -> str:
@@ -240,6 +245,11 @@ class Sweep(Result):
                 f"Not normalised: {self.metric} is {self.baseline_clean:.4g} in both unpatched runs, so there is no "
                 "scale."
             )
+        elif not np.isfinite(self.donor_value - self.base_value):
+            notes.append(
+                f"Not normalised: {self.metric} is {self.baseline_clean:.4g} in the clean and "
+                f"{self.baseline_corrupted:.4g} in the corrupted run, so there is no scale."
+            )
         if any(None in pair for pair in self.columns):
             notes.append("Tokens without a partner in the other prompt cannot be patched; their columns are blank.")
         if any(None not in pair and pair[0] != pair[1] for pair in self.columns):
@@ -297,10 +307,10 @@ class Sweep(Result):
         """
         column = next((axis for axis in ("key", "query", "position") if axis in self.axes), self.axes[-1])
         others = [axis for axis in self.axes if axis != column]
-        normalised = normalised and not np.isnan(self.normalised).all()
+        normalised = normalised and self._has_scale
         values, name = self.normalised if normalised else self.grid, self.metric.replace("_", " ")
         columns = self.labels(column)
-        baselines = (self.baseline_clean, self.baseline_corrupted or 0)
+        baselines = [b for b in (self.baseline_clean, self.baseline_corrupted or 0) if np.isfinite(b)]
         span = abs(self.base_value) if self.donor_value is None else abs(self.donor_value - self.base_value)
 
         def flat(array: Array) -> Array:
@@ -315,7 +325,11 @@ class Sweep(Result):
             title=self.title,
             unit=f"{name}, {self.scale}" if normalised else name,
             signed=not normalised or self.donor_value is None,
-            largest=max(map(abs, baselines)) if not normalised else 1.0 if self.donor_value is not None else 0.0,
+            largest=max(map(abs, baselines), default=0.0)
+            if not normalised
+            else 1.0
+            if self.donor_value is not None
+            else 0.0,
             noise=self.rounding / span if normalised else self.rounding,
             unchanged=None if self.unchanged is None else flat(self.unchanged),
         )
@@ -323,7 +337,7 @@ class Sweep(Result):
     def text(self) -> str:
         matrix = self.matrix()
         unit = self.metric
-        if not np.isnan(self.normalised).all():
+        if self._has_scale:
             ends = "" if self.donor_value is None else ": 0 is the run patched into, 1 the run patched from"
             unit = f"{self.metric}, {self.scale}{ends}"
         tokens = matrix.columns_title in ("position", "query", "key")
@@ -353,7 +367,7 @@ class Sweep(Result):
         return plot.drawn(*self._parts(normalised), ax)
 
     def _parts(self, normalised: bool = True) -> tuple[Drawing, list[str]]:
-        return plot.heatmap(self.matrix(normalised)), footer({"": self})
+        return plot.heatmap(self.matrix(normalised)), footer({"": self}, normalised)
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One dict for each patch: where it was (positions and tokens of both prompts), the metric and `normalised`."""
@@ -411,6 +425,7 @@ class Sweep(Result):
         check(all(axis in known and axis not in self.axes for axis in self.chosen), "chosen")
         check(all(part and all(_is_item(item, axis) for item in part) for axis, part in self.chosen.items()), "chosen")
         check_shape(self.grid, shape, "grid", float)
+        check(self.grid.size, "grid")
         check_shape(self.unchanged, shape, "unchanged", bool)
         check_shape(self.standard_error, shape, "standard_error", float)
         check((self.standard_error is not None) == (self.n_pairs > 1), "standard_error")
@@ -445,8 +460,10 @@ def without_partner(axes: Sequence[str], pieces: Mapping[str, Sequence[Any]], co
     return blank
 
 
-def footer(sweeps: Mapping[str, Sweep]) -> list[str]:
+def footer(sweeps: Mapping[str, Sweep], normalised: bool) -> list[str]:
     """The lines below a picture of sweeps: the prompts, the metrics of the unpatched runs, and the notes.
+
+    normalised: whether the picture shows normalised values where there are any.
 
     Sweeps of different questions, which a user may have put together, are told apart by their names.
     """
@@ -459,7 +476,7 @@ def footer(sweeps: Mapping[str, Sweep]) -> list[str]:
         first = next(iter(group.values()))
         lines += [f"{', '.join(group)}:"] if len(questions) > 1 else []
         lines += about(first, list({s.metric: s for s in group.values()}.values()), first.corruption)
-    scaled = any(s.donor_value is not None for s in sweeps.values())
+    scaled = normalised and any(s.donor_value is not None and s._has_scale for s in sweeps.values())
     scale = ["normalised: 0 is the run patched into, 1 the run patched from"] if scaled else []
     return [*lines, *scale, *dict.fromkeys(n for s in sweeps.values() for n in s.notes)]
 
