@@ -485,13 +485,20 @@ def as_bytes(figure: Figure, file_format: str = "png") -> bytes:
 def for_pyplot(figure: Figure) -> Figure:
     """Make a figure pyplot's current one, if the caller uses pyplot: `plt.show()` and `plt.savefig()` are about it.
 
-    pyplot keeps what it knows alive, so it forgets the oldest of ours; the Figures themselves stay usable.
+    pyplot keeps what it knows alive, so it forgets the oldest of ours; the Figures themselves stay usable. In a
+    notebook that shows figures at the end of a cell, the oldest is shown before it is forgotten.
     """
     pyplot = sys.modules.get("matplotlib.pyplot")
     if pyplot is None or threading.current_thread() is not threading.main_thread():  # windows are the main thread's
         return figure
     ours = [label for label in pyplot.get_figlabels() if label.startswith(f"{LABEL} ")]
+    from .picture import inline
+
     for label in ours[: max(0, len(ours) + 1 - KEPT)]:
+        if inline() and pyplot.isinteractive():
+            from IPython.display import display
+
+            display(pyplot.figure(label))
         pyplot.close(label)
     number = max(pyplot.get_fignums(), default=0) + 1
     with contextlib.suppress(ImportError):  # the backend needs a display, and there is none: it can still be saved
