@@ -17,6 +17,16 @@ class Picture(Figure):
         with matplotlib.rc_context({"text.usetex": False}):  # a larger window may need new numbers on the axes
             super().draw(renderer)
 
+    def tight_layout(
+        self,
+        *,
+        pad: float = 1.08,
+        h_pad: float | None = None,
+        w_pad: float | None = None,
+        rect: tuple[float, float, float, float] | None = None,
+    ) -> None:
+        """Do nothing: all is in its place already, and matplotlib would warn that it can move none of it."""
+
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()
         self.savefig(file, format="png")

@@ -272,9 +272,9 @@ def drawn(drawing: Drawing, footer: Sequence[str], ax: Axes | None) -> Figure:
     check_no_path(ax)
     if ax is None:
         return for_pyplot(picture(drawing, footer))
-    if not hasattr(ax, "imshow"):
+    if getattr(ax, "name", None) != "rectilinear":  # neither polar nor three-dimensional
         raise NanopatchError(
-            f"plot draws into matplotlib Axes, not into {ax!r:.60}: give plt.subplots()[1], or nothing"
+            f"plot draws into plain matplotlib Axes, not into {ax!r:.60}: give plt.subplots()[1], or nothing"
         )
     from .picture import inline, show_once
 
@@ -379,8 +379,9 @@ def _composed(columns: Sequence[Sequence[Drawing]], footer: Sequence[str], n_lef
 
 def _fewer_lines(lines: list[str]) -> list[str]:
     """At most `MOST_FOOT_LINES` lines: what is too much is left out of the middle."""
-    half, more = MOST_FOOT_LINES // 2, len(lines) - MOST_FOOT_LINES
-    return lines if more <= 0 else [*lines[:half], f"… ({more + 1} lines more) …", *lines[len(lines) - half + 1 :]]
+    half = MOST_FOOT_LINES // 2
+    left_out = ["… (more lines are left out here) …"]
+    return lines if len(lines) <= 2 * half else lines[:half] + left_out + lines[len(lines) - half + 1 :]
 
 
 def _height(block: Sequence[tuple[Any, Array]], level: int) -> float:

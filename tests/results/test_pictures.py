@@ -463,7 +463,7 @@ def test_a_foot_of_many_lines_is_bounded(michelle):
     for figure in (panels, replace(michelle, remarks=remarks).plot()):
         assert max(figure.get_size_inches()) <= 24
         assert len(figure.get_supxlabel().splitlines()) <= plot.MOST_FOOT_LINES
-        assert "lines more) …" in figure.get_supxlabel()
+        assert "more lines are left out here" in figure.get_supxlabel()
         assert_nothing_is_cut_off(figure)
 
 
@@ -525,6 +525,20 @@ def test_axes_of_a_user(one_of_each, pyplot):
     assert pyplot.get_fignums() == [1] and not figure.get_supxlabel()
 
 
+@pytest.mark.parametrize("projection", ["polar", "3d"])
+def test_axes_that_are_not_plain_are_refused(projection, one_of_each, pyplot):
+    ax = pyplot.figure().add_subplot(projection=projection)
+    for kind in ("sweep", "comparison", "saliency", "edges", "faithfulness"):
+        with pytest.raises(NanopatchError, match="plot draws into plain matplotlib Axes, not into <"):
+            one_of_each[kind].plot(ax=ax)
+
+
+def test_tight_layout_neither_warns_nor_moves(michelle, pyplot, recwarn):
+    figure = michelle.plot()
+    pyplot.tight_layout(pad=2)
+    assert figure._repr_png_() == michelle._repr_png_() and not recwarn
+
+
 def test_without_pyplot_nothing_is_kept(michelle):
     code = (
         "import sys, gc, weakref, nanopatch; from nanopatch import sweep; from nanopatch.experiments import MICHELLE\n"
@@ -584,5 +598,5 @@ def test_a_file_name_given_to_plot_says_to_save(tmp_path):
         for name in ("x.png", tmp_path / "x.png"):
             with pytest.raises(NanopatchError, match="plot draws, and writes no file: write result.save"):
                 result.plot(name)
-    with pytest.raises(NanopatchError, match="plot draws into matplotlib Axes, not into 3"):
+    with pytest.raises(NanopatchError, match="plot draws into plain matplotlib Axes, not into 3"):
         results[0].plot(3)
