@@ -238,8 +238,9 @@ class Sweep(Result):
             more = f"; and {len(self.skipped) - 1} more" if len(self.skipped) > 1 else ""
             notes.append(f"Left out: {where}: {reason}{more}.")
         if self.donor_value is None:
-            if abs(self.base_value) <= self.rounding:
-                notes.append(f"No relative change: {self.metric} of the unpatched run is 0.")
+            if not self.rounding < abs(self.base_value) < np.inf:
+                value = 0 if np.isfinite(self.base_value) else self.base_value
+                notes.append(f"No relative change: {self.metric} of the unpatched run is {value}.")
         elif abs(self.donor_value - self.base_value) <= self.rounding:
             notes.append(
                 f"Not normalised: {self.metric} is {self.baseline_clean:.4g} in both unpatched runs, so there is no "

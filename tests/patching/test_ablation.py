@@ -241,7 +241,13 @@ def test_tracing_takes_several_metrics_and_says_what_is_not_finite():
         alone = trace(model, EXPERIMENT, [1, 2], "mlp_out", metric=name, seeds=[3])
         assert_metric(both[name].grid, alone.grid, model, EXPERIMENT)
     result = trace(model, EXPERIMENT, [1], seeds=[3], metric=lambda logits: np.nan)
-    assert notes_of(result)[-1].startswith("<lambda> is not a finite number after 12 of the patches; the first is at ")
+    strange, unscaled = notes_of(result)[-2:]
+    assert strange.startswith("<lambda> is not a finite number after 12 of the patches; the first is at ")
+    assert unscaled.startswith("Not normalised: <lambda> is nan in the clean and nan in the corrupted run")
+    assert (
+        "No relative change: <lambda> of the unpatched run is nan."
+        in ablate(model, EXPERIMENT, metric=lambda logits: np.nan).notes
+    )
 
 
 def test_the_result_shows_no_corrupted_prompt():
