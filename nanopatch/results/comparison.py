@@ -105,7 +105,7 @@ class Comparison(Result):
         title = [how.strip(), self.exact.title] if how != self.estimate.title else [how]
         title.append(f"correlation {self.correlation:.3f}, slope {self.slope:.2f}")
         axis_titles = (f"{metric}, exact patching", f"{metric}, estimated")
-        below = dict.fromkeys([*footer({"": self.exact}), *self.estimate.notes])
+        below = dict.fromkeys([*footer({"": self.exact}, normalised=False), *self.estimate.notes])
         return plot.scatter(*self.values, self.worst(), axis_titles, title), list(below)
 
     def to_rows(self) -> list[dict[str, Any]]:

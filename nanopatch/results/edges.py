@@ -111,6 +111,10 @@ class EdgeScores(Result):
             edges = kept
         return edges
 
+    def _best(self, n: int) -> list[Edge]:
+        """The circuit of the best n edges, or of all if there are not so many."""
+        return self.circuit(min(n, np.isfinite(self.scores).sum()) if isinstance(n, Integral) else n)
+
     @property
     def title(self) -> str:
         """What was scored, in one line."""
@@ -137,7 +141,7 @@ class EdgeScores(Result):
         return plot.drawn(*self._parts(n), ax)
 
     def _parts(self, n: int = 30) -> tuple[Drawing, list[str]]:
-        edges = self.circuit(min(n, len(self.edges)))
+        edges = self._best(n)
         drawn = ", ".join([f"{len(edges)} of {len(self.edges)} edges", *(f"widest {e.score:.3g}" for e in edges[:1])])
         title = [self.title, f"{drawn}; red raises, dashed blue lowers the metric"]
         return graph_plot.circuit(edges, title), [*about(self, [self]), *self.notes]
@@ -152,7 +156,7 @@ class EdgeScores(Result):
 
     def to_dot(self, n: int = 30) -> str:
         """The circuit of the best n edges in the language of Graphviz. Edges into heads are labelled q, k or v."""
-        edges = self.circuit(n if not isinstance(n, Integral) else min(n, len(self.edges)))
+        edges = self._best(n)
         lines = ["digraph circuit {", "  rankdir=BT; node [shape=box];"]
         for sender, receiver, score in edges:
             width = graph_plot.width(score, edges)
@@ -221,6 +225,8 @@ class Faithfulness(Result):
     @property
     def _share(self) -> str:
         """`normalised` in words."""
+        if not all(map(math.isfinite, (self.value, self.baseline_clean, self.baseline_corrupted))):
+            return "no faithfulness: the metric is not a finite number in all three runs"
         if math.isnan(self.normalised):
             return f"no faithfulness: {no_scale('it', self.baseline_clean, self.baseline_corrupted)}"
         return f"faithfulness {number(self.normalised, 3)}"

@@ -183,6 +183,11 @@ class Sweep(Result):
         return usable_span(span, self.rounding)
 
     @property
+    def _has_scale(self) -> bool:
+        """Whether any cell of `normalised` is a number."""
+        return not np.isnan(self.normalised).all()
+
+    @property
     def title(self) -> str:
         """What was put where, in one line, and whether that was estimated."""
         how = {None: "", 1: "attribution: "}.get(self.steps, f"integrated gradients, {self.steps} steps: ")
@@ -291,7 +296,7 @@ class Sweep(Result):
         """
         column = next((axis for axis in ("key", "query", "position") if axis in self.axes), self.axes[-1])
         others = [axis for axis in self.axes if axis != column]
-        normalised = normalised and not np.isnan(self.normalised).all()
+        normalised = normalised and self._has_scale
         values, name = self.normalised if normalised else self.grid, self.metric.replace("_", " ")
         columns = self.labels(column)
         baselines = [b for b in (self.baseline_clean, self.baseline_corrupted or 0, 0) if np.isfinite(b)]
@@ -316,7 +321,7 @@ class Sweep(Result):
     def text(self) -> str:
         matrix = self.matrix()
         unit = self.metric
-        if not np.isnan(self.normalised).all():
+        if self._has_scale:
             ends = "" if self.donor_value is None else ": 0 is the run patched into, 1 the run patched from"
             unit = f"{self.metric}, {self.scale}{ends}"
         tokens = matrix.columns_title in ("position", "query", "key")
@@ -346,7 +351,7 @@ class Sweep(Result):
         return plot.drawn(*self._parts(normalised), ax)
 
     def _parts(self, normalised: bool = True) -> tuple[Drawing, list[str]]:
-        return plot.heatmap(self.matrix(normalised)), footer({"": self})
+        return plot.heatmap(self.matrix(normalised)), footer({"": self}, normalised)
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One dict for each patch: where it was (positions and tokens of both prompts), the metric and `normalised`."""
@@ -404,6 +409,7 @@ class Sweep(Result):
         check(all(axis in known and axis not in self.axes for axis in self.chosen), "chosen")
         check(all(part and all(_is_item(item, axis) for item in part) for axis, part in self.chosen.items()), "chosen")
         check_shape(self.grid, shape, "grid", float)
+        check(self.grid.size, "grid")
         check_shape(self.unchanged, shape, "unchanged", bool)
         check_shape(self.standard_error, shape, "standard_error", float)
         check((self.standard_error is not None) == (self.n_pairs > 1), "standard_error")
@@ -435,8 +441,10 @@ def without_partner(axes: Sequence[str], pieces: Mapping[str, Sequence[Any]], co
     return blank
 
 
-def footer(sweeps: Mapping[str, Sweep]) -> list[str]:
+def footer(sweeps: Mapping[str, Sweep], normalised: bool) -> list[str]:
     """The lines below a picture of sweeps: the prompts, the metrics of the unpatched runs, and the notes.
+
+    normalised: whether the picture shows normalised values where there are any.
 
     Sweeps of different questions, which a user may have put together, are told apart by their names.
     """
@@ -449,7 +457,7 @@ def footer(sweeps: Mapping[str, Sweep]) -> list[str]:
         first = next(iter(group.values()))
         lines += [f"{', '.join(group)}:"] if len(questions) > 1 else []
         lines += about(first, list({s.metric: s for s in group.values()}.values()), first.corruption)
-    scaled = any(s.donor_value is not None for s in sweeps.values())
+    scaled = normalised and any(s.donor_value is not None and s._has_scale for s in sweeps.values())
     scale = ["normalised: 0 is the run patched into, 1 the run patched from"] if scaled else []
     return [*lines, *scale, *dict.fromkeys(n for s in sweeps.values() for n in s.notes)]
 

@@ -51,8 +51,9 @@ def test_comparison_with_exact_patching():
     (ax,) = comparison.plot().axes
     points = ax.collections[0].get_offsets()
     assert np.allclose(points, np.column_stack([x, y]))
-    *numbers, legend = [text.get_text() for text in ax.texts]
-    assert numbers == ["1", "2", "3"] and legend.splitlines()[:2] == ["worst cells", f"1  {label}"]
+    assert [text.get_text() for text in ax.texts] == ["1", "2", "3"]
+    foot = comparison.plot().get_supxlabel()
+    assert f"worst cells:\n1  {label}\n" in foot and "normalised" not in foot
     assert ax.get_title().startswith(f"attribution:\n{comparison.exact.title}\ncorrelation ")
     assert comparison.slope == pytest.approx(np.cov(x, y)[0, 1] / np.var(x, ddof=1), rel=1e-9, abs=1e-12)
     line = ax.lines[0].get_xydata()

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import io
 import json
 import os
 import re
@@ -611,3 +612,16 @@ def test_a_terminal_sees_a_progress_bar_on_stderr(server, tmp_path):
     os.close(terminal)
     assert process.returncode == 0
     assert re.search(rb"model\.safetensors: 100%.*B/s", shown)
+
+
+def test_a_notebook_is_told_of_a_download(server, monkeypatch):
+    class Cell(io.StringIO):
+        __module__ = "ipykernel.iostream"
+
+    server.repos["org/tiny"] = checkpoint()
+    monkeypatch.setattr(sys, "stderr", Cell())
+    said = f"downloading org/tiny from {server.url}/org/tiny ...\n"
+    nanopatch.load("org/tiny")
+    assert sys.stderr.getvalue() == said
+    nanopatch.load("org/tiny")  # from the cache
+    assert sys.stderr.getvalue() == said

@@ -244,6 +244,10 @@ def test_tracing_takes_several_metrics_and_says_what_is_not_finite():
     *_, strange, no_scale = notes_of(result)
     assert strange.startswith("<lambda> is not a finite number after 12 of the patches; the first is at ")
     assert no_scale == "Not normalised: <lambda> is nan in both unpatched runs, so there is no scale."
+    assert (
+        "No relative change: <lambda> of the unpatched run is nan."
+        in ablate(model, EXPERIMENT, metric=lambda logits: np.nan).notes
+    )
 
 
 def test_the_result_shows_no_corrupted_prompt():
