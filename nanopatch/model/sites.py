@@ -109,7 +109,7 @@ class RunArray(np.ndarray):
         inputs, out = (tuple(map(_plain, arrays)) for arrays in (inputs, out))
         return getattr(ufunc, method)(*inputs, **(options | {"out": out} if out else options))
 
-    def copy(self, order: Literal["K", "A", "C", "F"] = "C") -> Array:
+    def copy(self, order: Literal["K", "A", "C", "F"] | None = "C") -> Array:
         return _plain(self).copy(order)
 
     def __deepcopy__(self, memo: dict[int, Any] | None, /) -> Any:
