@@ -280,9 +280,7 @@ def test_a_float32_file_of_the_cache_is_mapped_and_never_written_to(tmp_path):
 @pytest.mark.parametrize("stored", [np.float64, np.float32, np.float16])
 def test_a_loaded_model_does_not_change_with_its_file(tmp_path, stored, dtype, change, monkeypatch):
     """And a result has the hash of the weights that computed it, or None, which says that it is unknown."""
-    monkeypatch.setattr(
-        nanopatch.files, "TICK", 10**12
-    )  # however slow this machine is, the file is new when it is read
+    monkeypatch.setattr(nanopatch.files, "TICK", 10**12)  # on a slow machine too the file is new when it is read
     tensors, other = random_tensors(stored), safetensors_bytes(random_tensors(stored, seed=1))
     path = save(tmp_path / "model", tensors, padding=aligned(tensors)) / "model.safetensors"
     kept, before = nanopatch.load(path.parent, dtype), path.read_bytes()
