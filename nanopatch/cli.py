@@ -55,8 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show ␣ or █ gets ? instead
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    options = parser().parse_args(arguments)
     try:
+        options = parser().parse_args(arguments)
         status = options.command(options)
         sys.stdout.flush()
         return status or 0

@@ -17,6 +17,7 @@ from . import hub, tokenizer
 from .backward import named_weights
 from .gpt2 import MLP, Attention, Block, Config, Model, Weights
 from .layers import ACTIVATIONS, BLOCK_WEIGHTS
+from .tokenizer import is_text
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
@@ -108,13 +109,11 @@ def load(name_or_path: PathLike, dtype: DTypeLike = np.float32) -> Model:
     model = build(config, tensors, dtype, where=folder)
     source.check()
     model.source = source
-    if (folder / "trained_tokens.json").is_file():
-        model.trained_tokens = frozenset(read_json(folder / "trained_tokens.json"))
-    if (folder / "token_names.json").is_file():
-        names = read_json(folder / "token_names.json")
-        if not isinstance(names, list) or len(names) != model.n_vocab or not all(isinstance(n, str) for n in names):
-            raise NanopatchError(f"{folder / 'token_names.json'} must be a list of {model.n_vocab} texts, one a token")
-        model.token_names = names
+    trained = read_list(folder / "trained_tokens.json", int)
+    model.trained_tokens = None if trained is None else frozenset(trained)
+    model.token_names = read_list(folder / "token_names.json", str)
+    if model.token_names is not None and len(model.token_names) != model.n_vocab:
+        raise NanopatchError(f"{folder / 'token_names.json'} must be a list of {model.n_vocab} texts, one a token")
     # Without tokenizer files, a vocabulary of GPT-2's size is taken to be GPT-2's.
     model.reads_text = config.vocab_size == tokenizer.N_VOCAB and (
         str(name_or_path) in hub.PUBLISHED or tokenizer.is_gpt2_vocabulary(folder) is not False
@@ -171,6 +170,17 @@ def read_config(path: PathLike) -> Config:
     for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"):
         fields[name] = switch(name, getattr(Config, name))  # a dataclass keeps its defaults as class attributes
     return Config(**fields, layer_norm_epsilon=float(epsilon), activation_function=activation)
+
+
+def read_list(path: Path, kind: type) -> list[Any] | None:
+    """What a JSON file holds, a list of whole numbers (int) or of texts (str); None if there is no such file."""
+    try:
+        found = read_json(path)
+    except FileNotFoundError:
+        return None
+    if not isinstance(found, list) or not all(type(item) is kind and (kind is int or is_text(item)) for item in found):
+        raise NanopatchError(f"{path} must be a list of {'whole numbers' if kind is int else 'texts (UTF-8)'}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -336,7 +346,9 @@ def _pickled(model: Model) -> tuple[Any, ...]:
         except NanopatchError:  # such as config.json gone
             again = None
         if again and _same(model, again):
-            return _load_the_same, (name, model.dtype, model.config, source.stamps, source.sha256)
+            names = ("trained_tokens", "token_names")  # which the user may set
+            given = {n: getattr(model, n) for n in names if not np.array_equal(getattr(model, n), getattr(again, n))}
+            return _load_the_same, (name, model.dtype, model.config, source.stamps, source.sha256), given
     return copyreg.__newobj__, (Model,), vars(model)  # type: ignore[attr-defined]
 
 

@@ -7,9 +7,10 @@ same ranks at the first use.)
 
 import functools
 import numbers
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import NanopatchError, one_line
 from ..files import read_json
@@ -94,6 +95,11 @@ def token_text(token: int) -> str:
 def visible(token: str) -> str:
     """A token's text with invisible characters made visible: a space as ␣, control characters escaped."""
     return one_line(token).replace(" ", "␣")
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is text without lone surrogates, which stand for bytes that are not UTF-8."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
 def is_gpt2_vocabulary(folder: PathLike) -> bool | None:
