@@ -225,8 +225,8 @@ class Faithfulness(Result):
     @property
     def _share(self) -> str:
         """`normalised` in words."""
-        if not all(map(math.isfinite, (self.value, self.baseline_clean, self.baseline_corrupted))):
-            return "no faithfulness: the metric is not a finite number in all three runs"
+        if not math.isfinite(self.value):
+            return f"no faithfulness: the metric is {self.value} in the circuit's run"
         if math.isnan(self.normalised):
             return f"no faithfulness: {no_scale('it', self.baseline_clean, self.baseline_corrupted)}"
         return f"faithfulness {number(self.normalised, 3)}"

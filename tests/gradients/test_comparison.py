@@ -162,7 +162,7 @@ def test_rows_of_different_questions_are_not_put_into_one():
 
 
 def test_what_are_no_panels():
-    for panels, message in [(Panels(), "there are no panels"), (Panels(a=3), "panels are sweeps, .*'a' is 3")]:
+    for panels, message in [(Panels(), "there are no panels"), (Panels(a=3), "panels are sweeps, .*not 3 by 'a'")]:
         for use in (panels.text, panels.plot, panels.to_csv):
             with pytest.raises(NanopatchError, match=message):
                 use()
