@@ -35,13 +35,14 @@ from .model.gpt2 import Model
 from .model.layers import ACTIVATIONS
 from .model.tokenizer import visible
 from .patching.average import Experiments
+from .patching.case import predict
 from .patching.sweep import path_patch, sweep
 from .results import plot
 from .results.base import ENDINGS, jsonable
 from .results.comparison import Comparison
 from .results.matrix import number
 from .results.table import printable
-from .types import Prompt
+from .types import Array
 from .verify import verify
 
 PICTURES = tuple(f".{file_format}" for file_format in plot.FORMATS)
@@ -56,8 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show ␣ or █ gets ? instead
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    options = parser().parse_args(arguments)
     try:
+        options = parser().parse_args(arguments)
         status = options.command(options)
         sys.stdout.flush()
         return status or 0
@@ -140,11 +141,17 @@ def parser() -> Parser:
     tokens.add_argument("other", nargs="?", metavar="prompt", help="a second prompt, aligned with the first")
     add_model(tokens)
 
-    convert = add("convert", convert_command, "write a checkpoint of another program as Hugging Face's transformers reads it")
+    convert = add(
+        "convert", convert_command, "write a checkpoint of another program as Hugging Face's transformers reads it"
+    )
     convert.add_argument("source", help="a file or folder of minGPT, nanoGPT, llm.c, TransformerLens, or any --model")
     convert.add_argument("folder", help="a new folder")
-    convert.add_argument("--n-head", type=int, metavar="N", help="the number of heads, where the checkpoint does not say it")
-    convert.add_argument("--activation-function", choices=tuple(ACTIVATIONS), help="where the checkpoint does not say it")
+    convert.add_argument(
+        "--n-head", type=int, metavar="N", help="the number of heads, where the checkpoint does not say it"
+    )
+    convert.add_argument(
+        "--activation-function", choices=tuple(ACTIVATIONS), help="where the checkpoint does not say it"
+    )
     convert.add_argument("--vocabulary", metavar="FILE", help="gpt2, or a meta.pkl, tokenizer.json or vocab.json")
 
     download = add("download", download_command, "download a checkpoint into the Hugging Face cache")
@@ -264,7 +271,7 @@ def demo_command(options: Namespace) -> None:
     print(model)
     for name, experiment in NAMED.items():
         print(f"\n=== {name}: {experiment.clean!r} / {experiment.corrupted!r}\n")
-        print_top(top_list(model, str(experiment.clean), 10))
+        print_top(top_list(model, model.next_logits(experiment.clean), 10))
         result = sweep(model, experiment)
         result.save(folder / f"{name}.png")
         print(f"\n{result}\npicture: {folder / name}.png")
@@ -336,16 +343,21 @@ def edges_command(options: Namespace) -> None:
     else:
         lines = [f"{number(edge.score, 4):>10}  {edge.sender} -> {edge.receiver}" for edge in best]
         head = f"{scores.title}; {len(best)} of the best {options.n} edges are on a path from embed to logits"
-        print("\n".join([head, *lines, f"the model with these edges alone: {kept}", *scores.notes]))
+        print("\n".join([head, *lines, f"the model with these edges alone: {kept.title}", *scores.notes]))
 
 
 def top_command(options: Namespace) -> None:
     """The most likely next tokens of one prompt."""
     if options.k < 1:
         usage_error(f"-k {options.k}: give at least 1")
-    prompt = token_ids(options.prompt) if options.ids else options.prompt
-    rows = top_list(load(options.model), prompt, options.k, options.bos, options.special_tokens)
+    model, prompt = load(options.model), token_ids(options.prompt) if options.ids else options.prompt
+    pair = Experiment(prompt, prompt, prepend_bos=options.bos, special_tokens=options.special_tokens)
+    tokens = pair.tokens(model)
+    logits = model.next_logits(tokens.clean)
+    rows = top_list(model, logits, options.k)
     print_json(rows) if options.json else print_top(rows)
+    for note in predict(model, pair, tokens, logits).notes(model.source.name if model.source else "the model"):
+        print(note, file=sys.stderr)
 
 
 def tokens_command(options: Namespace) -> None:
@@ -354,7 +366,8 @@ def tokens_command(options: Namespace) -> None:
     if not all(prompts):
         raise NanopatchError("the prompt is empty: give some text")
     model = load(options.model)
-    ids = [model.tokenize(prompt).tolist() for prompt in prompts]
+    encode = model.vocabulary.encode if model.vocabulary else model.tokenize  # which refuses a text: it says why
+    ids = [list(encode(prompt)) for prompt in prompts]
     rows: list[Any] = [(position,) for position in range(len(ids[0]))]
     if len(ids) == 2:
         rows = align(ids[0], ids[1], "diff")
@@ -521,10 +534,8 @@ def give_out(result: Any, options: Namespace) -> None:
     print_json(result.to_dict()) if options.json else print(result)
 
 
-def top_list(
-    model: Model, prompt: Prompt, k: int, bos: bool = False, special_tokens: bool = False
-) -> list[dict[str, Any]]:
-    found = top_tokens(model.next_logits(prompt, prepend_bos=bos, special_tokens=special_tokens), k)
+def top_list(model: Model, logits: Array, k: int) -> list[dict[str, Any]]:
+    found = top_tokens(logits, k)
     return [{"id": token, "token": model.token_strings(token)[0], "probability": p} for token, p in found]
 
 

@@ -14,3 +14,8 @@ class NanopatchError(ValueError):
 def one_line(text: str) -> str:
     """A text with line breaks and other characters that cannot be printed escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def count(n: int, noun: str) -> str:
+    """ "1 seed", "3 seeds"."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"

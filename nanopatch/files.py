@@ -3,6 +3,7 @@
 Saved results are read and written by `nanopatch.results.base`, weights by `nanopatch.model.checkpoint`.
 """
 
+import codecs
 import contextlib
 import functools
 import io
@@ -104,20 +105,23 @@ def opened(path: PathLike) -> Iterator[io.BufferedReader]:
 
 
 def read_bytes(path: PathLike) -> bytes:
-    """The content of a file. Raises as `opened`."""
+    """The content of a file. Raises as `opened` and `refuse_pointer`."""
     with opened(path) as file:
-        return file.read()
+        content = file.read()
+    refuse_pointer(path, content)
+    return content
 
 
-def read_text(path: PathLike) -> str:
-    """The text of a file, without a byte order mark.
+def read_text(path: PathLike, errors: str = "strict") -> str:
+    """The text of a file, without a byte order mark. errors: what is done with bytes that are not UTF-8.
 
-    Raises as `opened` and `refuse_pointer`, and NanopatchError if it is not UTF-8.
+    Raises as `read_bytes`, and NanopatchError if it is UTF-16, or not UTF-8 and `errors` is "strict".
     """
     content = read_bytes(path)
-    refuse_pointer(path, content)
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # Excel's "Unicode text", PowerShell's `>`
+        raise NanopatchError(f"cannot read {path}: it is UTF-16: save it as UTF-8 text")
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
         raise NanopatchError(f"cannot read {path}: byte {error.start} is not UTF-8: save it as UTF-8 text") from None
 
@@ -204,10 +208,12 @@ def write_whole(path: PathLike, content: bytes) -> None:
             file.write(content)
         os.chmod(temporary, mode)
         os.replace(temporary, target)
+        temporary = None
     except OSError as error:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
         raise NanopatchError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:  # also after Ctrl-C
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
 
 
 def sha256(*paths: PathLike) -> str:

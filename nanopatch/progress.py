@@ -7,6 +7,11 @@ from collections.abc import Iterable
 from typing import Any
 
 
+def in_notebook() -> bool:
+    """Whether stderr is the output of a notebook's cell, which is not a terminal."""
+    return type(sys.stderr).__module__.startswith("ipykernel.")
+
+
 def progress(items: Iterable[Any] | None, unit: str, total: int | None = None) -> Any:
     """A tqdm bar over the items, on stderr. It appears only on a terminal or in a notebook, and only after one second.
 
@@ -15,14 +20,13 @@ def progress(items: Iterable[Any] | None, unit: str, total: int | None = None) -
     from tqdm import tqdm
 
     stderr = sys.stderr  # None in a program without one
-    in_notebook = type(stderr).__module__.startswith("ipykernel.")  # the cell's output; it is not a terminal
     return tqdm(
         items,
         total=total,
         unit=f" {unit}",
-        disable=stderr is None or (False if in_notebook else None),  # None: tqdm asks whether it is a terminal
+        disable=stderr is None or (False if in_notebook() else None),  # None: tqdm asks whether it is a terminal
         delay=1,
         leave=False,
         # A notebook has no cursor to move up, so a bar inside another bar takes the same line.
-        position=0 if in_notebook else None,
+        position=0 if in_notebook() else None,
     )

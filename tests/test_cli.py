@@ -408,7 +408,7 @@ def test_a_file_of_prompts(tmp_path):
     (tmp_path / "prompts.txt").write_bytes(b"\xef\xbb\xbfThe capital\r\n\r\nof\xe2\x80\xa8France\rand\n")
     assert cli.read_prompts(tmp_path / "prompts.txt") == ["The capital", "of\u2028France", "and"]
     (tmp_path / "prompts.txt").write_bytes("The capital".encode("utf-16"))
-    with pytest.raises(NanopatchError, match="prompts.txt: byte 0 is not UTF-8: save it as UTF-8 text"):
+    with pytest.raises(NanopatchError, match="prompts.txt: it is UTF-16: save it as UTF-8 text"):
         cli.read_prompts(tmp_path / "prompts.txt")
     (tmp_path / "prompts.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
     with pytest.raises(NanopatchError, match="a pointer of Git LFS"):

@@ -31,6 +31,8 @@ SHOWN = {
     "saliency": "nanopatch.saliency(model, michelle)",
     "figure": "result.plot()",
     "table": "print(result)",
+    "loop": "from matplotlib import pyplot\nfor _ in range(12):\n    result.plot()",
+    "after the loop": "print(pyplot.get_fignums())",
 }
 # 44 patches, of which each takes at least 0.03 s to measure: the bar, which waits for a second, must appear.
 SLOW = """
@@ -100,6 +102,11 @@ def test_the_calls_of_the_readme_run_without_a_word_on_stderr(outputs):
 def test_results_are_pictures(outputs, name):
     assert shown(outputs[name])["image/png"].startswith("iVBORw0KGgo")  # base64 of PNG's first bytes
     assert "text/plain" in shown(outputs[name])
+
+
+def test_a_loop_shows_every_picture_and_keeps_none(outputs):
+    assert [output["data"]["image/png"][:11] for output in outputs["loop"]] == ["iVBORw0KGgo"] * 12
+    assert written(outputs["after the loop"], "stdout") == "[]\n"
 
 
 def test_a_printed_result_is_a_table(outputs):

@@ -190,7 +190,7 @@ def test_differences():
 @pytest.fixture(scope="module")
 def standin(tmp_path_factory):
     tensors = make_reference.random_tensors(make_reference.STANDIN, make_reference.STANDIN_SEED)
-    return nanopatch.load(save(tmp_path_factory.mktemp("standin"), make_reference.STANDIN, tensors))
+    return nanopatch.load(save(tmp_path_factory.mktemp("standin"), make_reference.STANDIN, tensors), vocabulary="gpt2")
 
 
 @pytest.fixture

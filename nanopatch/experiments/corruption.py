@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..errors import NanopatchError
+from ..errors import NanopatchError, count
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,11 @@ class Mean:
 
     def __post_init__(self) -> None:
         _check_prompts(self)
+        if not isinstance(self.per_position, (bool, np.bool_)):
+            raise NanopatchError(f"per_position={self.per_position!r:.60}: True or False is expected")
 
     def __str__(self) -> str:
-        return f"the mean over {len(self.prompts)} prompts" if self.prompts else "the mean over prompts"
+        return f"the mean over {count(len(self.prompts), 'prompt')}" if self.prompts else "the mean over prompts"
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,15 @@ class Noise:
         if not isinstance(self.sigma, Real) or not 0 < self.sigma < np.inf:
             raise NanopatchError(f"sigma={self.sigma}: a number above 0 is expected")
         object.__setattr__(self, "positions", tuple(sorted({int(position) for position in self.positions})))
-        object.__setattr__(self, "seeds", tuple(int(seed) for seed in self.seeds))
+        object.__setattr__(self, "seeds", tuple(dict.fromkeys(int(seed) for seed in self.seeds)))
         if not self.positions or not self.seeds:
             raise NanopatchError("noise needs at least one position and at least one seed")
 
     def __str__(self) -> str:
+        positions = f"position{'s' * (len(self.positions) > 1)} {', '.join(map(str, self.positions))}"
         return (
-            f"Gaussian noise of {self.sigma:g} standard deviations on the embeddings of positions "
-            f"{', '.join(map(str, self.positions))}, averaged over {len(self.seeds)} seeds"
+            f"Gaussian noise of {self.sigma:g} standard deviation{'s' * (self.sigma != 1)} on the embeddings of "
+            f"{positions}, averaged over {count(len(self.seeds), 'seed')}"
         )
 
 
@@ -116,5 +119,10 @@ def _check_prompts(corruption: Mean | Resample) -> None:
     prompts = corruption.prompts
     if isinstance(prompts, str) or not np.iterable(prompts):
         raise NanopatchError(f"prompts={prompts!r:.60}: a list of prompts is expected, with at least one")
-    as_lists = (prompt if isinstance(prompt, str) else np.asarray(prompt).tolist() for prompt in prompts)
+    as_lists: list[Any] = []
+    for prompt in prompts:
+        try:
+            as_lists.append(prompt if isinstance(prompt, str) else np.asarray(prompt).tolist())
+        except ValueError:  # rows of unequal lengths
+            raise NanopatchError(f"prompts: each is a text or a list of token ids, not {prompt!r:.60}") from None
     object.__setattr__(corruption, "prompts", tuple(as_lists))

@@ -48,7 +48,7 @@ class Experiment:
     Raises
     ------
     NanopatchError
-        If `align` is neither None nor "diff".
+        If `align` is neither None nor "diff", or a switch is neither True nor False.
 
     Examples
     --------
@@ -69,6 +69,12 @@ class Experiment:
 
     def __post_init__(self) -> None:
         check_alignment(self.align)
+        for name in ("prepend_bos", "special_tokens"):
+            if not isinstance(getattr(self, name), (bool, np.bool_)):
+                raise NanopatchError(f"{name}={getattr(self, name)!r:.60}: True or False is expected")
+        for name in ("answer", "wrong_answer"):
+            if isinstance(getattr(self, name), np.integer):  # which would be shown as np.int64(3)
+                object.__setattr__(self, name, int(getattr(self, name)))
 
     def _repr_html_(self) -> str:  # how a notebook shows it; quotes show where a text begins and ends
         return html_table("Experiment", [(name, repr(value)) for name, value in self.to_dict().items()])
@@ -90,7 +96,7 @@ class Experiment:
         """
         clean, corrupted = (self.tokenize(model, prompt) for prompt in (self.clean, self.corrupted))
         if clean.ndim != 1 or corrupted.ndim != 1:
-            raise NanopatchError("an experiment has one clean and one corrupted prompt, not batches of them")
+            raise NanopatchError("one clean and one corrupted prompt are expected, not batches")
         answers = (self.answer, self.wrong_answer)
         answer, wrong_answer = (None if given is None else answer_token(model, given) for given in answers)
         if answer is not None and answer == wrong_answer:

@@ -6,8 +6,10 @@ runs in the same way.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +36,17 @@ NEEDS = ("answers", "last", "all")
 LogitsFunction = Callable[[Array], Any]
 
 
+def _takes(function: Any, n: int) -> bool:
+    """Whether it is a function that can be called with n arguments."""
+    try:
+        inspect.signature(function).bind(*range(n))
+    except TypeError:
+        return False
+    except ValueError:  # a function of C, which does not say what it takes
+        return True
+    return True
+
+
 @dataclass(frozen=True)
 class Metric:
     """A function of a run's logits that returns one number, with its name and, if it has one, its derivative.
@@ -58,7 +71,7 @@ class Metric:
     Raises
     ------
     NanopatchError
-        If `needs` is none of the three.
+        If `needs` is none of the three, or a function does not take (logits, target).
 
     Examples
     --------
@@ -78,8 +91,14 @@ class Metric:
     reads_answers: bool = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise NanopatchError(f"a metric's name is a text, not {self.name!r:.60}")
         if self.needs not in NEEDS:
             raise NanopatchError(f"the metric {self.name} needs {self.needs!r}: give one of {', '.join(NEEDS)}")
+        if not _takes(self.function, 2) or not (self.gradient is None or _takes(self.gradient, 2)):
+            raise NanopatchError(
+                f"the metric {self.name}: its function, and its gradient, are functions of (logits, target)"
+            )
 
 
 #: One metric: its name, a `Metric`, or a function of your own.
@@ -173,9 +192,10 @@ def probability_of(tokens: Sequence[int]) -> Metric:
     >>> round(nanopatch.sweep(model, michelle, metric=either).baseline_clean, 2)
     0.99
     """
-    ids = _ids(tokens)
+    ids = list(dict.fromkeys(_ids(tokens)))  # each counts once
 
     def function(logits: Array, target: Target) -> Any:
+        check_vocabulary(ids, logits)
         return np.exp(log_softmax(logits)[ids]).sum()
 
     def gradient(logits: Array, target: Target) -> Array:
@@ -205,6 +225,7 @@ def log_probability_of(tokens: Sequence[int]) -> Metric:
     ids = _ids(tokens)
 
     def rows(logits: Array, target: Target) -> Array:
+        check_vocabulary(ids, logits)
         if len(target.tokens) < len(ids) or list(target.tokens[len(target.tokens) - len(ids) + 1 :]) != ids[:-1]:
             raise NanopatchError(
                 f"log_probability_of needs prompts that end in {ids[:-1]}: all its tokens but the last"
@@ -230,6 +251,12 @@ def _ids(tokens: Sequence[int]) -> list[int]:
     return ids
 
 
+def check_vocabulary(ids: Sequence[int], logits: Array) -> None:
+    """NanopatchError if a token id has no logit. logits: (..., n_vocab)."""
+    if max(ids) >= logits.shape[-1]:
+        raise NanopatchError(f"token id {max(ids)} is outside the vocabulary, 0 to {logits.shape[-1] - 1}")
+
+
 def as_metric(metric: MetricLike) -> Metric:
     """The `Metric` of a name, or of a function of the logits (n_tokens, n_vocab) that returns one number."""
     if isinstance(metric, Metric):
@@ -241,6 +268,11 @@ def as_metric(metric: MetricLike) -> Metric:
             f"unknown metric {metric!r:.60}; known are {', '.join(METRICS)}, or give a function of the logits"
         )
     name = getattr(metric, "__name__", "metric")
+    if not _takes(metric, 1):
+        raise NanopatchError(
+            f"the metric {name} is called with one argument, the logits (n_tokens, n_vocab), and does not take it: "
+            'for a function of (logits, target) give Metric(name, "all", function)'
+        )
     return Metric(name, "all", lambda logits, target: metric(logits), by_finite_differences(metric), True, False)
 
 
@@ -308,7 +340,8 @@ def measure(metrics: Sequence[Metric], logits: Array, target: Target, answers_on
         given["answers"] = logits[-1] if answers_only else logits[-1, [target.answer, target.wrong_answer]]
     values = [metric.function(given[metric.needs], target) for metric in metrics]
     for metric, value in zip(metrics, values, strict=True):
-        if np.ndim(value) != 0 or not isinstance(value, (int, float, np.number)):
+        is_one = isinstance(value, (int, float, np.generic, np.ndarray)) and np.ndim(value) == 0
+        if not is_one or np.asarray(value).dtype.kind not in "biuf":
             raise NanopatchError(f"the metric {metric.name} must return one number, not {value!r:.60}")
     return [float(value) for value in values]
 
@@ -342,7 +375,10 @@ def metric_gradient(metric: Metric, logits: Array, target: Target) -> Array:
         )
     at: Any = {"answers": (-1, [target.answer, target.wrong_answer]), "last": -1, "all": ...}[metric.needs]
     given = read_only(logits)[at]
-    slope = np.asarray(metric.gradient(given, target))
+    returned = metric.gradient(given, target)
+    slope = returned if isinstance(returned, np.ndarray) else np.array(None)
+    if slope.dtype.kind not in "biuf":
+        raise NanopatchError(f"the gradient of {metric.name} must return an array of numbers, not {returned!r:.60}")
     if slope.shape != given.shape:
         raise NanopatchError(f"the gradient of {metric.name} has shape {slope.shape}; its logits have {given.shape}")
     gradient = np.zeros_like(logits)
@@ -352,15 +388,15 @@ def metric_gradient(metric: Metric, logits: Array, target: Target) -> Array:
     return gradient
 
 
-def check_slope(metric: Metric, gradients: Sequence[Array], value: float | None = None) -> None:
+def check_slope(metric: Metric, slope: np.floating[Any], value: float | None = None) -> None:
     """NanopatchError where a first-order estimate would be 0 or rounding everywhere, because the derivative is.
 
-    gradients: of `metric_gradient`, at each step. value: of the metric, where there is one step. kl_divergence and its
-    derivative are 0 in the clean run, at its minimum. A metric that counts (rank, or whether the answer is on top) is
-    flat between its jumps.
+    slope: the largest |entry| of `metric_gradient`, of all steps. value: of the metric, where there is one step.
+    kl_divergence and its derivative are 0 in the clean run, at its minimum. A metric that counts (rank, or whether the
+    answer is on top) is flat between its jumps. A small probability is neither: it is about as large as its derivative.
     """
-    slope = max(float(np.abs(gradient).max()) for gradient in gradients)
-    if value is not None and abs(value) <= slope <= 100 * np.finfo(gradients[0].dtype).eps:
+    at_minimum = value is not None and abs(value) <= 0.01 * slope <= np.finfo(slope.dtype).eps
+    if at_minimum and (slope > 0 or not metric.by_differences):
         raise NanopatchError(
             f"{metric.name} and its derivative are 0 in the run patched into, so nothing can be estimated: take more "
             "steps (integrated gradients), another direction or another metric"
@@ -374,6 +410,11 @@ def check_slope(metric: Metric, gradients: Sequence[Array], value: float | None 
 
 def top_tokens(logits: Array, k: int = 10) -> list[tuple[int, float]]:
     """The k most likely next tokens, likeliest first: [(token id, probability)]. logits: (n_vocab,)."""
+    if np.ndim(logits) != 1 or not isinstance(k, Integral) or k < 1:
+        shape = getattr(logits, "shape", type(logits).__name__)
+        raise NanopatchError(
+            f"one position's logits, (n_vocab,), and k of at least 1 are expected; not {shape}, k={k!r}"
+        )
     probabilities = softmax(logits.astype(np.float64))
     best = np.argsort(-probabilities, kind="stable")[:k]
     return [(int(token), float(probabilities[token])) for token in best]

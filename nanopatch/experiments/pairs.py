@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import NanopatchError
-from ..files import parse_json, read_bytes
+from ..files import parse_json, read_text
+from ..model.tokenizer import is_text
 from ..types import PathLike
 from .align import ALIGNMENTS
 from .experiment import Experiment
@@ -87,7 +87,7 @@ def read_pairs(path: PathLike) -> PairFile:
     """
     try:
         # A byte that is not UTF-8 becomes a lone surrogate, so that only its line is lost.
-        text = read_bytes(path).decode("utf-8-sig", errors="surrogateescape")
+        text = read_text(path, errors="surrogateescape")
     except FileNotFoundError as error:
         raise NanopatchError(f"cannot read {path}: {error.strerror}") from None
     is_csv = Path(path).suffix.lower() == ".csv"
@@ -165,10 +165,10 @@ def _experiment(record: Any) -> Experiment:
             values[name] = None if value == "" else value
             good, expected = values[name] in ALIGNMENTS, '"diff", or null'
         elif name in ("clean", "corrupted"):
-            good, expected = _is_text(value) or _is_ids(value), "text (UTF-8) or a list of token ids"
+            good, expected = is_text(value) or _is_ids(value), "text (UTF-8) or a list of token ids"
         else:
             values[name] = value[0] if _is_ids(value) and len(value) == 1 else value
-            good, expected = _is_text(values[name]) or type(values[name]) is int, "text (UTF-8) or one token id"
+            good, expected = is_text(values[name]) or type(values[name]) is int, "text (UTF-8) or one token id"
         if not good:
             raise NanopatchError(f"{name} is {json.dumps(value):.60}, and must be {expected}")
     return Experiment(**values)
@@ -189,8 +189,3 @@ def _check_names(names: list[str]) -> None:
 def _is_ids(value: Any) -> bool:
     """Whether a value out of JSON is a list of whole numbers (true and false are not)."""
     return isinstance(value, list) and all(type(item) is int for item in value)
-
-
-def _is_text(value: Any) -> bool:
-    """Whether a value is text without lone surrogates, which stand for bytes that are not UTF-8."""
-    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)

@@ -88,12 +88,16 @@ class Patch:
         if not isinstance(self.site, str) or self.site not in SITE_AXES:
             raise NanopatchError(f"cannot patch {self.site!r}; sites are {', '.join(SITE_AXES)}")
         known = SITE_AXES[self.site]
+        if self.axes is not None and not np.iterable(self.axes):
+            raise NanopatchError(f"axes={self.axes!r}: names are expected, of {', '.join(known)}")
         axes = known[:2] if self.axes is None else (self.axes,) if isinstance(self.axes, str) else tuple(self.axes)
-        if not axes or len(set(axes)) < len(axes) or not set(axes) <= set(known):
+        if not axes or not all(axis in known and axes.count(axis) == 1 for axis in axes):
             asked = ", ".join(map(repr, axes)) or "none"
             raise NanopatchError(f"{self.site} has the axes {', '.join(known)}, each at most once; not {asked}")
         object.__setattr__(self, "axes", axes)
         for choice in set(CHOICES.values()):
+            if isinstance(getattr(self, choice), Iterator):  # which could be read only once
+                object.__setattr__(self, choice, list(getattr(self, choice)))
             if getattr(self, choice) is not None and choice not in [CHOICES.get(axis) for axis in known]:
                 raise NanopatchError(f"{self.site} has no {choice} to choose among; its axes are {', '.join(known)}")
 
@@ -194,8 +198,18 @@ def _entries(chosen: Any, axis: str) -> list[Any]:
     """The entries of a choice: what is patched together at each, as a list of numbers or of pairs.
 
     Rows of two numbers are (layer, head) or (layer, neuron) pairs, whether they are tuples, lists or rows of an array.
+    A tuple of arrays is what `np.nonzero` gives: a column of such rows each.
     """
-    chosen = chosen.tolist() if isinstance(chosen, np.ndarray) else chosen
+    if isinstance(chosen, tuple) and {type(column) for column in chosen} == {np.ndarray}:
+        chosen = np.array(list(zip(*chosen, strict=False)))
+    if isinstance(chosen, np.ndarray):
+        if chosen.size and chosen.shape[1:] not in [(), (1,), *[(2,)] * (axis in ("head", "neuron"))]:
+            rows = f" or rows of (layer, {axis})" if axis in ("head", "neuron") else ""
+            raise NanopatchError(
+                f"{CHOICES[axis]}: an array of shape {chosen.shape} is not a list of numbers{rows}; give lists of what "
+                "is patched together"
+            )
+        chosen = (chosen.ravel() if chosen.shape[1:] == (1,) else chosen).tolist()
     if isinstance(chosen, (str, dict, numbers.Number)) or not np.iterable(chosen) or not len(list(chosen)):
         raise NanopatchError(
             f"{CHOICES[axis]}={chosen!r}: a list is expected, such as [0, 2] or, for both at once, [{{0, 2}}]"

@@ -21,7 +21,7 @@ from ..model import tokenizer
 from ..model.layers import softmax
 from ..types import Array
 from .experiment import Experiment
-from .metrics import LogitsFunction
+from .metrics import LogitsFunction, check_vocabulary
 
 if TYPE_CHECKING:
     from random import Random
@@ -189,9 +189,11 @@ def induction(
     >>> pair.clean[-1] == a, pair.answer == b, len(pair.clean)
     (True, True, 6)
     """
+    if not np.iterable(vocabulary) or isinstance(vocabulary, str):
+        raise NanopatchError(f"vocabulary={vocabulary!r:.60}: a list of token ids is expected")
     vocabulary = sorted({int(token) for token in vocabulary})
-    if not 2 <= length < len(vocabulary):
-        raise NanopatchError(f"length is {length}: give 2 to {len(vocabulary) - 1}, or a vocabulary of more tokens")
+    if not isinstance(length, Integral) or not 2 <= length < len(vocabulary):
+        raise NanopatchError(f"length is {length!r}: give 2 to {len(vocabulary) - 1}, or a vocabulary of more tokens")
     rng = _random(seed)
     after = length // 2  # the position of B; A stands before it
     pairs = []
@@ -287,8 +289,8 @@ def greater_than(n: int = 20, year: int | None = None, *, seed: int = 0, prepend
     >>> pair.answer, pair.wrong_answer
     ('66', '16')
     """
-    if year is not None and not 2 <= year <= 98:
-        raise NanopatchError(f"year is {year}: give the last two digits, from 2 to 98")
+    if year is not None and not (isinstance(year, Integral) and 2 <= year <= 98):
+        raise NanopatchError(f"year is {year!r}: give the last two digits, from 2 to 98")
     rng = _random(seed)
     years = range(2, 99) if year is None else [year]
     starts = [(century, y) for century in range(11, 18) for y in years if _is_two_tokens(century, y)]
@@ -329,10 +331,13 @@ def years_above(year: int) -> LogitsFunction:
     >>> tasks.years_above(32)(logits), tasks.years_above(77)(logits)
     (1.0, -1.0)
     """
+    if not isinstance(year, Integral) or not 0 <= year <= 99:
+        raise NanopatchError(f"year is {year!r}: give the last two digits, from 0 to 99")
     tokens = [tokenizer.encode(f"{y:02}")[0] for y in range(100)]
     sign = np.where(np.arange(100) > year, 1.0, -1.0)
 
     def years_above_minus_below(logits: Array) -> float:
+        check_vocabulary(tokens, logits)
         return float(softmax(logits[-1].astype(np.float64))[tokens] @ sign)
 
     return years_above_minus_below
@@ -374,6 +379,8 @@ def ioi8() -> list[Experiment]:
 
 def _fill(template: str, words: Mapping[str, str], needed: Sequence[str]) -> str:
     """The template with its slots filled. NanopatchError if a needed slot is missing or a slot is unknown."""
+    if not isinstance(template, str):
+        raise NanopatchError(f"a template is a text, not {template!r:.80}")
     missing = [name for name in needed if f"{{{name}}}" not in template]
     if missing:
         raise NanopatchError(f"the template has no {{{missing[0]}}}: {template!r:.80}")
@@ -398,6 +405,8 @@ def _is_two_tokens(century: int, year: int) -> bool:
 
 def _random(seed: int) -> Random:
     """Python's random generator for a seed."""
+    if not isinstance(seed, Integral):
+        raise NanopatchError(f"seed {seed!r:.60}: a whole number is expected")
     import random  # loads OpenSSL, which is larger than this library
 
-    return random.Random(seed)
+    return random.Random(int(seed))

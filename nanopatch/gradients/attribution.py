@@ -138,7 +138,7 @@ def base_gradient(case: Case, number: int, sites: Iterable[str]) -> Run:
     """The derivatives of metric `number` on the base run."""
     metric = case.metrics[number]
     d_logits = metric_gradient(metric, case.base.logits, case.target)
-    check_slope(metric, [d_logits], case.baseline[number])
+    check_slope(metric, np.abs(d_logits).max(), case.baseline[number])
     return backward(case.model, case.base, d_logits, sites)
 
 
@@ -152,7 +152,7 @@ def mean_gradients(case: Case, edit: Edit, steps: int) -> list[Array]:
     """Each metric's mean derivative with respect to an edit's array, on the line from the base run's to the donor's."""
     model, difference = case.model, change(case.base, edit)
     totals = [np.zeros(difference.shape) for _ in case.metrics]
-    slopes: list[list[Array]] = [[] for _ in case.metrics]  # the largest |derivative| of each metric at each step
+    slopes: list[list[Any]] = [[] for _ in case.metrics]  # the largest |derivative| of each metric at each step
     for step in progress(range(steps), "steps"):
         fraction = (step + 0.5) / steps
 
@@ -165,8 +165,8 @@ def mean_gradients(case: Case, edit: Edit, steps: int) -> list[Array]:
         run = record(on_the_line())
         for metric, total, slope in zip(case.metrics, totals, slopes, strict=True):
             d_logits = metric_gradient(metric, run.logits, case.target)
-            slope.append(np.abs(d_logits).max(keepdims=True))
+            slope.append(np.abs(d_logits).max())
             total += getattr(backward(model, run, d_logits, edit.site), edit.site)[edit.layer]
     for metric, slope in zip(case.metrics, slopes, strict=True):
-        check_slope(metric, slope)
+        check_slope(metric, max(slope))
     return [total / steps for total in totals]

@@ -138,11 +138,11 @@ def score_edges(model: Model, experiment: Experiment, case: Case, steps: int) ->
         embedding = base.resid_pre[0] + fraction * (case.donors("resid_pre")[0][0] - base.resid_pre[0])
         run = base if steps == 1 else record(model.steps_from(0, embedding))
         d_logits = metric_gradient(metric, run.logits, case.target)
-        slopes.append(np.abs(d_logits).max(keepdims=True))
+        slopes.append(np.abs(d_logits).max())
         gradients = backward(model, run, d_logits)
         for j, (receiver, place) in enumerate(receivers.items()):
             scores[:, j] += differences @ input_gradient(model, run, gradients, receiver, place).ravel() / steps
-    check_slope(metric, slopes, case.baseline[0] if steps == 1 else None)
+    check_slope(metric, max(slopes), case.baseline[0] if steps == 1 else None)
     for i, sender in enumerate(senders.values()):
         scores[i, [not comes_after(receiver, [sender]) for receiver in receivers.values()]] = np.nan
     return EdgeScores(
@@ -191,6 +191,8 @@ def circuit(scores: EdgeScores, n: int, prune: bool = True) -> list[Edge]:
     >>> nanopatch.faithfulness(model, michelle, edges).normalised > 0.5
     True
     """
+    if not isinstance(scores, EdgeScores):
+        raise NanopatchError(f"a circuit is made of the scores of edge_attribution, not of {scores!r:.60}")
     return scores.circuit(n, prune)
 
 
@@ -230,6 +232,8 @@ def faithfulness(
             baseline_corrupted=case.values["corrupted"][0],
             rounding=case.rounding[0],
             n_edges=len(pairs),
+            source=model.source or Source("unnamed"),
+            prediction=runs.prediction,
         )
         return {"": value}
 

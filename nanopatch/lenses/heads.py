@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import numpy as np
 
 from ..errors import NanopatchError
@@ -29,7 +31,7 @@ def head_scores(pattern: Array, period: int) -> dict[str, Array]:
     Raises
     ------
     NanopatchError
-        If the period is below 2, or the pattern has fewer than 2 * period tokens.
+        If the period is below 2, the pattern has fewer than 2 * period tokens, or it is not a pattern.
 
     References
     ----------
@@ -44,10 +46,14 @@ def head_scores(pattern: Array, period: int) -> dict[str, Array]:
     >>> (head_scores(run.pattern, 25)["induction"] > 0.5).nonzero()
     (array([1, 1, 1, 1]), array([0, 1, 2, 3]))
     """
+    if (
+        not isinstance(pattern, np.ndarray) or pattern.ndim < 2 or pattern.min(initial=0) < 0
+    ):  # scores are masked by -inf
+        raise NanopatchError(f"a run's pattern is expected, (n_layer, n_head, n_query, n_key), not {pattern!r:.60}")
     n_query, n_key = pattern.shape[-2:]
-    if period < 2 or n_query != n_key or n_query < 2 * period:
+    if not isinstance(period, Integral) or period < 2 or n_query != n_key or n_query < 2 * period:
         raise NanopatchError(
-            f"period is {period} and the pattern is {n_query} x {n_key}: give a period of 2 or more, and the pattern "
+            f"period is {period!r} and the pattern is {n_query} x {n_key}: give a period of 2 or more, and the pattern "
             "of at least twice as many tokens"
         )
     queries = np.arange(n_query - period, n_query)  # the second copy

@@ -20,6 +20,7 @@ from .gpt2 import MLP, Attention, Block, Config, Model, Weights
 from .layers import BLOCK_WEIGHTS
 from .layouts import published_layout
 from .stored import FORMATS, Rearranged, Stored, read_safetensors
+from .tokenizer import is_text
 from .torch_file import read_torch
 
 if TYPE_CHECKING:
@@ -75,8 +76,8 @@ def load(
     Files of the Hugging Face cache are never rewritten in place. Their weights are mapped rather than copied, if format
     and position in the file allow it. The mapping is private: editing a weight in memory never changes the file.
 
-    **Config.** `config.json` may be that of Hugging Face, minGPT or nanoGPT. nanoGPT's and llm.c's files of weights hold
-    it themselves. What is missing is told by the shapes of the weights; the number of heads and the GELU are not.
+    **Config.** `config.json` may be that of Hugging Face, minGPT or nanoGPT. Files of nanoGPT and llm.c hold their own.
+    What is missing is told by the shapes of the weights; the number of heads and the GELU are not.
 
     **Vocabulary.** Text can be read if it is known whose vocabulary it is: a file beside the weights says so, the
     argument `vocabulary`, `"vocabulary": "gpt2"` in `config.json`, or the name or SHA-256 of a published GPT-2. llm.c's
@@ -143,20 +144,17 @@ def load(
     model = build(config, published.tensors, dtype, where=place, seen=published.seen)
     source.check()
     model.source = source
-
-    if (folder / "trained_tokens.json").is_file():
-        model.trained_tokens = frozenset(read_json(folder / "trained_tokens.json"))
-    if (folder / "token_names.json").is_file():
-        names = read_json(folder / "token_names.json")
-        if not isinstance(names, list) or len(names) != model.n_vocab or not all(isinstance(n, str) for n in names):
-            raise NanopatchError(f"{folder / 'token_names.json'} must be a list of {model.n_vocab} texts, one a token")
-        model.token_names = names
+    trained = read_list(folder / "trained_tokens.json", int)
+    model.trained_tokens = None if trained is None else frozenset(trained)
+    model.token_names = read_list(folder / "token_names.json", str)
+    if model.token_names is not None and len(model.token_names) != model.n_vocab:
+        raise NanopatchError(f"{folder / 'token_names.json'} must be a list of {model.n_vocab} texts, one a token")
     if vocabulary is not None:
         model.vocabulary = vocabularies.named(vocabulary, model.n_vocab)
+    elif terms.get("vocabulary") == "gpt2" or (name in hub.NAMES and model.n_vocab >= tokenizer.N_VOCAB):
+        model.vocabulary = vocabularies.named("gpt2", model.n_vocab)
     else:
-        is_named = name in hub.NAMES and model.n_vocab >= tokenizer.N_VOCAB
-        is_gpt2s = is_named or terms.get("vocabulary") == "gpt2"
-        model.vocabulary = vocabularies.named("gpt2", model.n_vocab) if is_gpt2s else vocabularies.find(folder, model.n_vocab)
+        model.vocabulary = vocabularies.find(folder, model.n_vocab)
         # Two files alone may be the real GPT-2's: their hash says so.
         if model.vocabulary is None and model.n_vocab == tokenizer.N_VOCAB and source.sha256 in hub.SHA256:
             model.vocabulary = vocabularies.GPT2()
@@ -182,6 +180,17 @@ def read_weights(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
     )
 
 
+def read_list(path: Path, kind: type) -> list[Any] | None:
+    """What a JSON file holds, a list of whole numbers (int) or of texts (str); None if there is no such file."""
+    try:
+        found = read_json(path)
+    except FileNotFoundError:
+        return None
+    if not isinstance(found, list) or not all(type(item) is kind and (kind is int or is_text(item)) for item in found):
+        raise NanopatchError(f"{path} must be a list of {'whole numbers' if kind is int else 'texts (UTF-8)'}")
+    return found
+
+
 def config_terms(folder: Path, said: Mapping[str, Any]) -> dict[str, Any]:
     """The config in Hugging Face's terms: what the weights say themselves, and `config.json` if it is there.
 
@@ -197,7 +206,7 @@ def config_terms(folder: Path, said: Mapping[str, Any]) -> dict[str, Any]:
         return own
     for name, value in own.items():
         if None not in (value, terms.get(name)) and terms[name] != value:
-            raise NanopatchError(f"{path} says {name} {terms[name]!r:.40}, and the file of weights {value!r:.40}: which?")
+            raise NanopatchError(f"{path} says {name} {terms[name]!r:.40}, and the weights say {value!r:.40}: which?")
     return own | {name: value for name, value in terms.items() if value is not None or name not in own}
 
 
@@ -290,13 +299,17 @@ def _pickled(model: Model) -> tuple[Any, ...]:
     """How a model is pickled: as the place to load it from, or whole if it is not what its files hold."""
     source = model.source
     if source and source.files and source.sha256 and source.is_unchanged:
-        name = source.name if source.name in hub.NAMES else str(source.files[0].parent.absolute())
+        file = source.files[0].absolute()
+        name = source.name if source.name in hub.NAMES else str(file if len(source.files) == 1 else file.parent)
         try:
-            again = load(name, model.dtype)
+            again = _loaded_as(name, model.dtype, model.config)
         except NanopatchError:  # such as config.json gone
             again = None
         if again and _same(model, again):
-            return _load_the_same, (name, model.dtype, model.config, source.stamps, source.sha256)
+            names = ("trained_tokens", "token_names")  # which the user may set
+            given = {n: getattr(model, n) for n in names if not np.array_equal(getattr(model, n), getattr(again, n))}
+            given["vocabulary"] = model.vocabulary
+            return _load_the_same, (name, model.dtype, model.config, source.stamps, source.sha256), given
     return copyreg.__newobj__, (Model,), vars(model)  # type: ignore[attr-defined]
 
 
@@ -307,9 +320,17 @@ def _same(model: Model, other: Model) -> bool:
     )
 
 
+def _loaded_as(name: str, dtype: Any, config: Config) -> Model:
+    """A model, loaded with what its files do not say taken from a config."""
+    try:
+        return load(name, dtype)
+    except NanopatchError:
+        return load(name, dtype, n_head=config.n_head, activation_function=config.activation_function)
+
+
 def _load_the_same(name: str, dtype: Any, config: Config, stamps: Any, sha256: str) -> Model:
     """A pickled model, loaded again. NanopatchError if its files hold another now."""
-    model = load(name, dtype)
+    model = _loaded_as(name, dtype, config)
     source = model.source
     if model.config != config or (source and source.stamps != stamps and source.sha256 != sha256):
         raise NanopatchError(f"the files of {name} have changed since this model was pickled: pickle it again")

@@ -107,7 +107,9 @@ def read_config(terms: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]],
     if activation is None:
         refuse(ASK_GELU)
     if not isinstance(activation, str) or activation not in ACTIVATIONS | SAME_ACTIVATIONS:
-        refuse(f"activation_function is {activation!r:.60}; it must be one of {', '.join(ACTIVATIONS | SAME_ACTIVATIONS)}")
+        refuse(
+            f"activation_function is {activation!r:.60}; it must be one of {', '.join(ACTIVATIONS | SAME_ACTIVATIONS)}"
+        )
     epsilon = terms.get("layer_norm_epsilon", Config.layer_norm_epsilon)
     if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 <= epsilon <= 1e300:
         refuse(f"layer_norm_epsilon must be a finite number of at least 0, not {epsilon!r:.60}")

@@ -21,8 +21,8 @@ def save_checkpoint(model: Model, folder: PathLike) -> Path:
     """Write a model into a new folder, in the names and the layout of the published GPT-2, and return the folder.
 
     The weights have the model's own dtype. Biases that its checkpoint did not have are written as zeros. What is known
-    of the vocabulary goes with it: `vocab.json` for characters, a copy of `tokenizer.json`, or `"vocabulary": "gpt2"` in
-    `config.json`.
+    of the vocabulary goes with it: `vocab.json` for characters, a copy of `tokenizer.json`, or `"vocabulary": "gpt2"`
+    in `config.json`.
 
     Raises NanopatchError if the folder holds anything already, or cannot be written.
 

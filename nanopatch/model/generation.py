@@ -58,6 +58,8 @@ def generate(
     >>> nanopatch.generate(model, "The capital of France is", 1, as_text=True)
     ' Paris'
     """
+    if not isinstance(model, Model):
+        raise NanopatchError(f"first the model, as nanopatch.load gives it, then the prompt; not {model!r:.60}")
     tokens = model.tokenize(prompt, prepend_bos=prepend_bos, special_tokens=special_tokens)
     if tokens.ndim != 1:
         raise NanopatchError(f"generate continues one prompt, shape (n_tokens,), not {tokens.shape}")
@@ -68,8 +70,8 @@ def generate(
             f"{len(tokens)} prompt tokens and {n_tokens} new tokens: this model reads {model.n_ctx} at most, and does "
             "not read the last new one"
         )
-    if not temperature >= 0:
-        raise NanopatchError(f"temperature must be 0 or above, not {temperature}")
+    if not isinstance(temperature, numbers.Real) or not temperature >= 0:
+        raise NanopatchError(f"temperature must be 0 or above, not {temperature!r:.60}")
     random = random_generator(seed)
     nothing = np.zeros((0, model.n_head, model.d_head), model.dtype)
     keys, values = [nothing] * model.n_layer, [nothing] * model.n_layer  # of each layer, (n_past, n_head, d_head)
@@ -87,7 +89,10 @@ def generate(
                     values[layer] = np.concatenate([values[layer], site.array])
             resid = np.asarray(site.array)
         logits = model.unembed(resid[-1:])[-1].astype(np.float64)
-        token = random.choice(model.n_vocab, p=softmax(logits / temperature)) if temperature else np.argmax(logits)
+        # The largest logit becomes 0 before the division, which then cannot make an infinity of it.
+        with np.errstate(over="ignore"):
+            p = softmax((logits - logits.max()) / temperature) if temperature else None
+        token = np.argmax(logits) if p is None else random.choice(model.n_vocab, p=p)
         generated.append(int(token))
         unseen = np.array([token])
     return model.detokenize(generated) if as_text else np.array(generated, np.int64)

@@ -33,7 +33,7 @@ from . import tokenizer
 from .backward import backward, named_weights
 from .layers import ACTIVATIONS, affine, causal_mask, layer_norm, softmax
 from .packing import QueryBlock, Rows, Segment, last_row, one_run
-from .sites import Run, Site, known_sites, record
+from .sites import Run, RunArray, Site, known_sites, record
 from .vocabulary import Vocabulary
 
 T = TypeVar("T")
@@ -330,8 +330,8 @@ class Model:
         tokens = self.tokenize(prompt, prepend_bos=prepend_bos, special_tokens=special_tokens)
         kept = known_sites(sites)
         run = record(self.steps(tokens, sites=kept), sites=kept)
-        run.tokens, run.model = tokens, self
         tokens.flags.writeable = False
+        run.tokens, run.model = tokens.view(RunArray), self
         return run
 
     def backward(self, run: Run, d_logits: Array, *, sites: Sites = None) -> Run:
@@ -487,8 +487,8 @@ class Model:
         if self.vocabulary is None:
             raise NanopatchError(
                 f"this model's vocabulary is not known, so text cannot be turned into its tokens: give token ids, not "
-                f"{prompt!r:.60}, or say whose it is, by load(..., vocabulary='gpt2') or its file (a tokenizer.json needs "
-                'pip install "nanopatch[tokenizers]")'
+                f"{prompt!r:.60}, or say whose it is by load(..., vocabulary=...), which is 'gpt2' or a file (a "
+                'tokenizer.json needs pip install "nanopatch[tokenizers]")'
             )
         return self.vocabulary
 

@@ -7,11 +7,13 @@ other libraries downloaded, and they find those that nanopatch downloaded.
 import errno
 import os
 import re
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import NanopatchError
 from ..files import read_json, sha256
+from ..progress import in_notebook
 from ..types import PathLike
 
 
@@ -115,7 +117,9 @@ def weight_files(place: PathLike) -> tuple[Path, ...]:
         raise NanopatchError(f"{folder} has several files of weights ({names}): give the path of one")
     if others:
         return (others[0],)
-    raise NanopatchError(f"{folder} has no weights: {WEIGHTS} is expected beside config.json, or a file of PyTorch or llm.c")
+    raise NanopatchError(
+        f"{folder} has no weights: {WEIGHTS} is expected beside config.json, or a file of PyTorch or llm.c"
+    )
 
 
 def shard_names(index: Path) -> list[str]:
@@ -188,12 +192,13 @@ def download(name: str, published: Published) -> Path:
 
     name: what the user calls it; published: where it is. Downloads config.json, the weights, and a tokenizer file,
     which says whether the vocabulary is GPT-2's (the models in `PUBLISHED` need none). On a terminal a bar on stderr
-    shows the progress. A file gets its name in the cache only when it is complete.
+    shows the progress. In a notebook huggingface_hub shows none, so a line says what is downloaded. A file gets its
+    name in the cache only when it is complete.
 
     Raises NanopatchError if the repository cannot be reached, is not a GPT-2 or has no safetensors, if the cache
     cannot be written, or if model.safetensors does not have the pinned SHA-256; then it is deleted.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 
     revision = published.revision
@@ -215,6 +220,8 @@ def download(name: str, published: Published) -> Path:
             _refuse_other_models(name, config)
             revision = config.parent.name  # the commit: all files come from it, even if the repository changes now
 
+        if in_notebook():
+            print(f"downloading {name} from {constants.ENDPOINT}/{published.repo} ...", file=sys.stderr)
         weights = fetch(WEIGHTS)
         if weights is None:
             index = fetch(INDEX)

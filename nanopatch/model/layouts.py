@@ -1,8 +1,8 @@
 """From the tensors of any program's GPT-2 to those of the published one: its names, and its layout of linear weights.
 
-    d_model, n_head, d_head  as in `nanopatch.model.gpt2`
-    linear   the layout of PyTorch's nn.Linear, (n_out, n_in): minGPT, nanoGPT, makemore, llm.c
-    Conv1D   the layout of the published checkpoints, (n_in, n_out): OpenAI, Hugging Face
+d_model, n_head, d_head  as in `nanopatch.model.gpt2`
+linear   the layout of PyTorch's nn.Linear, (n_out, n_in): minGPT, nanoGPT, makemore, llm.c
+Conv1D   the layout of the published checkpoints, (n_in, n_out): OpenAI, Hugging Face
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ def published_layout(given: Tensors, where: PathLike) -> Published:
         while prefix := next((p for p in PREFIXES if short.startswith(p)), None):
             short = short.removeprefix(prefix)
         if short in tensors:
-            raise NanopatchError(f"{where} has two tensors {short!r:.100}, with and without a prefix: keep one of the two")
+            raise NanopatchError(
+                f"{where} has two tensors {short!r:.100}, with and without a prefix: keep one of the two"
+            )
         tensors[short] = tensor
     prefixes = {match for name in given for match in re.findall(r"module\.|_orig_mod\.", name)}
     seen += [f"keys with {prefix!r}" for prefix in sorted(prefixes)]
@@ -101,8 +103,11 @@ def published_layout(given: Tensors, where: PathLike) -> Published:
                 tensors[name] = transposed(tensors[name])
     if not any(name.endswith(".bias") for name in tensors):
         seen.append("no biases")
-        biases = {name.removesuffix("weight") + "bias": tensor.shape[-1:] for name, tensor in tensors.items()
-                  if re.fullmatch(r"(h\.\d+\.\w+(\.\w+)?|ln_f)\.weight", name)}
+        biases = {
+            name.removesuffix("weight") + "bias": tensor.shape[-1:]
+            for name, tensor in tensors.items()
+            if re.fullmatch(r"(h\.\d+\.\w+(\.\w+)?|ln_f)\.weight", name)
+        }
         tensors |= {name: np.zeros(shape, np.float32) for name, shape in biases.items()}
     return Published(tensors, config, tuple(seen))
 
@@ -132,7 +137,7 @@ def _is_linear(tensors: Tensors, where: PathLike) -> bool:
     if len(layouts) == 2:
         raise NanopatchError(
             f"{where} mixes two layouts: {layouts[True]} is stored (n_out, n_in), the other way round than "
-            f"{layouts[False]}; give the state dict as it was saved, or transpose all four linear weights of each block "
+            f"{layouts[False]}; give the state dict as it was saved, or transpose all four weights of each block "
             "(attn.c_proj too, which is square) or none"
         )
     return True in layouts
@@ -185,12 +190,16 @@ def _from_transformer_lens(tensors: dict[str, Any], where: PathLike) -> tuple[di
         n_head, d, d_head = weights[0].shape
         width = n_head * d_head
         tensors[f"h.{i}.attn.c_attn.weight"] = Rearranged(weights, _side_by_side, (d, 3 * width))
-        tensors[f"h.{i}.attn.c_attn.bias"] = Rearranged(biases, lambda *b: np.concatenate([x.ravel() for x in b]), (3 * width,))
+        tensors[f"h.{i}.attn.c_attn.bias"] = Rearranged(
+            biases, lambda *b: np.concatenate([x.ravel() for x in b]), (3 * width,)
+        )
         tensors[f"h.{i}.attn.c_proj.weight"] = Rearranged((out,), lambda o: o.reshape(-1, o.shape[-1]), (width, d))
     if "unembed.W_U" in tensors:
         tensors["lm_head.weight"] = transposed(tensors.pop("unembed.W_U"))
     if "unembed.b_U" in tensors and np.any(tensors.pop("unembed.b_U").read(np.dtype(np.float32))):
-        raise NanopatchError(f"{where}: unembed.b_U is not 0; save the model without processing (from_pretrained_no_processing)")
+        raise NanopatchError(
+            f"{where}: unembed.b_U is not 0; save the model without processing (from_pretrained_no_processing)"
+        )
     if "ln_f.weight" not in tensors:
         raise NanopatchError(
             f"{where} lacks ln_final.w: its LayerNorms are folded into the weights; save the model without processing "

@@ -98,7 +98,9 @@ def read_debug_state(path: Path, n_layer: int, d: int, n_vocab: int, n_ctx: int)
     header = _header(path, STATE_MAGIC)
     version, batch, n_tokens = map(int, header[1:4])
     if version != STATE_VERSION:
-        raise NanopatchError(f"{path} is a debug state of llm.c of version {version}; version {STATE_VERSION} can be read")
+        raise NanopatchError(
+            f"{path} is a debug state of llm.c of version {version}; version {STATE_VERSION} can be read"
+        )
     n_numbers = (path.stat().st_size - 4 * HEADER) / 4
     n_batch = batch * n_tokens
     rest = sum((n_layer if "{i}" in name else 1) * math.prod(s) for name, s in tensor_order(n_layer, d, 0, n_ctx))

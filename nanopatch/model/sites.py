@@ -7,7 +7,7 @@ turns a stream of sites into a run.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -67,7 +67,7 @@ class Site:
         if value is self._array:  # what `site.array += x` assigns after adding in place
             return
         if not self._array.flags.writeable:
-            raise NanopatchError(f"{self}: {TOO_LATE}")
+            raise NanopatchError(f"{self}: {LateArray.why}")
         try:
             given = np.asarray(value)
         except ValueError:  # rows of unequal lengths
@@ -86,25 +86,50 @@ class Site:
         return f"Site({self.name}{where}, shape {self._array.shape})"
 
 
-TOO_LATE = "this array is read-only, because the run has moved on: edit it before the loop takes the next site"
+class RunArray(np.ndarray):
+    """An array of a run. It is as any array, but while it is read-only an edit of it says what to do instead.
 
+    What arithmetic makes of it, its copies and what is unpickled are plain arrays.
+    """
 
-class LateArray(np.ndarray):
-    """A site's array after the run has moved on. It is as any array, but an edit of it says why it comes too late."""
+    why = (
+        "the arrays of a recorded run are read-only: edit a copy, such as run.z.copy(), or patch a new run, in a loop "
+        "over model.steps(prompt)"
+    )
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        if not self.flags.writeable:  # a copy of it may be edited
-            raise NanopatchError(TOO_LATE)
+        if not self.flags.writeable:
+            raise NanopatchError(self.why)
         super().__setitem__(key, value)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = (), **options: Any) -> Any:
-        if any(isinstance(array, LateArray) and not array.flags.writeable for array in out):  # site.array += x
-            raise NanopatchError(TOO_LATE)
-        inputs, out = (tuple(np.asarray(a) if isinstance(a, LateArray) else a for a in some) for some in (inputs, out))
+        for array in out:  # array += x
+            if isinstance(array, RunArray) and not array.flags.writeable:
+                raise NanopatchError(array.why)
+        inputs, out = (tuple(map(_plain, arrays)) for arrays in (inputs, out))
         return getattr(ufunc, method)(*inputs, **(options | {"out": out} if out else options))
 
+    def copy(self, order: Literal["K", "A", "C", "F"] | None = "C") -> Array:
+        return _plain(self).copy(order)
+
+    def __deepcopy__(self, memo: dict[int, Any] | None, /) -> Any:
+        return self.copy()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _plain(self).__reduce_ex__(protocol)
+
     def __repr__(self) -> str:
-        return repr(np.asarray(self))
+        return repr(_plain(self))
+
+
+class LateArray(RunArray):
+    """A site's array after the run has moved on."""
+
+    why = "this array is read-only, because the run has moved on: edit it before the loop takes the next site"
+
+
+def _plain(array: Any) -> Any:
+    return array.view(np.ndarray) if isinstance(array, RunArray) else array
 
 
 class NotRecordedError(NanopatchError, AttributeError):
@@ -117,7 +142,7 @@ class Run:
     Block arrays are stacked over layers, layer axis first: `run.resid_pre` is (n_layer, n_tokens, d_model),
     `run.pattern` is (n_layer, n_head, n_query, n_key). A batch adds one axis after the layer axis.
     `run.ln_final` (n_tokens, d_model) and `run.logits` (n_tokens, n_vocab) have no layer axis. All arrays are
-    read-only. Only names that were recorded exist. Derivatives come in a `Run` too.
+    read-only (`RunArray`). Only names that were recorded exist. Derivatives come in a `Run` too.
 
     Attributes
     ----------
@@ -159,7 +184,7 @@ class Run:
         self.tokens, self.model, self.is_gradient = tokens, model, is_gradient
         for name, array in arrays.items():
             array.flags.writeable = False
-            setattr(self, name, array)
+            setattr(self, name, array.view(RunArray))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -180,10 +205,11 @@ class Run:
         return self.__dict__ | {"model": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        for value in state.values():  # pickle makes writable arrays
-            if isinstance(value, np.ndarray):
+        for name, value in state.items():
+            if isinstance(value, np.ndarray):  # pickle makes writable arrays
                 value.flags.writeable = False
+                value = value.view(RunArray)
+            setattr(self, name, value)
 
     def __repr__(self) -> str:
         what = "Run of derivatives" if self.is_gradient else "Run"

@@ -122,4 +122,3 @@ def read_safetensors(path: Path) -> dict[str, Stored]:
     except (SafetensorError, OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         what = " ".join(str(error).split())
         raise NanopatchError(f"{path} is not a whole safetensors file ({what}): fetch it again") from None
-

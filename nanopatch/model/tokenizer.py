@@ -7,6 +7,7 @@ same ranks at the first use.)
 
 import functools
 import numbers
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,11 @@ def token_text(token: int) -> str:
 def visible(token: str) -> str:
     """A token's text with invisible characters made visible: a space as ␣, control characters escaped."""
     return one_line(token).replace(" ", "␣")
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is text without lone surrogates, which stand for bytes that are not UTF-8."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
 def holds_gpt2(vocabulary: Any) -> bool:

@@ -145,7 +145,7 @@ def _check_sums(path: Path, file: IO[bytes], used: dict[str, zipfile.ZipInfo | N
 
 
 def _read_older(path: Path, file: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
-    """The format before PyTorch 1.6: a magic number, a version, the machine, the object, the storages' keys; numbers."""
+    """The format before PyTorch 1.6: pickles of a magic number, version, machine, content and keys; the numbers."""
     if unpickle(file, path) != MAGIC:
         raise ValueError("it does not begin as a file of PyTorch does")
     unpickle(file, path)
@@ -217,8 +217,10 @@ def _state_dict(path: Path, content: Any) -> dict[str, View]:
             found = found[nested[0]]
     if type(found) is not dict or not any(isinstance(value, View) for value in found.values()):
         keys = ", ".join(f"{key!r:.30}" for key in list(found)[:5]) if type(found) is dict else type(found).__name__
-        raise NanopatchError(f"{path} holds no state dict ({keys}): save model.state_dict(), or a dict with it under "
-                             f"{', '.join(map(repr, STATE_DICTS))}")
+        raise NanopatchError(
+            f"{path} holds no state dict ({keys}): save model.state_dict(), or a dict with it under "
+            f"{', '.join(map(repr, STATE_DICTS))}"
+        )
     others = [name for name, value in found.items() if not isinstance(value, View)]
     if others:
         raise NanopatchError(f"{path}: {others[0]!r:.100} of the state dict is not a tensor")
@@ -238,7 +240,10 @@ def _stored(path: Path, name: str, view: View) -> Stored:
     if n > span:
         raise ValueError(f"{where} repeats its numbers: save a copy of it (.contiguous())")
     end = storage.n_items if storage.entry is None else storage.entry.file_size // storage.item_size
-    if offset + span > min(end, storage.n_items) or storage.start + (offset + span) * storage.item_size > path.stat().st_size:
+    if (
+        offset + span > min(end, storage.n_items)
+        or storage.start + (offset + span) * storage.item_size > path.stat().st_size
+    ):
         raise ValueError(f"{where} reaches beyond its storage")
     by_rows = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
     plain = all(size <= 1 or stride == row for size, stride, row in zip(shape, strides, by_rows, strict=True))

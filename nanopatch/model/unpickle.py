@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickletools
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
 from ..errors import NanopatchError
@@ -31,10 +32,11 @@ class Name(NamedTuple):
 
 #: What a pickle may name, and what stands for a call of it: None if it may be named but not called.
 Known = Mapping[str, "Callable[..., Any] | None"]
+NOTHING: Known = MappingProxyType({})
 
 
 def unpickle(
-    file: IO[bytes], where: object, known: Known = {}, persistent: Callable[[Any], Any] | None = None
+    file: IO[bytes], where: object, known: Known = NOTHING, persistent: Callable[[Any], Any] | None = None
 ) -> Any:
     """What the next pickle in an open file holds. The file then stands behind it.
 
@@ -49,10 +51,9 @@ def unpickle(
     >>> import io, pickle
     >>> unpickle(io.BytesIO(pickle.dumps({"itos": {0: "a"}, "size": 1})), "meta.pkl")
     {'itos': {0: 'a'}, 'size': 1}
-    >>> import os
-    >>> unpickle(io.BytesIO(pickle.dumps(os.getcwd)), "meta.pkl")
+    >>> unpickle(io.BytesIO(pickle.dumps(print)), "meta.pkl")  # doctest: +IGNORE_EXCEPTION_DETAIL
     Traceback (most recent call last):
-    nanopatch.errors.NanopatchError: meta.pkl holds posix.getcwd, which could run code: it is not read; save ...
+    nanopatch.errors.NanopatchError: meta.pkl holds builtins.print, which could run code: it is not read; save a ...
     """
     try:
         return _carry_out(file, where, known, persistent)
@@ -106,7 +107,8 @@ def _carry_out(file: IO[bytes], where: object, known: Known, persistent: Callabl
         elif name == "EMPTY_LIST":
             stack.append([])
         elif name == "DICT":
-            items, made = since_mark(), {}
+            items = since_mark()
+            made: dict[Any, Any] = {}
             put(made, items[::2], items[1::2])
             stack.append(made)
         elif name == "LIST":
@@ -129,11 +131,11 @@ def _carry_out(file: IO[bytes], where: object, known: Known, persistent: Callabl
             items = since_mark()
             put(stack[-1], items[::2], items[1::2])
         elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            memo[argument] = stack[-1]
+            memo[int(argument or 0)] = stack[-1]
         elif name == "MEMOIZE":
             memo[len(memo)] = stack[-1]
         elif name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
+            stack.append(memo[int(argument or 0)])
         elif name in ("GLOBAL", "STACK_GLOBAL"):
             if name == "GLOBAL":
                 named = str(argument).replace(" ", ".", 1)

@@ -143,7 +143,7 @@ def read(path: Path, n_vocab: int) -> Vocabulary | None:
             with opened(path) as file:
                 content = unpickle(file, path)
             ids = content.get("stoi") if isinstance(content, dict) else None
-            if not _is_characters(ids):
+            if not isinstance(ids, dict) or not _is_characters(ids):
                 raise NanopatchError(f"{path} holds no characters: it must be a dict with 'stoi', {{character: id}}")
             return _characters(path, ids, n_vocab)
         content = read_json(path)
@@ -160,14 +160,16 @@ def read(path: Path, n_vocab: int) -> Vocabulary | None:
 
 
 def named(name: PathLike, n_vocab: int) -> Vocabulary:
-    """The vocabulary that a user names: "gpt2", or a file. Raises NanopatchError if it is not one of this model's size."""
+    """The vocabulary that a user names: "gpt2", or a file. Raises NanopatchError if it does not fit the model."""
     if str(name) != "gpt2":
         found = read(Path(name).expanduser(), n_vocab)
         if found is None:
             raise NanopatchError(f"{name} does not say how text is cut into tokens: give a tokenizer.json")
         return found
     if n_vocab < tokenizer.N_VOCAB:
-        raise NanopatchError(f"this model has {n_vocab} tokens, and GPT-2's vocabulary {tokenizer.N_VOCAB}: it is another")
+        raise NanopatchError(
+            f"this model has {n_vocab} tokens, and GPT-2's vocabulary {tokenizer.N_VOCAB}: it is another"
+        )
     return GPT2()
 
 
@@ -178,8 +180,9 @@ def _is_characters(ids: Any) -> bool:
 def _characters(path: Path, ids: Mapping[str, Any], n_vocab: int) -> Characters:
     for character, id in ids.items():
         if type(id) is not int or not 0 <= id < n_vocab:
-            raise NanopatchError(f"{path}: {character!r} has the id {id!r:.30}, and this model's are 0 to {n_vocab - 1}")
+            raise NanopatchError(
+                f"{path}: {character!r} has the id {id!r:.30}, and this model's are 0 to {n_vocab - 1}"
+            )
     if len(set(ids.values())) < len(ids):
         raise NanopatchError(f"{path}: two characters have the same id")
     return Characters(ids)
-

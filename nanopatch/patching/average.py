@@ -27,10 +27,7 @@ Skipped = list[tuple[str, str]]
 
 def checked(model: Any, experiments: Any) -> Known:
     """The experiments, of which one may be a name ("michelle"). NanopatchError for what is no model or experiment."""
-    if not isinstance(model, Model):
-        raise NanopatchError(
-            f"first the model, as nanopatch.load gives it, then the experiment; not {model!r:.60} as the model"
-        )
+    check_model(model)
     if isinstance(experiments, str):
         if experiments not in NAMED:
             raise NanopatchError(f"no experiment is named {experiments!r:.60}; named are {', '.join(NAMED)}")
@@ -40,6 +37,13 @@ def checked(model: Any, experiments: Any) -> Known:
             f"an Experiment, a list of them or a name ({', '.join(NAMED)}) is expected, not {experiments!r:.60}"
         )
     return experiments  # type: ignore[return-value]
+
+
+def check_model(model: Any) -> None:
+    if not isinstance(model, Model):
+        raise NanopatchError(
+            f"first the model, as nanopatch.load gives it, then the experiment; not {model!r:.60} as the model"
+        )
 
 
 def over(
@@ -70,7 +74,8 @@ def usable(experiments: Known, structure: Callable[[Experiment], Columns]) -> tu
         numbered = list(experiments.numbered)
     else:
         given = [experiments] if isinstance(experiments, Experiment) else list(experiments)
-        numbered = [(f"pair {number}", experiment, None) for number, experiment in enumerate(given)]
+        named = [NAMED.get(one, one) if isinstance(one, str) else one for one in given]
+        numbered = [(f"pair {number}", experiment, None) for number, experiment in enumerate(named)]
     used: list[Experiment] = []
     skipped: Skipped = []
     standard: tuple[str, Columns] = ("", [])  # the first usable experiment: where it is, and its columns

@@ -50,31 +50,10 @@ class Runs:
     made: dict[str, list[Array]] = field(default_factory=dict)  # `replacements`, by site
 
     @functools.cached_property
-    def prediction(self) -> Prediction | None:
-        """What the clean run says next, beside the answer; None without an answer."""
-        model, experiment, tokens = self.model, self.experiment, self.tokens
-        if tokens.answer is None:
-            return None
-        logits = model.unembed(self.clean.resid_post[-1][-1:])[0]  # (n_vocab,)
-        probabilities = softmax(logits.astype(np.float64))
-        predicted = int(probabilities.argmax())
-        rank = int((logits > logits[tokens.answer]).sum())
-        spaced_rank = None
-        if isinstance(experiment.answer, str) and len(spaced := model.tokenize(f" {experiment.answer}")) == 1:
-            spaced_rank = int((logits > logits[spaced[0]]).sum())
-        texts = [text for text in (experiment.clean, experiment.corrupted) if isinstance(text, str)]
-        unread = []
-        if texts and model.trained_tokens is not None:
-            unread = [t for t in np.concatenate(tokens[:2]).tolist() if t not in model.trained_tokens]
-        return Prediction(
-            rank=rank,
-            probability=float(probabilities[tokens.answer]),
-            predicted=model.token_strings(predicted)[0],
-            predicted_probability=float(probabilities[predicted]),
-            spaced_rank=spaced_rank if spaced_rank is not None and spaced_rank < rank else None,
-            unread=tuple(dict.fromkeys(model.token_strings(unread))),
-            as_text=not experiment.special_tokens and any(ENDOFTEXT in text for text in texts),
-        )
+    def prediction(self) -> Prediction:
+        """What the clean run says next, beside the answer."""
+        logits = self.model.unembed(self.clean.resid_post[-1][-1:])[0]
+        return predict(self.model, self.experiment, self.tokens, logits)
 
     def replacements(self, site: str) -> list[Array]:
         """What an ablation puts in place of the clean run's own arrays: arrays like them. Each cell draws one."""
@@ -221,6 +200,41 @@ def tokens_of(model: Model, experiment: Experiment, corruption: Corruption | Non
     return (replace(experiment, corrupted=experiment.clean) if corruption else experiment).tokens(model)
 
 
+def predict(model: Model, experiment: Experiment, tokens: ExperimentTokens, logits: Array) -> Prediction:
+    """What the clean run says next, beside the answer. logits: (n_vocab,), at its last token."""
+    probabilities = softmax(logits.astype(np.float64))
+    predicted, answer = int(probabilities.argmax()), tokens.answer
+    rank = None if answer is None else int((logits > logits[answer]).sum())
+    spaced_rank = None
+    if isinstance(experiment.answer, str) and len(spaced := model.tokenize(f" {experiment.answer}")) == 1:
+        spaced_rank = int((logits > logits[spaced[0]]).sum())
+    texts = [text for text in (experiment.clean, experiment.corrupted) if isinstance(text, str)]
+    unread = []
+    if texts and model.trained_tokens is not None:
+        unread = [t for t in np.concatenate(tokens[:2]).tolist() if t not in model.trained_tokens]
+    return Prediction(
+        answer=None if answer is None else model.token_strings(answer)[0],
+        rank=rank,
+        probability=None if answer is None else float(probabilities[answer]),
+        predicted=model.token_strings(predicted)[0],
+        predicted_probability=float(probabilities[predicted]),
+        spaced_rank=spaced_rank if spaced_rank is not None and rank is not None and spaced_rank < rank else None,
+        unread=tuple(dict.fromkeys(model.token_strings(unread))),
+        as_text=not experiment.special_tokens and any(ENDOFTEXT in text for text in texts),
+        n_unpredicted=int(bool(rank)),
+    )
+
+
+def check_answers(metrics: Sequence[Metric], tokens: ExperimentTokens) -> None:
+    """NanopatchError if a metric reads an answer that the experiment lacks."""
+    for metric in metrics:
+        if metric.reads_answers and None in (tokens[2:] if metric.needs == "answers" else tokens[2:3]):
+            raise NanopatchError(
+                f"{metric.name} compares answers: give Experiment(..., answer=, wrong_answer=) (--answer, --wrong), or "
+                "take a metric that reads none, such as kl_divergence"
+            )
+
+
 def generator(seed: int, number: int) -> np.random.Generator:
     """The random generator of one experiment among many. That of the first depends on the seed alone."""
     random_generator(seed)  # checks the seed
@@ -239,17 +253,7 @@ def make_case(runs: Runs, direction: str, metrics: list[Metric]) -> Case:
             "a metric of all positions needs prompts of one length: these have "
             f"{len(tokens.clean)} and {len(tokens.corrupted)} tokens"
         )
-    read = {
-        metric.name: tokens[2:] if metric.needs == "answers" else tokens[2:3]
-        for metric in metrics
-        if metric.reads_answers
-    }
-    lacking = [name for name, answers in read.items() if None in answers]
-    if lacking:
-        raise NanopatchError(
-            f"{lacking[0]} compares answers: give Experiment(..., answer=, wrong_answer=) (--answer, --wrong), or take "
-            "a metric that reads none, such as kl_divergence"
-        )
+    check_answers(metrics, tokens)
     # For the unpatched runs, as for the patched ones, only the logits that some metric needs are computed.
     logits = {n: model.unembed(run.resid_post[-1][0 if every else -1 :], answers) for n, run in by_name.items()}
     # Every run is measured like the base run: a metric that reads the prompt reads the base run's tokens.

@@ -165,7 +165,8 @@ def carry_out_one(
     if len(samples) == 1:
         return samples[0]
     means = {key: mean_of([sweeps[key] for sweeps in samples]) for key in samples[0]}
-    return {key: replace(mean, n_pairs=1, standard_error=None) for key, mean in means.items()}
+    one = dict(n_pairs=1, standard_error=None, prediction=samples[0][next(iter(means))].prediction)
+    return {key: replace(mean, **one) for key, mean in means.items()}  # type: ignore[arg-type]
 
 
 def as_sweep(what: Patch | Paths, case: Case, cells: Cells, values: Values, number: int, steps: int | None) -> Sweep:
@@ -190,7 +191,6 @@ def as_sweep(what: Patch | Paths, case: Case, cells: Cells, values: Values, numb
         clean_ids=tuple(tokens.clean.tolist()),
         corrupted_ids=tuple(corrupted.tolist()),
         prediction=runs.prediction,
-        n_unpredicted=int(runs.prediction is not None and runs.prediction.rank > 0),
         baseline_clean=case.values["clean"][number],
         baseline_corrupted=case.values["corrupted"][number] if "corrupted" in case.values else None,
         rounding=case.rounding[number],

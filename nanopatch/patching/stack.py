@@ -40,7 +40,7 @@ class Job(NamedTuple):
 
 
 def patched_resids(
-    model: Model, base: Run, patches: Sequence[Sequence[Edit]], *, last_only: bool = True, memory: int = MEMORY
+    model: Model, base: Run, patches: Sequence[Sequence[Edit]], *, last_only: bool = True, memory: float = MEMORY
 ) -> Iterator[tuple[int, int, Array]]:
     """Run every patch to the end of the last block: yields (number of the patch, first position, rows).
 
@@ -66,7 +66,7 @@ def bytes_per_row(model: Model, n_tokens: int) -> int:
     return widths * model.dtype.itemsize
 
 
-def split(jobs: Sequence[Job], n_tokens: int, row_bytes: int, memory: int) -> Iterator[list[Job]]:
+def split(jobs: Sequence[Job], n_tokens: int, row_bytes: int, memory: float) -> Iterator[list[Job]]:
     """Jobs in lists whose rows together fit into `memory` bytes. A job that does not fit stands alone."""
     stack: list[Job] = []
     rows = 0

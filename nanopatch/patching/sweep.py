@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,6 +84,8 @@ def sweep(
     >>> round(float(result.normalised[0, 1]), 2)  # layer 0, position 1: the surname
     1.0
     """
+    if not isinstance(memory, Real) or not memory > 0:
+        raise NanopatchError(f"memory={memory!r}: a number of bytes is expected, above 0")
     return carry_out(model, experiments, ask(site, direction, metric, corruption), Running(memory))
 
 
@@ -185,7 +188,7 @@ def path_patch(
 class Running(NamedTuple):
     """The method of `sweep`: every cell is run."""
 
-    memory: int
+    memory: float
     steps: int | None = None
 
     def needs(self, sites: Iterable[str]) -> Iterable[str]:
@@ -206,7 +209,7 @@ class Running(NamedTuple):
 
 
 def measure_patches(
-    case: Case, patches: Sequence[Sequence[Edit]], memory: int = MEMORY
+    case: Case, patches: Sequence[Sequence[Edit]], memory: float = MEMORY
 ) -> Iterator[tuple[int, list[float]]]:
     """Run every patch and measure it: yields (number of the patch, [value of each metric])."""
     runs = patched_resids(case.model, case.base, patches, last_only=case.last_only, memory=memory)

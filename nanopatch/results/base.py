@@ -23,6 +23,7 @@ from ..files import Source, parse_json, read_bytes, write_whole
 from ..model.graph import Node, node
 from ..types import Array, PathLike, Prompt
 from . import plot
+from .prediction import Prediction
 from .table import printable
 
 if TYPE_CHECKING:
@@ -182,6 +183,7 @@ class Result:
             means[name] = float(mean) if mean is not None and not mean.ndim else mean
         if hasattr(self, "rounding"):
             means["rounding"] = max(result.rounding for result in results)  # type: ignore[attr-defined]
+        means["prediction"] = Prediction.of_pairs([result.prediction for result in results])  # type: ignore[attr-defined]
         return means
 
     def _contents(self) -> dict[str, Any]:

@@ -40,7 +40,11 @@ class Comparison(Result):
         for s in (self.exact, self.estimate):
             if not isinstance(s, Sweep):
                 raise NanopatchError(f"a comparison takes two sweeps, of one site, direction and metric; not {s!r:.60}")
-        for name in ("experiment", "site", "axes", "pieces", "direction", "metric", "corruption", "n_pairs"):
+        if self.exact.steps is not None or self.estimate.steps is None:
+            methods = f"{self.exact.method} and {self.estimate.method}"
+            raise NanopatchError(f"first the result of sweep, then that of attribute, are expected; not {methods}")
+        asked = ("experiment", "site", "axes", "pieces", "chosen", "between", "direction", "metric", "corruption")
+        for name in (*asked, "n_pairs", "source"):
             ours, theirs = (jsonable(getattr(s, name)) for s in (self.exact, self.estimate))
             if ours != theirs:
                 raise NanopatchError(f"exact and estimate differ in {name}: {ours!r:.60} and {theirs!r:.60}")
@@ -74,7 +78,7 @@ class Comparison(Result):
     def worst(self, n: int = 3) -> list[tuple[str, float, float]]:
         """The n cells in which they differ most: [(label, exact, estimate)], in units of the metric."""
         x, y = self.values
-        order = np.argsort(-np.abs(x - y), kind="stable")[:n]
+        order = np.argsort(-np.abs(x - y), kind="stable")[: max(n, 0)]
         return [(self._label(self.cells[i]), float(x[i]), float(y[i])) for i in order]
 
     def _label(self, cell: Array) -> str:
@@ -88,6 +92,7 @@ class Comparison(Result):
             self.estimate.title,
             f"correlation with exact patching {self.correlation:.3f}, slope {self.slope:.2f}",
             *(f"  {label}: exact {number(x)}, estimated {number(y)}" for label, x, y in self.worst()),
+            *dict.fromkeys([*self.exact.notes, *self.estimate.notes]),
         ]
         return "\n".join(lines)
 
@@ -100,7 +105,8 @@ class Comparison(Result):
         title = [how.strip(), self.exact.title] if how != self.estimate.title else [how]
         title.append(f"correlation {self.correlation:.3f}, slope {self.slope:.2f}")
         axis_titles = (f"{metric}, exact patching", f"{metric}, estimated")
-        return plot.scatter(*self.values, self.worst(), axis_titles, title), footer({"": self.exact})
+        below = dict.fromkeys([*footer({"": self.exact}, normalised=False), *self.estimate.notes])
+        return plot.scatter(*self.values, self.worst(), axis_titles, title), list(below)
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One dict for each patch: the exact sweep's row, and under "estimate" the estimated metric."""

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ..errors import NanopatchError
+from ..errors import NanopatchError, count
 from ..experiments.experiment import Experiment
 from ..files import Source, write_whole
 from ..model.graph import Edge, Node
 from ..types import Array, PathLike
 from . import graph_plot, plot
 from .base import Result, check, check_shape, jsonable
-from .matrix import number
+from .matrix import no_scale, number, usable_span
 from .prediction import Prediction
-from .sweep import DIRECTIONS, about, check_direction
+from .sweep import DIRECTIONS, about, check_direction, left_out
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,7 +70,8 @@ class EdgeScores(Result):
     @property
     def notes(self) -> list[str]:
         """What a reader of the scores must know, as sentences; usually none."""
-        return self.prediction.notes(self.experiment.answer or "", self.source.name) if self.prediction else []
+        told = self.prediction.notes(self.source.name, self.n_pairs) if self.prediction else []
+        return [*left_out(self.skipped), *told]
 
     def _check(self) -> None:
         shape = (len(self.senders), len(self.receivers))
@@ -110,6 +111,10 @@ class EdgeScores(Result):
             edges = kept
         return edges
 
+    def _best(self, n: int) -> list[Edge]:
+        """The circuit of the best n edges, or of all if there are not so many."""
+        return self.circuit(min(n, np.isfinite(self.scores).sum()) if isinstance(n, Integral) else n)
+
     @property
     def title(self) -> str:
         """What was scored, in one line."""
@@ -136,10 +141,10 @@ class EdgeScores(Result):
         return plot.drawn(*self._parts(n), ax)
 
     def _parts(self, n: int = 30) -> tuple[Drawing, list[str]]:
-        edges = self.circuit(min(n, len(self.edges)))
+        edges = self._best(n)
         drawn = ", ".join([f"{len(edges)} of {len(self.edges)} edges", *(f"widest {e.score:.3g}" for e in edges[:1])])
         title = [self.title, f"{drawn}; red raises, dashed blue lowers the metric"]
-        return graph_plot.circuit(edges, title), about(self, [self])
+        return graph_plot.circuit(edges, title), [*about(self, [self]), *self.notes]
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One dict for each edge: sender, receiver, score."""
@@ -151,7 +156,7 @@ class EdgeScores(Result):
 
     def to_dot(self, n: int = 30) -> str:
         """The circuit of the best n edges in the language of Graphviz. Edges into heads are labelled q, k or v."""
-        edges = self.circuit(min(n, len(self.edges)))
+        edges = self._best(n)
         lines = ["digraph circuit {", "  rankdir=BT; node [shape=box];"]
         for sender, receiver, score in edges:
             width = graph_plot.width(score, edges)
@@ -183,7 +188,7 @@ class Faithfulness(Result):
     rounding : float
         Baselines closer than this count as equal.
     n_edges : int
-    n_pairs, skipped
+    source, n_pairs, skipped, prediction
         As in a `Sweep`. For several experiments the three metrics are means.
     standard_error : float or None
         The standard error of the mean of `value`; None for one experiment.
@@ -199,9 +204,11 @@ class Faithfulness(Result):
     baseline_corrupted: float
     rounding: float
     n_edges: int
+    source: Source
     n_pairs: int = 1
     standard_error: float | None = None
     skipped: tuple[tuple[str, str], ...] = ()
+    prediction: Prediction | None = None
 
     def _check(self) -> None:
         check((self.standard_error is not None) == (self.n_pairs > 1), "standard_error")
@@ -211,24 +218,37 @@ class Faithfulness(Result):
 
     @property
     def normalised(self) -> float:
-        """0 is like the corrupted run, 1 like the clean run; NaN if these two are equal."""
+        """0 is like the corrupted run, 1 like the clean run; NaN if these two are equal, or not finite."""
         span = self.baseline_clean - self.baseline_corrupted
-        return (self.value - self.baseline_corrupted) / (span if abs(span) > self.rounding else math.nan)
+        return (self.value - self.baseline_corrupted) / usable_span(span, self.rounding)
 
     @property
     def _share(self) -> str:
         """`normalised` in words."""
+        if not math.isfinite(self.value):
+            return f"no faithfulness: the metric is {self.value} in the circuit's run"
         if math.isnan(self.normalised):
-            return "no faithfulness: the metric is the same in both whole runs"
+            return f"no faithfulness: {no_scale('it', self.baseline_clean, self.baseline_corrupted)}"
         return f"faithfulness {number(self.normalised, 3)}"
 
     def __repr__(self) -> str:
-        return f"<Faithfulness: {self.text()}>"
+        return f"<Faithfulness: {self.title}>"
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know, as sentences; usually none."""
+        told = self.prediction.notes(self.source.name, self.n_pairs) if self.prediction else []
+        return [*left_out(self.skipped), *told]
 
     def text(self) -> str:
+        return "\n".join([self.title, *self.notes])
+
+    @property
+    def title(self) -> str:
+        """The metric of the three runs, in one line."""
         mean = f", mean of {self.n_pairs} pairs" if self.n_pairs > 1 else ""
         return (
-            f"{self.n_edges} edges: {self.metric} {number(self.value, 3)}, {self._share} "
+            f"{count(self.n_edges, 'edge')}: {self.metric} {number(self.value, 3)}, {self._share} "
             f"(clean {number(self.baseline_clean, 3)} is 1, corrupted {number(self.baseline_corrupted, 3)} is 0{mean})"
         )
 
@@ -240,8 +260,8 @@ class Faithfulness(Result):
         (row,) = self.to_rows()
         names = ["clean", "circuit", "corrupted"]
         mean = [f"mean of {self.n_pairs} pairs"] if self.n_pairs > 1 else []
-        title = f"{self.n_edges} edges: {self.metric}, {self._share}"
-        return plot.bars(np.array([row[name] for name in names]), names, title), mean
+        title = f"{count(self.n_edges, 'edge')}: {self.metric}, {self._share}"
+        return plot.bars(np.array([row[name] for name in names]), names, title), [*mean, *self.notes]
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One dict: the number of edges, the metric of the three runs, and its normalised value."""

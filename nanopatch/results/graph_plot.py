@@ -35,13 +35,18 @@ def circuit(edges: Sequence[Edge], title: Sequence[str]) -> Drawing:
     x, y = np.concatenate([*paths, list(boxes.values())]).T
     unit = min(0.85, 20 / (np.ptp(x) + 1), 18 / (np.ptp(y) + 1))  # inches
 
+    wide = max(6.0, unit * (np.ptp(x) + 1))
+    middle, half = (x.min() + x.max()) / 2, wide / unit / 2  # a unit is as long both ways
+
     def draw(ax: Axes, _: Axes | None) -> list[str]:
         _draw(ax, drawn, paths, boxes, unit / 0.85)
-        ax.set(xlim=(x.min() - 0.5, x.max() + 0.5), ylim=(y.min() - 0.4, y.max() + 0.4))
+        ax.set(xlim=(middle - half, middle + half), ylim=(y.min() - 0.4, y.max() + 0.4))
         ax.axis("off")
+        if not edges:
+            return ["None of the best edges is on a path from embed to logits: ask for more of them."]
         return [f"Only the {len(drawn)} widest edges are drawn."] if len(drawn) < len(edges) else []
 
-    return Drawing(max(6.0, unit * (np.ptp(x) + 1)), unit * (np.ptp(y) + 1), title, draw)
+    return Drawing(wide, unit * (np.ptp(y) + 1), title, draw)
 
 
 BOX_WIDTH, BOX_HEIGHT = 0.86, 0.46  # of a node; layers are 1 apart
@@ -140,7 +145,9 @@ def _draw(
         corner = (x - BOX_WIDTH / 2, y - BOX_HEIGHT / 2)
         ax.add_patch(Rectangle(corner, BOX_WIDTH, BOX_HEIGHT, facecolor="white", edgecolor="0.3", zorder=2))
         head = node.kind == "head"
-        ax.text(x, y + 0.07 * head, str(node), ha="center", va="center", fontsize=8 * size, zorder=3, **PLAIN)
+        ax.text(
+            x, y + 0.07 * head, str(node), ha="center", va="center", fontsize=8 * size, color="black", zorder=3, **PLAIN
+        )
         for port, offset in PORTS.items() if head else ():
             look = dict(ha="center", va="center", fontsize=6.5 * size, color="0.35", zorder=3)
             ax.text(x + offset, y - 0.14, port, **look, **PLAIN)

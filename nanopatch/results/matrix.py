@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from ..types import Array
+
+#: The largest size of a number that is drawn: matplotlib can still add and multiply a little.
+MOST = 1e300
 
 
 class Matrix(NamedTuple):
@@ -38,8 +41,8 @@ class Matrix(NamedTuple):
         Small effects are made visible: if all values are below a quarter of `largest`, the scale ends at their largest.
         """
         finite = self.values[np.isfinite(self.values)]
-        size = float(np.abs(finite).max(initial=0))
-        high = size if self.noise < size < self.largest / 4 else max(size, self.largest) or 1.0
+        size = min(float(np.abs(finite).max(initial=0)), MOST)
+        high = size if self.noise < size < self.largest / 4 else max(size, min(self.largest, MOST)) or 1.0
         below = self.signed or finite.min(initial=0) < -0.02 * high
         return -high if below else 0.0, high
 
@@ -102,17 +105,39 @@ class Matrix(NamedTuple):
             unchanged=None if self.unchanged is None else self.unchanged.T,
         )
 
-    def text(self, value: float) -> str:
-        """A value of it as text, in six or seven characters; with an exponent where all values are small."""
+    @property
+    def text(self) -> Callable[[float], str]:
+        """What writes a value of it, in six to eight characters; with an exponent if it is huge or all are small."""
         largest = np.abs(self.values[np.isfinite(self.values)]).max(initial=0)
-        if 0 < largest < 0.0095 and value:
-            return f"{value:.1e}"
-        if 0 < largest < 0.0995:
-            return f"{value:.3f}".replace("-0.000", "0.000")
-        decimals = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
-        return f"{value:.{decimals}f}".replace("-0.00", "0.00")
+
+        def text(value: float) -> str:
+            if (0 < largest < 0.0095 and value) or abs(value) >= 999999.5:
+                return f"{value:.1e}"
+            if 0 < largest < 0.0995:
+                return f"{value:.3f}".replace("-0.000", "0.000")
+            decimals = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+            return f"{value:.{decimals}f}".replace("-0.00", "0.00")
+
+        return text
 
 
 def number(value: float, decimals: int = 2) -> str:
-    """A number as text, to so many decimals; a small one to two digits, so that it is not shown as 0."""
+    """A number as text, to so many decimals; a small one to two digits, so that it is not shown as 0.
+
+    A huge one, of which no one reads all digits, has an exponent.
+    """
+    if 1e9 <= abs(value) < math.inf:
+        return f"{value:.4g}"
     return f"{value:.2g}" if 0 < abs(value) < 10.0 ** (1 - decimals) else f"{value:.{decimals}f}"
+
+
+def usable_span(span: float, rounding: float) -> float:
+    """The difference of two baselines as the unit of a scale; NaN if it is rounding, or no finite number."""
+    return span if rounding < abs(span) < math.inf else math.nan
+
+
+def no_scale(metric: str, clean: float, corrupted: float) -> str:
+    """Why two unpatched runs make no scale."""
+    if math.isfinite(clean - corrupted) or str(clean) == str(corrupted):  # nan is not nan
+        return f"{metric} is {clean:.4g} in both unpatched runs"
+    return f"{metric} is {clean:.4g} in the clean run and {corrupted:.4g} in the corrupted run"

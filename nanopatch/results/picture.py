@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -11,6 +12,20 @@ from matplotlib.figure import Figure
 
 class Picture(Figure):
     """A matplotlib Figure that a notebook shows, once, whether pyplot was imported or not."""
+
+    def draw(self, renderer: Any) -> None:
+        with matplotlib.rc_context({"text.usetex": False}):  # a larger window may need new numbers on the axes
+            super().draw(renderer)
+
+    def tight_layout(
+        self,
+        *,
+        pad: float = 1.08,
+        h_pad: float | None = None,
+        w_pad: float | None = None,
+        rect: tuple[float, float, float, float] | None = None,
+    ) -> None:
+        """Do nothing: all is in its place already, and matplotlib would warn that it can move none of it."""
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()

@@ -24,7 +24,7 @@ import numpy as np
 
 from ..errors import NanopatchError, one_line
 from ..types import Array
-from .matrix import Matrix
+from .matrix import MOST, Matrix
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,6 +41,8 @@ MOST_NUMBERS, MOST_MARKS, MOST_PANELS = 320, 4000, 36
 MOST_LINES = 600
 #: More characters of a label or of a line of the footer are left out.
 LONGEST_LABEL, LONGEST_LINE = 40, 400
+#: More lines at the foot are left out.
+MOST_FOOT_LINES = 40
 #: What makes a text no formula of matplotlib's or LaTeX's.
 PLAIN: dict[str, Any] = {"parse_math": False, "usetex": False}
 #: How figures are called in pyplot, and how many of them it keeps.
@@ -86,18 +88,19 @@ def _draw_heatmap(matrix: Matrix, ax: Axes, cax: Axes | None) -> list[str]:
     values, (low, high) = matrix.values, matrix.scale
     n_rows, n_columns = values.shape
     ax.set_facecolor("0.93")  # the colour of empty cells
-    ax.grid(False)  # which some styles have
+    ax.grid(False, which="both")  # which some styles have
     colours = "RdBu_r" if low < 0 else "Blues"  # colour-blind readers can read both
     image = ax.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
     bar = figure_of(ax).colorbar(image, ax=ax, cax=cax)
     width, height = size_of(ax) / (n_columns, n_rows)  # of a cell, in inches
-    bar.set_label(wrapped(drawable(matrix.unit), size_of(ax)[1], 9, figure_of(ax)), fontsize=9, **PLAIN)
+    unit = shortened(drawable(matrix.unit), 2 * LONGEST_LABEL)
+    bar.set_label(wrapped(unit, size_of(ax)[1], 9, figure_of(ax)), fontsize=9, **PLAIN)
     blank = np.isnan(values).all(axis=0).nonzero()[0]
     ax.bar(blank, n_rows, width=1, bottom=-0.5, color="none", edgecolor="0.8", hatch="////", linewidth=0)
 
     said = []
     numbers = values.size <= MOST_NUMBERS and height > 0.12
-    numbers = numbers and width > 0.058 * max((len(matrix.text(value)) for value in values[matrix.moving]), default=0)
+    numbers = numbers and width > 0.058 * max(map(len, map(matrix.text, values[matrix.moving])), default=0)
     cell = min(width, height) * 72  # in points
     if numbers:
         _write_values(ax, matrix, high)
@@ -123,20 +126,26 @@ def _draw_heatmap(matrix: Matrix, ax: Axes, cax: Axes | None) -> list[str]:
     ax.set_xlabel(in_words.get(matrix.columns_title, matrix.columns_title), **PLAIN)
     ax.set_ylabel(matrix.rows_title, **PLAIN)
     for name, before, now in zip(("row", "column"), whole.values.shape, values.shape, strict=True):
-        if now < before:
-            said.append(
-                f"There are {before} {name}s, too many to see: each {name} here is up to {math.ceil(before / now)} of "
-                "them, and shows their value of largest size."
-            )
+        said += _merged(name, before, now)
     return said
 
 
+def _merged(what: str, before: int, now: int) -> list[str]:
+    """A sentence about rows, columns or bars that show several each; none if they do not."""
+    if now == before:
+        return []
+    return [
+        f"There are {before} {what}s, too many to see: each {what} here is up to {math.ceil(before / now)} of them, "
+        "and shows their value of largest size."
+    ]
+
+
 def _write_values(ax: Axes, matrix: Matrix, high: float) -> None:
+    text = matrix.text
     for row, column in np.argwhere(matrix.moving):
         value = matrix.values[row, column]
         colour = "white" if abs(value) > 0.6 * high else "0.25"
-        text = matrix.text(value)
-        cell = ax.text(column, row, text, ha="center", va="center", fontsize=7, color=colour, **PLAIN)
+        cell = ax.text(column, row, text(value), ha="center", va="center", fontsize=7, color=colour, **PLAIN)
         cell.set_in_layout(False)  # it lies inside the axes anyway, and measuring it would take time
 
 
@@ -193,34 +202,58 @@ def scatter(
     """A drawing of points, with the line on which both coordinates are equal. worst: the points that have names."""
 
     def draw(ax: Axes, _: Axes | None) -> list[str]:
-        ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+        points = np.clip([x, y], -MOST, MOST)
+        ends = [points.min(), points.max()]
         ax.plot(ends, ends, color="0.6", linewidth=1, zorder=1)
-        ax.scatter(x, y, s=14, color=BLUE, zorder=2, rasterized=len(x) > MOST_MARKS)  # a small file, however many
-        for number, (_name, *point) in enumerate(worst, start=1):
-            ax.annotate(str(number), point, (4, -4), textcoords="offset points", fontsize=8, va="top", **PLAIN)  # type: ignore[arg-type]
+        ax.scatter(
+            points[0], points[1], s=14, color=BLUE, zorder=2, rasterized=len(x) > MOST_MARKS
+        )  # a small file, however many
         room = size_of(ax)
-        names = (shortened(drawable(name), 2 * LONGEST_LABEL) for name, *_ in worst)
-        lines = ["worst cells", *(f"{i}  {name}" for i, name in enumerate(names, start=1))]
-        text = "\n".join(wrapped(line, 0.9 * room[0], 7, figure_of(ax)) for line in lines)
-        ax.text(0.98, 0.02, text, transform=ax.transAxes, ha="right", va="bottom", ma="left", fontsize=7, **PLAIN)
-        ax.set_xlabel(wrapped(drawable(axis_titles[0]), room[0], 9, figure_of(ax)), fontsize=9, **PLAIN)
-        ax.set_ylabel(wrapped(drawable(axis_titles[1]), room[1], 9, figure_of(ax)), fontsize=9, **PLAIN)
-        return []
+        names = (shortened(drawable(name), 2 * LONGEST_LABEL) for name in axis_titles)
+        across, up = (wrapped(name, most, 9, figure_of(ax)) for name, most in zip(names, room, strict=True))
+        ax.set_xlabel(across, fontsize=9, **PLAIN)
+        ax.set_ylabel(up, fontsize=9, **PLAIN)
+        _number(ax, [(a, b) for _, a, b in worst])
+        cells = (shortened(drawable(name), 2 * LONGEST_LABEL) for name, *_ in worst)
+        return ["worst cells:", *(f"{i}  {cell}" for i, cell in enumerate(cells, start=1))]
 
     return Drawing(4.8, 4.0, title, draw)
 
 
+def _number(ax: Axes, points: Sequence[tuple[float, float]]) -> None:
+    """Write 1, 2, ... beside points: each on the first of four sides where it is over no other number."""
+    taken: list[Any] = []
+    for number, point in enumerate(points, start=1):
+        for right, up in ((4, -4), (4, 4), (-4, 4), (-4, -4)):
+            where: dict[str, Any] = dict(ha="left" if right > 0 else "right", va="bottom" if up > 0 else "top")
+            text = ax.annotate(
+                str(number), point, (right, up), textcoords="offset points", fontsize=8, **where, **PLAIN
+            )
+            box = text.get_window_extent()
+            if not any(box.overlaps(other) for other in taken) or (right, up) == (-4, -4):
+                break
+            text.remove()
+        taken.append(box)
+
+
 def bars(values: Array, labels: Sequence[str], title: str) -> Drawing:
     """A drawing of one horizontal bar for each value, the first on top; red above 0, blue below."""
+    matrix = Matrix(values[:, None], [*labels], "", [""], "", title, "", signed=True, largest=0.0).strongest(MOST_LINES)
+    shown = matrix.values[:, 0]
+    finite = np.isfinite(values)
 
     def draw(ax: Axes, _: Axes | None) -> list[str]:
-        ax.barh(range(len(values)), values, color=[RED if value > 0 else BLUE for value in values])
-        ax.set_ylim(len(values) - 0.4, -0.6)
-        said = _label(ax.set_yticks, labels, 0.15 * len(values) / size_of(ax)[1], "bar")
+        lengths = np.clip(np.where(np.isfinite(shown), shown, 0), -MOST, MOST)
+        ax.barh(range(len(shown)), lengths, color=[RED if value > 0 else BLUE for value in shown])
+        ax.set_ylim(len(shown) - 0.4, -0.6)
+        said = _label(ax.set_yticks, matrix.rows, 0.15 * len(shown) / size_of(ax)[1], "bar")
         ax.axvline(0, color="0.6", linewidth=1)
-        return said
+        for i in np.flatnonzero(~finite)[:1]:
+            more = f", and {(~finite).sum() - 1} more" if (~finite).sum() > 1 else ""
+            said.append(f"No bar where the value is not a finite number: {labels[i]} ({values[i]}){more}.")
+        return said + _merged("bar", len(values), len(shown))
 
-    return Drawing(5.0, min(0.5 + 0.25 * len(values), 18.0), [title], draw)
+    return Drawing(5.0, min(0.5 + 0.25 * len(shown), 18.0), [title], draw)
 
 
 # ---- the whole picture ------------------------------------------------------------------------------
@@ -239,9 +272,9 @@ def drawn(drawing: Drawing, footer: Sequence[str], ax: Axes | None) -> Figure:
     check_no_path(ax)
     if ax is None:
         return for_pyplot(picture(drawing, footer))
-    if not hasattr(ax, "imshow"):
+    if getattr(ax, "name", None) != "rectilinear":  # neither polar nor three-dimensional
         raise NanopatchError(
-            f"plot draws into matplotlib Axes, not into {ax!r:.60}: give plt.subplots()[1], or nothing"
+            f"plot draws into plain matplotlib Axes, not into {ax!r:.60}: give plt.subplots()[1], or nothing"
         )
     from .picture import inline, show_once
 
@@ -261,6 +294,15 @@ def picture(drawing: Drawing, footer: Sequence[str] = ()) -> Figure:
 
 
 def _compose(columns: Sequence[Sequence[Drawing]], footer: Sequence[str], n_left_out: int = 0) -> Figure:
+    """As `_composed`, with the numbers on the axes in matplotlib's own font: LaTeX need not be installed."""
+    check_matplotlib()
+    from matplotlib import rc_context
+
+    with rc_context({"text.usetex": False}):
+        return _composed(columns, footer, n_left_out)
+
+
+def _composed(columns: Sequence[Sequence[Drawing]], footer: Sequence[str], n_left_out: int) -> Figure:
     """Columns of drawings, side by side as far as they are readable, further ones below; and lines of text at the foot.
 
     What does not fit into the largest picture is left out, and the foot says so. n_left_out: so many were before.
@@ -299,8 +341,10 @@ def _compose(columns: Sequence[Sequence[Drawing]], footer: Sequence[str], n_left
     levels = [[max(_height(k, i) for _, k in band) for i in range(max(len(k) for _, k in band))] for band in bands]
 
     def text_of(lines: Sequence[str]) -> str:
-        whole = (shortened(drawable(line), LONGEST_LINE) for line in dict.fromkeys(lines))
-        return "\n".join(wrapped(line, total - 2 * SPACE, 8, figure) for line in whole)
+        whole = (shortened(drawable(line), LONGEST_LINE) for line in _fewer_lines([*dict.fromkeys(lines)]))
+        return "\n".join(
+            _fewer_lines("\n".join(wrapped(line, total - 2 * SPACE, 8, figure) for line in whole).splitlines())
+        )
 
     foot = figure.supxlabel("", fontsize=8, x=0, y=0, ha="left", va="bottom", **PLAIN)
     while True:
@@ -329,7 +373,15 @@ def _compose(columns: Sequence[Sequence[Drawing]], footer: Sequence[str], n_left
                 y -= height
         top -= sum(heights)
     foot.set_position((SPACE / total, SPACE / high))
+    figure.sca(figure.axes[0])  # what plt.title and plt.xlabel are about: no colour bar
     return figure
+
+
+def _fewer_lines(lines: list[str]) -> list[str]:
+    """At most `MOST_FOOT_LINES` lines: what is too much is left out of the middle."""
+    half = MOST_FOOT_LINES // 2
+    left_out = ["… (more lines are left out here) …"]
+    return lines if len(lines) <= 2 * half else lines[:half] + left_out + lines[len(lines) - half + 1 :]
 
 
 def _height(block: Sequence[tuple[Any, Array]], level: int) -> float:
@@ -348,18 +400,17 @@ def set_title(ax: Axes, lines: Sequence[str], width: float | None = None) -> Non
 
 
 def drawable(text: str) -> str:
-    """A text with all that cannot be drawn as escapes: control characters, and what the font has no glyph for."""
-    return "".join(c if c.isascii() or _has_glyph(c) else c.encode("unicode_escape").decode() for c in one_line(text))
-
-
-def _has_glyph(character: str) -> bool:
+    """A text with all that cannot be drawn as escapes: control characters, and what the fonts have no glyph for."""
+    text = one_line(text)
+    if text.isascii():
+        return text
     from matplotlib import font_manager, rcParams
 
-    for family in rcParams["font.family"]:  # matplotlib takes the first one that has the glyph
-        path = font_manager.findfont(font_manager.FontProperties(family=[family]))
-        if font_manager.get_font(path).get_char_index(ord(character)):
-            return True
-    return False
+    families = (font_manager.FontProperties(family=[family]) for family in rcParams["font.family"])
+    # matplotlib takes the first font that has the glyph.
+    fonts = [font_manager.get_font(path) for path in dict.fromkeys(map(font_manager.findfont, families))]
+    drawn = {c: c.isascii() or any(font.get_char_index(ord(c)) for font in fonts) for c in {*text}}
+    return "".join(c if drawn[c] else c.encode("unicode_escape").decode() for c in text)
 
 
 def shortened(text: str, most: int) -> str:
@@ -391,10 +442,13 @@ def new_figure() -> Figure:
     """An empty figure of one inch by one, outside pyplot, which would keep it alive and needs a display at times."""
     check_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.layout_engine import PlaceHolderLayoutEngine
 
     from .picture import Picture
 
-    figure = Picture(figsize=(1, 1), dpi=DPI, layout="none")  # type: ignore[arg-type]  # whatever rcParams say
+    figure = Picture(figsize=(1, 1), dpi=DPI)
+    # An engine that moves nothing. Without one, `savefig` would install the one that rcParams name.
+    figure.set_layout_engine(PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True))
     FigureCanvasAgg(figure)  # which can measure text
     return figure
 
@@ -432,13 +486,20 @@ def as_bytes(figure: Figure, file_format: str = "png") -> bytes:
 def for_pyplot(figure: Figure) -> Figure:
     """Make a figure pyplot's current one, if the caller uses pyplot: `plt.show()` and `plt.savefig()` are about it.
 
-    pyplot keeps what it knows alive, so it forgets the oldest of ours; the Figures themselves stay usable.
+    pyplot keeps what it knows alive, so it forgets the oldest of ours; the Figures themselves stay usable. In a
+    notebook that shows figures at the end of a cell, the oldest is shown before it is forgotten.
     """
     pyplot = sys.modules.get("matplotlib.pyplot")
     if pyplot is None or threading.current_thread() is not threading.main_thread():  # windows are the main thread's
         return figure
     ours = [label for label in pyplot.get_figlabels() if label.startswith(f"{LABEL} ")]
+    from .picture import inline
+
     for label in ours[: max(0, len(ours) + 1 - KEPT)]:
+        if inline() and pyplot.isinteractive():
+            from IPython.display import display
+
+            display(pyplot.figure(label))
         pyplot.close(label)
     number = max(pyplot.get_fignums(), default=0) + 1
     with contextlib.suppress(ImportError):  # the backend needs a display, and there is none: it can still be saved

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from .matrix import number
 
@@ -11,28 +12,45 @@ from .matrix import number
 class Prediction:
     """What the clean run predicts, and how it rates the answer.
 
-    rank: how many tokens are likelier than the answer. probability: of the answer. predicted, predicted_probability:
-    the likeliest token. spaced_rank: the rank of the answer with a leading space, if it is better. unread: tokens of
-    the prompts that the model was not trained on, where that is known. as_text: whether `<|endoftext|>` in a prompt
-    was read as ordinary text.
+    answer: the answer's text; None, as are rank and probability, where the experiment has none. rank: how many tokens
+    are likelier than the answer. probability: of the answer. predicted, predicted_probability: the likeliest token.
+    spaced_rank: the rank of the answer with a leading space, if it is better. unread: tokens of the prompts that the
+    model was not trained on, where that is known. as_text: whether `<|endoftext|>` in a prompt was read as ordinary
+    text. n_unpredicted: in how many pairs the answer is not predicted.
     """
 
-    rank: int
-    probability: float
+    answer: str | None
+    rank: int | None
+    probability: float | None
     predicted: str
     predicted_probability: float
     spaced_rank: int | None = None
     unread: tuple[str, ...] = ()
     as_text: bool = False
+    n_unpredicted: int = 0
 
-    def notes(self, answer: str | int, model: str, wrong: int = 0, n_pairs: int = 1) -> list[str]:
-        """What a reader must know, as sentences; usually none. wrong: in how many of the pairs the rank is not 0."""
+    @staticmethod
+    def of_pairs(predictions: Sequence[Prediction | None]) -> Prediction | None:
+        """That of several pairs: of the first whose answer is not predicted, if there is one, and what all lack."""
+        known = [prediction for prediction in predictions if prediction]
+        if not known:
+            return None
+        return replace(
+            next((prediction for prediction in known if prediction.rank), known[0]),
+            unread=tuple(dict.fromkeys(token for prediction in known for token in prediction.unread)),
+            as_text=any(prediction.as_text for prediction in known),
+            n_unpredicted=sum(prediction.n_unpredicted for prediction in known),
+        )
+
+    def notes(self, model: str, n_pairs: int = 1) -> list[str]:
+        """What a reader must know, as sentences; usually none."""
         notes = []
-        if self.rank:
-            where = "The clean run" if n_pairs == 1 else f"In {wrong} of {n_pairs} pairs the clean run"
+        if self.rank and self.probability is not None:
+            wrong = f"In {self.n_unpredicted} of {n_pairs} pairs the clean run"
+            where = "The clean run" if n_pairs == 1 else wrong
             space = "" if self.spaced_rank is None else f"; with a leading space it would have rank {self.spaced_rank}"
             notes.append(
-                f"{where} does not predict the answer: {answer!r} has rank {self.rank:,} and probability "
+                f"{where} does not predict the answer: {self.answer!r} has rank {self.rank:,} and probability "
                 f"{number(self.probability)}{space}; {self.predicted!r} has {number(self.predicted_probability)}."
             )
         if self.unread:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..files import Source
 from ..model.tokenizer import visible
 from ..types import Array
 from . import plot
 from .base import Result, check, check_shape
 from .matrix import number
+from .prediction import Prediction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +38,8 @@ class Saliency(Result):
     product : ndarray
         That derivative times the token's embedding, summed ("gradient x input"; Shrikumar et al. 2016, arXiv
         1605.01713).
+    source, prediction
+        As in a `Sweep`.
     """
 
     kind: ClassVar[str] = "saliency"
@@ -45,7 +49,14 @@ class Saliency(Result):
     value: float
     norm: Array
     product: Array
+    source: Source
     ids: tuple[int, ...] = ()
+    prediction: Prediction | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know, as sentences; usually none."""
+        return self.prediction.notes(self.source.name) if self.prediction else []
 
     def _check(self) -> None:
         shape = (len(self.tokens),)
@@ -63,7 +74,7 @@ class Saliency(Result):
             lines.append(
                 f"{i:>3} {visible(token):{margin - 4}}{number(self.norm[i], 3):>10}{number(self.product[i], 3):>22}"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
 
     def plot(self, ax: Axes | None = None) -> Figure:
         """Bars of gradient x embedding, one for each token; returns the matplotlib Figure (see `Result.plot`)."""
@@ -72,7 +83,7 @@ class Saliency(Result):
     def _parts(self) -> tuple[Drawing, list[str]]:
         labels = [f"{i} {visible(token)}" for i, token in enumerate(self.tokens)]
         title = f"{self.metric} {number(self.value, 3)}: gradient x embedding of each token"
-        return plot.bars(self.product, labels, title), []
+        return plot.bars(self.product, labels, title), self.notes
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One dict for each token: position, token, id, norm, product."""

@@ -20,7 +20,7 @@ from ..model.tokenizer import visible
 from ..types import Array
 from . import plot
 from .base import Contents, Result, check, check_shape, jsonable
-from .matrix import Matrix, number
+from .matrix import Matrix, no_scale, number, usable_span
 from .prediction import Prediction
 from .table import table
 
@@ -69,8 +69,6 @@ class Sweep(Result):
     prediction : Prediction or None
         What the clean run predicts, and how it rates the answer: of several pairs, of the first whose answer it does
         not predict, if there is one. None in older files.
-    n_unpredicted : int
-        In how many pairs the clean run does not predict the answer.
     baseline_clean, baseline_corrupted : float
         The metric of the two unpatched runs. baseline_corrupted is None for an ablation, which has no such run.
     rounding : float
@@ -135,7 +133,6 @@ class Sweep(Result):
     clean_ids: tuple[int, ...] = ()
     corrupted_ids: tuple[int, ...] = ()
     prediction: Prediction | None = None
-    n_unpredicted: int = 0
 
     # ---- what it is -----------------------------------------------------------------------------
 
@@ -174,11 +171,21 @@ class Sweep(Result):
         """The grid, scaled so that 0 is the run patched into and 1 the run patched from.
 
         For an ablation, the change relative to the size of the unpatched metric. All NaN if there is no such scale,
-        because the baselines are equal (or the unpatched metric is 0). `notes` then says so.
+        because the baselines are equal, or not finite (or the unpatched metric is 0). `notes` then says so.
         """
-        span = abs(self.base_value) if self.donor_value is None else self.donor_value - self.base_value
         with np.errstate(invalid="ignore"):  # a metric may be infinite: inf - inf is NaN
-            return (self.grid - self.base_value) / (span if abs(span) > self.rounding else np.nan)
+            return (self.grid - self.base_value) / self._span
+
+    @property
+    def _span(self) -> float:
+        """What is 1 on the normalised scale, in units of the metric; NaN if there is no scale."""
+        span = abs(self.base_value) if self.donor_value is None else self.donor_value - self.base_value
+        return usable_span(span, self.rounding)
+
+    @property
+    def _has_scale(self) -> bool:
+        """Whether any cell of `normalised` is a number."""
+        return not np.isnan(self.normalised).all()
 
     @property
     def title(self) -> str:
@@ -228,18 +235,13 @@ class Sweep(Result):
             )
         if self.n_pairs > 1:
             notes.append(f"Mean of {self.n_pairs} pairs. Tokens are the first pair's; … means that others differ.")
-        if self.skipped:
-            where, reason = self.skipped[0]
-            more = f"; and {len(self.skipped) - 1} more" if len(self.skipped) > 1 else ""
-            notes.append(f"Left out: {where}: {reason}{more}.")
-        if self.donor_value is None:
-            if abs(self.base_value) <= self.rounding:
-                notes.append(f"No relative change: {self.metric} of the unpatched run is 0.")
-        elif abs(self.donor_value - self.base_value) <= self.rounding:
-            notes.append(
-                f"Not normalised: {self.metric} is {self.baseline_clean:.4g} in both unpatched runs, so there is no "
-                "scale."
-            )
+        notes += left_out(self.skipped)
+        if np.isnan(self._span) and self.donor_value is None:
+            value = 0 if abs(self.base_value) <= self.rounding else self.base_value
+            notes.append(f"No relative change: {self.metric} of the unpatched run is {value}.")
+        elif np.isnan(self._span):
+            ends = self.baseline_clean, self.baseline_corrupted or 0.0
+            notes.append(f"Not normalised: {no_scale(self.metric, *ends)}, so there is no scale.")
         if any(None in pair for pair in self.columns):
             notes.append("Tokens without a partner in the other prompt cannot be patched; their columns are blank.")
         if any(None not in pair and pair[0] != pair[1] for pair in self.columns):
@@ -247,10 +249,7 @@ class Sweep(Result):
                 "The prompts are aligned by their tokens: where positions differ, a patch also carries the position "
                 "embedding (wpe) of the other position."
             )
-        if self.prediction:
-            answer = self.experiment.answer or ""
-            notes += self.prediction.notes(answer, self.source.name, self.n_unpredicted, self.n_pairs)
-        return notes
+        return notes + (self.prediction.notes(self.source.name, self.n_pairs) if self.prediction else [])
 
     def _blank(self) -> Array:
         """Like grid: True if nothing can be patched, because no token of the piece has a partner, or no path exists."""
@@ -297,11 +296,10 @@ class Sweep(Result):
         """
         column = next((axis for axis in ("key", "query", "position") if axis in self.axes), self.axes[-1])
         others = [axis for axis in self.axes if axis != column]
-        normalised = normalised and not np.isnan(self.normalised).all()
+        normalised = normalised and self._has_scale
         values, name = self.normalised if normalised else self.grid, self.metric.replace("_", " ")
         columns = self.labels(column)
-        baselines = (self.baseline_clean, self.baseline_corrupted or 0)
-        span = abs(self.base_value) if self.donor_value is None else abs(self.donor_value - self.base_value)
+        baselines = [b for b in (self.baseline_clean, self.baseline_corrupted or 0, 0) if np.isfinite(b)]
 
         def flat(array: Array) -> Array:
             return np.moveaxis(array, self.axes.index(column), -1).reshape(-1, len(columns))
@@ -316,14 +314,14 @@ class Sweep(Result):
             unit=f"{name}, {self.scale}" if normalised else name,
             signed=not normalised or self.donor_value is None,
             largest=max(map(abs, baselines)) if not normalised else 1.0 if self.donor_value is not None else 0.0,
-            noise=self.rounding / span if normalised else self.rounding,
+            noise=self.rounding / abs(self._span) if normalised else self.rounding,
             unchanged=None if self.unchanged is None else flat(self.unchanged),
         )
 
     def text(self) -> str:
         matrix = self.matrix()
         unit = self.metric
-        if not np.isnan(self.normalised).all():
+        if self._has_scale:
             ends = "" if self.donor_value is None else ": 0 is the run patched into, 1 the run patched from"
             unit = f"{self.metric}, {self.scale}{ends}"
         tokens = matrix.columns_title in ("position", "query", "key")
@@ -353,7 +351,7 @@ class Sweep(Result):
         return plot.drawn(*self._parts(normalised), ax)
 
     def _parts(self, normalised: bool = True) -> tuple[Drawing, list[str]]:
-        return plot.heatmap(self.matrix(normalised)), footer({"": self})
+        return plot.heatmap(self.matrix(normalised)), footer({"": self}, normalised)
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One dict for each patch: where it was (positions and tokens of both prompts), the metric and `normalised`."""
@@ -411,6 +409,7 @@ class Sweep(Result):
         check(all(axis in known and axis not in self.axes for axis in self.chosen), "chosen")
         check(all(part and all(_is_item(item, axis) for item in part) for axis, part in self.chosen.items()), "chosen")
         check_shape(self.grid, shape, "grid", float)
+        check(self.grid.size, "grid")
         check_shape(self.unchanged, shape, "unchanged", bool)
         check_shape(self.standard_error, shape, "standard_error", float)
         check((self.standard_error is not None) == (self.n_pairs > 1), "standard_error")
@@ -426,13 +425,10 @@ class Sweep(Result):
 
     def _mean(self, results: Sequence[Sweep]) -> dict[str, Any]:
         unchanged = [s.unchanged for s in results if s.unchanged is not None]
-        predictions = [s.prediction for s in results if s.prediction]
         return super()._mean(results) | {
             "clean_tokens": _common(self.clean_tokens, [s.clean_ids for s in results]),
             "corrupted_tokens": _common(self.corrupted_tokens, [s.corrupted_ids for s in results]),
             "unchanged": np.all(unchanged, axis=0) if unchanged else None,
-            "prediction": next((p for p in predictions if p.rank), *predictions[:1]) if predictions else None,
-            "n_unpredicted": sum(s.n_unpredicted for s in results),
         }
 
 
@@ -445,8 +441,10 @@ def without_partner(axes: Sequence[str], pieces: Mapping[str, Sequence[Any]], co
     return blank
 
 
-def footer(sweeps: Mapping[str, Sweep]) -> list[str]:
+def footer(sweeps: Mapping[str, Sweep], normalised: bool) -> list[str]:
     """The lines below a picture of sweeps: the prompts, the metrics of the unpatched runs, and the notes.
+
+    normalised: whether the picture shows normalised values where there are any.
 
     Sweeps of different questions, which a user may have put together, are told apart by their names.
     """
@@ -459,7 +457,7 @@ def footer(sweeps: Mapping[str, Sweep]) -> list[str]:
         first = next(iter(group.values()))
         lines += [f"{', '.join(group)}:"] if len(questions) > 1 else []
         lines += about(first, list({s.metric: s for s in group.values()}.values()), first.corruption)
-    scaled = any(s.donor_value is not None for s in sweeps.values())
+    scaled = normalised and any(s.donor_value is not None and s._has_scale for s in sweeps.values())
     scale = ["normalised: 0 is the run patched into, 1 the run patched from"] if scaled else []
     return [*lines, *scale, *dict.fromkeys(n for s in sweeps.values() for n in s.notes)]
 
@@ -481,6 +479,12 @@ def about(result: Any, metrics: Sequence[Any], corruption: Corruption | None = N
     if mean:  # of all pairs, so not what the first pair's prompts give
         lines.append(f"mean of {result.n_pairs} pairs: {'; '.join(means)}")
     return [*lines, f"{answers(result.experiment, result.n_pairs)}, model {result.source.name}"]
+
+
+def left_out(skipped: Sequence[tuple[str, str]]) -> list[str]:
+    """A sentence about the experiments that a mean leaves out; none if there are none."""
+    more = f"; and {len(skipped) - 1} more" if len(skipped) > 1 else ""
+    return [f"Left out: {where}: {reason}{more}." for where, reason in skipped[:1]]
 
 
 def answers(experiment: Experiment, n_pairs: int) -> str:

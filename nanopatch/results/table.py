@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import numpy as np
 
@@ -23,28 +24,32 @@ def table(matrix: Matrix, numbered: bool = False, width: int | None = None) -> l
 
     width = width or get_terminal_size().columns
     darkest = matrix.scale[1]
-    still = matrix.still
+    still, text = matrix.still, matrix.text
     labels = [f"{i:>3} {label}" if numbered else label for i, label in enumerate(matrix.rows)]
     margin = max(map(len, [*labels, matrix.columns_title])) + 1
-    column_width = max([7, *(len(column) + 1 for column in matrix.columns)])
+    shown = [
+        ["·" if dot else _cell(value, text, darkest) for value, dot in zip(*row, strict=True)]
+        for row in zip(matrix.values, still, strict=True)
+    ]
+    column_width = max(
+        [7, *(len(column) + 1 for column in matrix.columns), *(len(cell) for row in shown for cell in row)]
+    )
     columns_a_line = max(1, (width - margin) // column_width)
     lines = []
     for first in range(0, len(matrix.columns), columns_a_line):
         some = slice(first, first + columns_a_line)
         lines.append(matrix.columns_title.rjust(margin) + "".join(f"{c:>{column_width}}" for c in matrix.columns[some]))
-        for row, label in enumerate(labels):
-            cells = zip(matrix.values[row, some], still[row, some], strict=True)
-            shaded = (("·" if dot else _cell(matrix, value, darkest)).rjust(column_width) for value, dot in cells)
-            lines.append((label.ljust(margin) + "".join(shaded)).rstrip())
+        for cells, label in zip(shown, labels, strict=True):
+            lines.append((label.ljust(margin) + "".join(cell.rjust(column_width) for cell in cells[some])).rstrip())
     return lines + matrix.legend()
 
 
-def _cell(matrix: Matrix, value: float, darkest: float) -> str:
+def _cell(value: float, text: Callable[[float], str], darkest: float) -> str:
     """A space, a shade, and the value."""
     if not np.isfinite(value):
         return "" if np.isnan(value) else str(value)
     shade = SHADES[min(4, round(abs(value) / darkest * 4))]
-    return f" {shade}{matrix.text(value):>5}"
+    return f" {shade}{text(value):>5}"
 
 
 def printable(text: str) -> str:

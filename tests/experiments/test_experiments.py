@@ -122,3 +122,10 @@ def test_text_for_a_model_with_another_vocabulary():
         Experiment("a b", "a c", 1, 2).tokens(model)
     with pytest.raises(NanopatchError, match="vocabulary is not known"):
         Experiment([1], [2], " b", 2).tokens(model)
+
+
+def test_switches_are_true_or_false_and_answers_out_of_numpy_are_ints():
+    for switch in ("prepend_bos", "special_tokens"):
+        with pytest.raises(NanopatchError, match=f"{switch}='no': True or False is expected"):
+            Experiment("a", "b", **{switch: "no"})
+    assert repr(Experiment([1], [2], np.int64(3), np.uint8(4))) == repr(Experiment([1], [2], 3, 4))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import tiny_model
 
-from nanopatch import Experiment, NanopatchError, attribute, load, sweep
+from nanopatch import Experiment, NanopatchError, attribute, load, saliency, sweep
 from nanopatch.experiments.metrics import (
     METRICS,
     Metric,
@@ -20,6 +20,7 @@ from nanopatch.experiments.metrics import (
     top_tokens,
 )
 from nanopatch.experiments.patch import Patch
+from nanopatch.experiments.tasks import years_above
 
 
 @pytest.fixture(scope="module")
@@ -207,3 +208,69 @@ def test_their_derivatives_are_those_of_central_differences(metric):
         step[index] = 1e-5
         slope = (metric.function(given + step, target) - metric.function(given - step, target)) / 2e-5
         assert gradient[index] == pytest.approx(slope, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: as_metric(lambda logits, target: 1.0), "is called with one argument, the logits .* give Metric"),
+        (lambda: as_metric(lambda: 1.0), "is called with one argument, the logits"),
+        (lambda: Metric("a", "all", lambda logits: 1.0), "the metric a: its function, .* of .logits, target."),
+        (lambda: Metric("a", "all", 3), "the metric a: its function, .* of .logits, target."),
+        (lambda: Metric("a", "all", max, lambda logits: logits), "the metric a: its function, and its gradient"),
+        (lambda: years_above("a"), "year is 'a': give the last two digits"),
+        (lambda: top_tokens(np.zeros((2, 3))), r"one position's logits, .* not \(2, 3\), k=10"),
+        (lambda: top_tokens(np.zeros(3), 0), "k of at least 1"),
+    ],
+)
+def test_a_function_that_is_no_metric_is_refused_before_it_is_called(make, message):
+    with pytest.raises(NanopatchError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("value", [1j, np.complex64(1), None, "1", [1, [2]], np.zeros(1)], ids=repr)
+def test_what_is_not_one_real_number_is_refused(value):
+    with pytest.raises(NanopatchError, match="must return one number, not "):
+        measure([as_metric(lambda logits: value)], np.zeros((2, 3)), None)
+
+
+@pytest.mark.parametrize("value", [True, np.True_, np.float32(1), np.array(1), 1], ids=repr)
+def test_what_numpy_makes_of_one_number_is_one(value):
+    assert measure([as_metric(lambda logits: value)], np.zeros((2, 3)), None) == [1.0]
+
+
+def test_ids_outside_the_vocabulary_are_refused_and_one_given_twice_counts_once():
+    model, pair = tiny_model(seed=7), Experiment([1, 2, 3], [1, 9, 3])
+    for metric in (probability_of([3, 29]), log_probability_of([29]), years_above(30)):
+        with pytest.raises(NanopatchError, match=r"token id \d+ is outside the vocabulary, 0 to 28"):
+            sweep(model, pair, metric=metric)
+    once, twice = (sweep(model, pair, metric=probability_of(ids)) for ids in ([3, 7], [3, 7, 3]))
+    assert np.array_equal(once.grid, twice.grid)
+
+
+def test_a_small_probability_is_no_minimum():
+    """In float32 its derivative may be rounded to more than itself."""
+    nano, pair = load("nano"), Experiment("The capital of France is", "The capital of Italy is", " table", " chair")
+    for direction in ("denoise", "noise"):
+        result = attribute(nano, pair, "z", metric="probability", direction=direction)
+        truth = attribute(load("nano", dtype=np.float64), pair, "z", metric="probability", direction=direction)
+        assert np.allclose(result.grid, truth.grid, rtol=1e-2, atol=1e-3 * np.abs(truth.grid).max())
+    assert saliency(nano, pair, metric="probability").norm.any()
+    with pytest.raises(NanopatchError, match="the metric is flat here"):  # though it is 0 too
+        attribute(nano, pair, "z", metric=lambda logits: float(logits[-1].argmax() == 0))
+
+
+@pytest.mark.parametrize(
+    ("gradient", "message"),
+    [
+        (lambda logits, target: logits * 1j, "must return an array of numbers, not array"),
+        (lambda logits, target: None, "must return an array of numbers, not None"),
+        (lambda logits, target: [1, [2]], r"must return an array of numbers, not \[1, \[2\]\]"),
+    ],
+)
+def test_a_gradient_that_is_no_array_of_real_numbers(gradient, message):
+    metric = Metric("own", "last", lambda logits, target: logits[0], gradient)
+    with pytest.raises(NanopatchError, match=f"the gradient of own {message}"):
+        attribute(tiny_model(), Experiment([1, 2], [1, 3], 3, 7), metric=metric)
+    with pytest.raises(NanopatchError, match="a metric's name is a text, not 3"):
+        Metric(3, "last", max)

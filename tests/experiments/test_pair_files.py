@@ -145,13 +145,31 @@ def test_a_file_that_cannot_be_read(tmp_path):
             read_pairs(path)
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_a_file_that_is_no_utf_8_text_at_all_is_told_as_a_whole(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    with pytest.raises(NanopatchError, match="a pointer of Git LFS: run `git lfs pull`"):
+        read_pairs(path)
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
+        mark = "" if encoding == "utf-16" else "\ufeff"
+        path.write_bytes(f"{mark}clean,corrupted,answer,wrong_answer\n".encode(encoding))
+        with pytest.raises(NanopatchError, match=f"^cannot read .*{name}: it is UTF-16: save it as UTF-8 text$"):
+            read_pairs(path)
+
+
 @given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", errors="surrogatepass")))
 @settings(deadline=None, max_examples=100)
 def test_any_bytes_are_read_or_told(tmp_path_factory, content):
     folder = tmp_path_factory.mktemp("pairs")
     for name in ("a.jsonl", "a.csv"):
         (folder / name).write_bytes(content)
-        file = read_pairs(folder / name)
+        try:
+            file = read_pairs(folder / name)
+        except NanopatchError as error:  # not text in UTF-8 at all
+            assert content.startswith((b"\xff\xfe", b"\xfe\xff", b"version https://git-lfs"))
+            assert "\n" not in str(error)
+            continue
         assert not file.pairs and file.problems
         assert all(isinstance(line, int) and line >= 1 and "\n" not in reason for line, reason in file.problems)
 

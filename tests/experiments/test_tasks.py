@@ -211,3 +211,18 @@ def test_how_many_is_a_whole_number(n):
     for task in (tasks.indirect_object, tasks.induction, tasks.capitals, tasks.greater_than):
         with pytest.raises(NanopatchError, match="n is "):
             task(n)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: tasks.capitals(2, template=3), "a template is a text, not 3"),
+        (lambda: tasks.capitals(2, seed=[1]), r"seed \[1\]: a whole number is expected"),
+        (lambda: tasks.induction(2, vocabulary=3), "vocabulary=3: a list of token ids is expected"),
+        (lambda: tasks.induction(2, length="a"), "length is 'a': give 2 to"),
+        (lambda: tasks.greater_than(2, year=32.5), "year is 32.5: give the last two digits"),
+    ],
+)
+def test_arguments_of_wrong_types(call, message):
+    with pytest.raises(NanopatchError, match=message):
+        call()

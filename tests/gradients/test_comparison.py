@@ -1,5 +1,7 @@
 """Exact patching and its estimate side by side, as a result: what it says, and how it is kept."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import tiny_model
@@ -10,6 +12,8 @@ from nanopatch import (
     Experiment,
     NanopatchError,
     Panels,
+    Patch,
+    Paths,
     Resample,
     Saliency,
     Sweep,
@@ -18,6 +22,7 @@ from nanopatch import (
     saliency,
     sweep,
 )
+from nanopatch.files import Source
 
 EXPERIMENT = Experiment([1, 2, 3, 4, 5], [1, 9, 3, 8, 5], 3, 7)
 OTHERS = [[1, 2, 3, 4, 6], [7, 2, 8, 4, 5], [3, 3, 1, 8, 5]]
@@ -46,8 +51,9 @@ def test_comparison_with_exact_patching():
     (ax,) = comparison.plot().axes
     points = ax.collections[0].get_offsets()
     assert np.allclose(points, np.column_stack([x, y]))
-    *numbers, legend = [text.get_text() for text in ax.texts]
-    assert numbers == ["1", "2", "3"] and legend.splitlines()[:2] == ["worst cells", f"1  {label}"]
+    assert [text.get_text() for text in ax.texts] == ["1", "2", "3"]
+    foot = comparison.plot().get_supxlabel()
+    assert f"worst cells:\n1  {label}\n" in foot and "normalised" not in foot
     assert ax.get_title().startswith(f"attribution:\n{comparison.exact.title}\ncorrelation ")
     assert comparison.slope == pytest.approx(np.cov(x, y)[0, 1] / np.var(x, ddof=1), rel=1e-9, abs=1e-12)
     line = ax.lines[0].get_xydata()
@@ -127,3 +133,36 @@ def test_a_file_of_another_kind_of_result_is_refused_by_name(name, ending, tmp_p
             with pytest.raises(NanopatchError, match=message) as error:
                 other_kind.load(path)
             assert "\n" not in str(error.value)
+
+
+def test_a_comparison_is_of_a_sweep_and_then_of_its_own_estimate():
+    model = tiny_model(seed=5)
+    exact, estimate = sweep(model, EXPERIMENT, "z"), attribute(model, EXPERIMENT, "z")
+    for pair in ((estimate, exact), (exact, exact)):
+        with pytest.raises(NanopatchError, match="first the result of sweep, then that of attribute, are expected"):
+            Comparison(*pair)
+    one, other = (Patch("z", axes="layer", heads=[head]) for head in (0, 1))
+    with pytest.raises(NanopatchError, match="exact and estimate differ in chosen"):
+        Comparison(sweep(model, EXPERIMENT, one), attribute(model, EXPERIMENT, other))
+    free = Paths("head", "logits", "free")
+    with pytest.raises(NanopatchError, match="exact and estimate differ in between"):
+        Comparison(sweep(model, EXPERIMENT, Paths("head", "logits")), attribute(model, EXPERIMENT, free))
+    with pytest.raises(NanopatchError, match="exact and estimate differ in source"):
+        Comparison(exact, replace(estimate, source=Source("another")))
+    assert Comparison(exact, estimate).worst(-1) == []
+
+
+def test_rows_of_different_questions_are_not_put_into_one():
+    """Their columns have one name, and the last would win."""
+    model = tiny_model(seed=5)
+    paths = sweep(model, EXPERIMENT, [Paths("head 0", "logits"), Paths("head 0", "logits", "free")])
+    pairs = Panels(a=sweep(model, EXPERIMENT), b=sweep(model, SEVERAL[1]))
+    for panels in (paths, pairs):
+        assert [row["logit_diff"] for row in panels.to_rows()] == [v for s in panels.values() for v in s.grid.ravel()]
+
+
+def test_what_are_no_panels():
+    for panels, message in [(Panels(), "there are no panels"), (Panels(a=3), "panels are sweeps, .*not 3 by 'a'")]:
+        for use in (panels.text, panels.plot, panels.to_csv):
+            with pytest.raises(NanopatchError, match=message):
+                use()

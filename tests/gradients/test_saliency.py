@@ -125,7 +125,7 @@ def test_rows_text_and_picture(tmp_path):
         ),
         (lambda m: saliency(m, EXPERIMENT, metric="rank"), "rank has no derivative"),
         (lambda m: saliency(m, "text"), "vocabulary is not known"),
-        (lambda m: saliency(m, [[1, 2], [3, 4]]), "saliency takes one prompt, not a batch of 2"),
+        (lambda m: saliency(m, [[1, 2], [3, 4]]), "one corrupted prompt are expected, not batches"),
     ],
 )
 def test_bad_input(call, message):

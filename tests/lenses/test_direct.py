@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from conftest import tiny_model
 
+from nanopatch import NanopatchError
 from nanopatch.lenses.direct import direct_logit_attribution
 
 TOKENS = [[1, 2, 3, 4], [5, 9, 3, 4], [7, 7, 2, 0]]
@@ -55,3 +56,18 @@ def test_the_mean_over_a_batch(direct):
     ]
     for name in values:
         assert np.array(values[name]) == approx(np.mean([one[name] for one in alone], axis=0))
+
+
+def test_one_prompt_is_a_batch_of_one():
+    model = tiny_model(seed=3)
+    alone = direct_logit_attribution(model, model.run([1, 2, 3, 4]), [5, 7])
+    batch = direct_logit_attribution(model, model.run([[1, 2, 3, 4]]), [[5, 7]])
+    for name, values in alone.items():
+        assert np.allclose(values, batch[name], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("answers", [[[5, 7]], [" a", " b"], [5, -1], [5, 29], [5], None], ids=repr)
+def test_answers_that_are_not_two_ids_of_each_prompt(answers):
+    model = tiny_model(seed=3)
+    with pytest.raises(NanopatchError, match=r"answers are token ids of shape \(2,\), .* from 0 to 28; not "):
+        direct_logit_attribution(model, model.run([1, 2, 3, 4]), answers)

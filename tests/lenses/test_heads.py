@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+from conftest import tiny_model
 
 import nanopatch
 from nanopatch import NanopatchError
@@ -65,3 +66,13 @@ def test_the_heads_of_nano_are_those_of_its_readme():
     assert scores["duplicate_token"][1:].ravel() == pytest.approx(
         [0.01, 0.01, 0.01, 0.01, 0.01, 0.03, 0.01, 0.01, 0.03, 0.03, 0.01, 0.03], abs=rounding
     )
+
+
+def test_what_is_no_pattern_or_no_period():
+    run = tiny_model().run([1, 2, 3, 1, 2, 3])
+    for wrong in (run.scores, run, [[1.0]]):
+        with pytest.raises(NanopatchError, match="a run's pattern is expected"):
+            head_scores(wrong, 3)
+    for period in (2.5, "3", None):
+        with pytest.raises(NanopatchError, match="give a period of 2 or more"):
+            head_scores(run.pattern, period)

@@ -455,7 +455,7 @@ def test_a_record_that_is_not_whole_or_not_of_this_model():
     tokens, run, d_logits, _ = drawn(model, 0)
     with pytest.raises(NanopatchError, match=r"the run lacks q_input, scores: record every array, with sites=None"):
         backward(model, model.run(tokens, sites=set(SITES) - {"scores", "q_input"}), d_logits)
-    with pytest.raises(NanopatchError, match=r"must be a record as model.run\(prompt\) returns it, not ndarray"):
+    with pytest.raises(NanopatchError, match=r"must be a record as model.run\(prompt\) returns it, not RunArray"):
         backward(model, run.logits, d_logits)
     with pytest.raises(NanopatchError, match=r"its resid_pre has shape \(3, 5, 12\) .* makes \(2, 5, 12\) and float64"):
         backward(tiny_model(n_layer=2), run, d_logits)

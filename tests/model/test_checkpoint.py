@@ -3,11 +3,13 @@
 The tiny checkpoint here: L = 2 layers, H = 2 heads, d_model 8, d_mlp 12, 7 positions, 11 tokens.
 """
 
+import copy
 import hashlib
 import json
 import os
 import pathlib
 import pickle
+import re
 import shutil
 import struct
 import tracemalloc
@@ -282,8 +284,9 @@ def test_a_float32_file_of_the_cache_is_mapped_and_never_written_to(tmp_path):
 @pytest.mark.parametrize("change", ["written over", "cut off", "removed", "replaced"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("stored", [np.float64, np.float32, np.float16])
-def test_a_loaded_model_does_not_change_with_its_file(tmp_path, stored, dtype, change):
+def test_a_loaded_model_does_not_change_with_its_file(tmp_path, stored, dtype, change, monkeypatch):
     """And a result has the hash of the weights that computed it, or None, which says that it is unknown."""
+    monkeypatch.setattr(nanopatch.files, "TICK", 10**12)  # on a slow machine too the file is new when it is read
     tensors, other = random_tensors(stored), safetensors_bytes(random_tensors(stored, seed=1))
     path = save(tmp_path / "model", tensors, padding=aligned(tensors)) / "model.safetensors"
     kept, before = nanopatch.load(path.parent, dtype), path.read_bytes()
@@ -455,7 +458,10 @@ for key in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size"):
 
 
 BAD_CONFIGS["no n_head"] = ({"n_head": ...}, "the weights do not say how many heads there are: give load(..., n_head=")
-BAD_CONFIGS["null n_head"] = ({"n_head": None}, "the weights do not say how many heads there are: give load(..., n_head=")
+BAD_CONFIGS["null n_head"] = (
+    {"n_head": None},
+    "the weights do not say how many heads there are: give load(..., n_head=",
+)
 
 
 @pytest.mark.parametrize("key", ["n_layer", "n_embd", "n_positions", "vocab_size", "n_inner"])
@@ -494,7 +500,9 @@ def test_a_config_that_is_missing_or_a_folder(tmp_path):
     save(tmp_path, random_tensors())
     (tmp_path / "config.json").unlink()
     assert error_of(tmp_path).startswith(f"{tmp_path}: the weights do not say which GELU they were trained with: give ")
-    assert error_of(tmp_path, activation_function="gelu").startswith(f"{tmp_path}: the weights do not say how many heads")
+    assert error_of(tmp_path, activation_function="gelu").startswith(
+        f"{tmp_path}: the weights do not say how many heads"
+    )
     assert nanopatch.load(tmp_path, activation_function="gelu_new", n_head=2).config == config_of(bos_token_id=50256)
     (tmp_path / "config.json").mkdir()
     assert error_of(tmp_path).startswith(f"cannot read {tmp_path / 'config.json'}: ")
@@ -511,7 +519,9 @@ def test_only_float32_and_float64_models(tmp_path, dtype):
 
 def test_a_folder_without_weights(tmp_path):
     write_config(tmp_path)
-    no_weights = f"{tmp_path} has no weights: model.safetensors is expected beside config.json, or a file of PyTorch or llm.c"
+    no_weights = (
+        f"{tmp_path} has no weights: model.safetensors is expected beside config.json, or a file of PyTorch or llm.c"
+    )
     assert error_of(tmp_path) == no_weights
     for name in ("model.pt", "last.ckpt"):
         (tmp_path / name).write_bytes(b"\x80\x02}q\x00.")
@@ -554,6 +564,40 @@ def test_a_broken_file_is_named(tmp_path, content):
     else:
         assert message.startswith(f"{path} is not a whole safetensors file (")
         assert message.endswith("): fetch it again")
+
+
+@pytest.mark.parametrize("name", ["trained_tokens.json", "token_names.json"])
+@pytest.mark.parametrize(
+    "content", ["null", "3", "true", "{}", '"text"', "[[1], 2]", "[1.5]", "[true]", "[null]", "NaN"]
+)
+def test_a_list_of_tokens_that_is_none(tmp_path, name, content):
+    (save(tmp_path, random_tensors()) / name).write_text(content)
+    assert re.search(rf"{name} must be a list of (whole numbers|texts)", error_of(tmp_path))
+
+
+def test_names_of_tokens_are_texts_and_files(tmp_path):
+    n_vocab = len(random_tensors()["wte.weight"])
+    path = save(tmp_path, random_tensors()) / "token_names.json"
+    path.write_text(json.dumps(["\ud83d"] * n_vocab))  # half of a character could not be written into any file
+    assert "must be a list of texts (UTF-8)" in error_of(tmp_path)
+    path.write_text(json.dumps(["a"] * (n_vocab - 1)))
+    assert f"must be a list of {n_vocab} texts" in error_of(tmp_path)
+    path.unlink()
+    path.mkdir()
+    assert "token_names.json: it is not a regular file" in error_of(tmp_path)
+    path.rmdir()
+    path.write_text(json.dumps([f"<{i}>" for i in range(n_vocab)]))
+    assert nanopatch.load(tmp_path).token_strings([0, 1]) == ["<0>", "<1>"]
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copied_model_has_the_names_that_its_tokens_were_given(tmp_path, again):
+    model = nanopatch.load(save(tmp_path, random_tensors()))
+    assert again(model).token_names is None
+    model.token_names = [f"<{i}>" for i in range(model.n_vocab)]
+    model.trained_tokens = frozenset({1, 2})
+    copied = again(model)
+    assert copied.token_strings([0]) == ["<0>"] and copied.trained_tokens == {1, 2}
 
 
 def without(name):
@@ -800,7 +844,9 @@ def test_a_pickled_model_whose_files_changed(tmp_path):
     model = nanopatch.load(tmp_path)
     content, before = pickle.dumps(model), path.read_bytes()
     path.write_bytes(safetensors_bytes(random_tensors(seed=1)))
-    with pytest.raises(NanopatchError, match=f"^the files of {tmp_path} have changed since this model was pickled"):
+    with pytest.raises(
+        NanopatchError, match=f"^the files of {tmp_path}/model.safetensors have changed since this model was pickled"
+    ):
         pickle.loads(content)
     assert_weights(pickle.loads(pickle.dumps(model)), tensors)  # whole
     path.write_bytes(before)
@@ -813,7 +859,9 @@ def test_a_pickled_model_whose_config_changed(tmp_path):
     model = nanopatch.load(save(tmp_path, random_tensors()))
     content, logits = pickle.dumps(model), model.run([1, 2]).logits
     write_config(tmp_path, activation_function="relu")
-    with pytest.raises(NanopatchError, match=f"^the files of {tmp_path} have changed since this model was pickled"):
+    with pytest.raises(
+        NanopatchError, match=f"^the files of {tmp_path}/model.safetensors have changed since this model was pickled"
+    ):
         pickle.loads(content)
     for remove in (lambda: None, (tmp_path / "config.json").unlink):
         remove()

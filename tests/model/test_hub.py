@@ -4,6 +4,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import io
 import json
 import os
 import re
@@ -341,9 +342,11 @@ def test_a_sharded_repository(server, cache):
     np.testing.assert_array_equal(nanopatch.load("org/sharded").wte, model.wte, strict=True)
 
 
-@pytest.mark.parametrize("file", ["vocab.json", "tokenizer.json"])
-@pytest.mark.parametrize("vocabulary, reads_text", [(gpt2_vocab, True), (foreign_vocab, False)])
-def test_text_only_where_the_vocabulary_is_gpt2s(server, file, vocabulary, reads_text):
+@pytest.mark.parametrize(
+    "file, vocabulary, reads_text",
+    [("vocab.json", gpt2_vocab, True), ("tokenizer.json", gpt2_vocab, True), ("vocab.json", foreign_vocab, False)],
+)
+def test_text_only_where_the_vocabulary_is_known(server, file, vocabulary, reads_text):
     content = vocabulary() if file == "vocab.json" else b'{"model": {"vocab": %s}}' % vocabulary()
     server.repos["org/tiny"] = checkpoint(vocab_size=tokenizer.N_VOCAB) | {file: content}
     model = nanopatch.load("org/tiny")
@@ -607,3 +610,16 @@ def test_a_terminal_sees_a_progress_bar_on_stderr(server, tmp_path):
     os.close(terminal)
     assert process.returncode == 0
     assert re.search(rb"model\.safetensors: 100%.*B/s", shown)
+
+
+def test_a_notebook_is_told_of_a_download(server, monkeypatch):
+    class Cell(io.StringIO):
+        __module__ = "ipykernel.iostream"
+
+    server.repos["org/tiny"] = checkpoint()
+    monkeypatch.setattr(sys, "stderr", Cell())
+    said = f"downloading org/tiny from {server.url}/org/tiny ...\n"
+    nanopatch.load("org/tiny")
+    assert sys.stderr.getvalue() == said
+    nanopatch.load("org/tiny")  # from the cache
+    assert sys.stderr.getvalue() == said

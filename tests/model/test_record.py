@@ -1,5 +1,6 @@
 """Sites and records: edits land in the run, late edits raise, records hold what was."""
 
+import copy
 import pickle
 
 import numpy as np
@@ -123,6 +124,40 @@ def test_arrays_of_a_record_are_read_only():
     for name in SITES:
         with pytest.raises(ValueError, match="read-only"):
             getattr(run, name)[...] = 0
+
+
+def test_an_edit_of_a_recorded_array_says_what_to_do_instead():
+    model = tiny_model()
+    run = model.run([1, 2, 3])
+    gradients = model.backward(run, np.ones_like(run.logits))
+    for kept in (run, gradients, copy.deepcopy(run), copy.copy(run), pickle.loads(pickle.dumps(run))):
+        for array in (kept.resid_pre, kept.logits, kept.z[0], kept.z[1, :, 0].T, kept.tokens):
+            before = array.tolist()
+            with pytest.raises(NanopatchError, match=r"read-only: edit a copy, such as run.z.copy\(\), or patch"):
+                array[0] = 0
+            with pytest.raises(NanopatchError, match="read-only: edit a copy"):
+                array += 1
+            with pytest.raises(NanopatchError, match="read-only: edit a copy"):
+                np.multiply(array, 2, out=array)
+            assert array.tolist() == before
+
+
+def test_a_recorded_array_is_else_as_any_array():
+    run = tiny_model().run([1, 2, 3])
+    z, plain = run.z, np.array(run.z)
+    assert isinstance(z, np.ndarray) and type(plain) is type(np.asarray(z)) is np.ndarray and repr(z) == repr(plain)
+    for made in (z * 2, z + z, -z, np.exp(z), z.mean(0), z[0, 0] @ z[0, 0].T, z.copy(), np.copy(z), copy.deepcopy(z)):
+        assert type(made) is np.ndarray
+        made[...] = 7
+        assert (made == 7).all()
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        assert type(pickle.loads(pickle.dumps(z, protocol))) is np.ndarray
+    for of_part in (z[[0, 1]], z[z > 0], z.astype(np.float32), z.flatten(), np.zeros_like(z)):  # memory of their own
+        of_part[...] = 7
+        of_part += 1
+        assert (of_part == 8).all()
+    assert z[0, 0, 0, 0] == plain[0, 0, 0, 0] and type(z.sum()) is type(z[0, 0, 0, 0]) is np.float64
+    assert np.array_equal(z, plain) and z.tolist() == plain.tolist()
 
 
 def test_only_names_asked_for_are_kept():

@@ -174,7 +174,9 @@ def test_a_vocabulary_is_gpt2s_only_if_it_is_the_same(vocab, change, same, tmp_p
     assert isinstance(vocabulary.find(tmp_path, 50258), GPT2) is same
     assert vocabulary.find(tmp_path, 50256) is None  # the model is too small for GPT-2's
     (tmp_path / "vocab.json").unlink()
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "vocab": change(vocab), "merges": []}}))
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps({"model": {"type": "BPE", "vocab": change(vocab), "merges": []}})
+    )
     assert isinstance(vocabulary.find(tmp_path, 50258), GPT2) is same
 
 

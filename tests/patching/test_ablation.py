@@ -241,7 +241,13 @@ def test_tracing_takes_several_metrics_and_says_what_is_not_finite():
         alone = trace(model, EXPERIMENT, [1, 2], "mlp_out", metric=name, seeds=[3])
         assert_metric(both[name].grid, alone.grid, model, EXPERIMENT)
     result = trace(model, EXPERIMENT, [1], seeds=[3], metric=lambda logits: np.nan)
-    assert notes_of(result)[-1].startswith("<lambda> is not a finite number after 12 of the patches; the first is at ")
+    *_, strange, no_scale = notes_of(result)
+    assert strange.startswith("<lambda> is not a finite number after 12 of the patches; the first is at ")
+    assert no_scale == "Not normalised: <lambda> is nan in both unpatched runs, so there is no scale."
+    assert (
+        "No relative change: <lambda> of the unpatched run is nan."
+        in ablate(model, EXPERIMENT, metric=lambda logits: np.nan).notes
+    )
 
 
 def test_the_result_shows_no_corrupted_prompt():
@@ -337,3 +343,21 @@ def test_ablation_prompts_get_the_same_bos():
 def with_ids(model, experiment):
     tokens = experiment.tokens(model)
     return Experiment(tokens.clean, tokens.corrupted, tokens.answer, tokens.wrong_answer)
+
+
+def test_one_of_a_thing_is_not_called_several():
+    assert str(Noise([1], 1, [0])) == (
+        "Gaussian noise of 1 standard deviation on the embeddings of position 1, averaged over 1 seed"
+    )
+    assert str(Noise([1, 2])).endswith(
+        "standard deviations on the embeddings of positions 1, 2, averaged over 10 seeds"
+    )
+    assert str(Mean(["a"])) == "the mean over 1 prompt"
+    with pytest.raises(NanopatchError, match="prompts: each is a text or a list of token ids, not "):
+        Mean([[1, [2]]])
+
+
+def test_a_seed_counts_once_and_per_position_is_true_or_false():
+    assert Noise([1], seeds=[2, 0, 2]).seeds == (2, 0)
+    with pytest.raises(NanopatchError, match="per_position='no': True or False is expected"):
+        Mean(["a"], per_position="no")

@@ -21,8 +21,10 @@ from nanopatch import (
     Zero,
     ablate,
     attribute,
+    circuit,
     edge_attribution,
     faithfulness,
+    generate,
     load,
     path_patch,
     sweep,
@@ -209,3 +211,59 @@ def test_names_of_tokens_are_labels():
     assert sweep(model, EXPERIMENT).column_labels[0] == "#1"
     model.token_names = [f"<{i}>" for i in range(model.n_vocab)]
     assert sweep(model, EXPERIMENT).column_labels == ["<1>", "<2> / <9>", "<3>", "<4> / <8>"]
+
+
+def heads_of(heads):
+    return sweep(tiny_model(seed=7), Experiment([1, 2, 3], [1, 9, 3], 3, 7), Patch("z", axes="head", heads=heads))
+
+
+def test_pairs_may_come_from_nonzero_and_from_what_can_be_read_only_once():
+    pairs = [(0, 1), (1, 0), (2, 1)]
+    mask = np.zeros((3, 2), bool)
+    mask[tuple(zip(*pairs, strict=True))] = True
+    expected = heads_of(pairs)
+    for chosen in (mask.nonzero(), np.argwhere(mask), iter(pairs), zip([0, 1, 2], [1, 0, 1], strict=True)):
+        result = heads_of(chosen)
+        assert result.labels("head") == ["0.1", "1.0", "2.1"] and np.array_equal(result.grid, expected.grid)
+    positions = Patch("resid_pre", positions=np.array([True, False, True]).nonzero())
+    assert sweep(tiny_model(), Experiment([1, 2, 3], [1, 9, 3], 3, 7), positions).grid.shape == (3, 2)
+
+
+@pytest.mark.parametrize("choice", [dict(positions=np.array([[0, 1], [1, 2]])), dict(layers=np.array([[0, 1]]))])
+def test_rows_of_an_array_are_not_read_as_groups(choice):
+    with pytest.raises(NanopatchError, match=r"an array of shape \(\d, 2\) is not a list of numbers; give lists"):
+        sweep(tiny_model(), Experiment([1, 2, 3], [1, 9, 3], 3, 7), Patch("resid_pre", **choice))
+
+
+def test_arguments_of_wrong_types():
+    model, pair = tiny_model(seed=7), Experiment([1, 2, 3], [1, 9, 3], 3, 7)
+    for call, message in [
+        (lambda: heads_of(np.array([[0, 1, 2]])), r"heads: an array of shape \(1, 3\) is not .* rows of .layer, head"),
+        (lambda: Patch("z", axes=3), "axes=3: names are expected, of layer, head, position"),
+        (lambda: Patch("z", axes=[["layer"]]), "z has the axes layer, head, position, each at most once"),
+        (lambda: sweep(model, pair, memory="1G"), "memory='1G': a number of bytes is expected"),
+        (lambda: circuit(sweep(model, pair), 3), "a circuit is made of the scores of edge_attribution"),
+        (lambda: generate("nano", [1]), "first the model"),
+        (lambda: generate(model, [1], 2, temperature="hot"), "temperature must be 0 or above, not 'hot'"),
+    ]:
+        with pytest.raises(NanopatchError, match=message):
+            call()
+    assert len(generate(model, [1], 2, temperature=1e-320)) == 2
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.filterwarnings("error")
+def test_baselines_that_are_no_finite_numbers_make_no_scale(value):
+    model, pair = tiny_model(seed=7), Experiment([1, 2, 3], [1, 9, 3], 3, 7)
+    clean = model.run(pair.clean).logits[-1]
+
+    def broken(logits):
+        return value if np.allclose(logits[-1], clean, atol=1e-9) else float(logits[-1, 5])
+
+    for result in (sweep(model, pair, "z", metric=broken), sweep(model, pair, "z", metric=broken, direction="noise")):
+        assert np.isnan(result.normalised).all() and "so there is no scale" in result.text()
+        assert f"Not normalised: broken is {value} in the clean run and " in result.text()
+        assert result._repr_png_() and result.matrix().scale[1] < np.inf
+    assert f"broken of the unpatched run is {value}." in ablate(model, pair, "z", metric=broken).text()
+    kept = faithfulness(model, pair, [("embed", "logits")], metric=broken)
+    assert np.isnan(kept.normalised) and f"no faithfulness: it is {value} in the clean run and" in str(kept)

@@ -1,6 +1,7 @@
 """Pictures: nothing is cut off, text is drawn as it is, colours have signs, sizes are bounded, pyplot knows them."""
 
 import io
+import math
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from conftest import ROOT, tiny_model
 import nanopatch
 from nanopatch import Comparison, EdgeScores, Experiment, NanopatchError, Panels, Patch, Saliency, Sweep, sweep
 from nanopatch.experiments import CAPITAL, ELON, MICHELLE
+from nanopatch.files import Source
 from nanopatch.results import plot
 from nanopatch.results.matrix import Matrix
 from nanopatch.results.table import table
@@ -196,6 +198,125 @@ def test_the_examples_of_the_documentation_show_something():
     assert neurons.scale[1] == np.abs(neurons.values).max() < 0.03
 
 
+# ---- values that are not usual -----------------------------------------------------------------------
+
+
+def test_huge_values_are_short_and_can_be_drawn(michelle, tmp_path):
+    huge = replace(michelle, grid=np.where(michelle.grid > 15, 1.7e308, -1.7e308), unchanged=None)
+    figure = huge.plot(normalised=False)
+    assert_nothing_is_cut_off(figure)
+    assert np.isfinite(figure.axes[0].images[0].get_clim()).all()
+    assert max(map(len, str(huge).splitlines())) < 120
+    shown = table(matrix_of([[1e300, -439870.0], [0.5, 7.0]]))
+    assert shown[1].split("█")[1].split()[0] == "1.0e+300"
+    assert len(shown[1]) == len(shown[0]) == len(shown[2])  # columns stand below their names
+    assert replace(michelle, baseline_clean=1e300).plot().get_supxlabel().count("logit_diff 1e+300") == 1
+
+
+@pytest.mark.parametrize("clean, corrupted", [(np.inf, 0.0), (np.nan, 1.0), (np.inf, np.inf), (1.0, -np.inf)])
+def test_unpatched_runs_without_a_finite_metric_give_no_scale(clean, corrupted, michelle):
+    result = replace(michelle, baseline_clean=clean, baseline_corrupted=corrupted)
+    assert np.isnan(result.normalised).all()
+    foot = result.plot().get_supxlabel().replace("\n", " ")
+    assert "Not normalised: logit_diff is" in foot and "so there is no scale." in foot
+    assert "normalised: 0 is" not in foot and "darkest" not in foot
+    assert np.isfinite(result.matrix().scale).all()
+
+
+def test_the_foot_speaks_of_normalised_values_only_where_they_are_shown(michelle, one_of_each):
+    said = "normalised: 0 is the run patched into"
+    assert said in michelle.plot().get_supxlabel() and said in Panels({"a": michelle}).plot().get_supxlabel()
+    assert said not in michelle.plot(normalised=False).get_supxlabel()
+    assert said not in Panels({"a": michelle}).plot(normalised=False).get_supxlabel()
+    assert said not in one_of_each["comparison"].plot().get_supxlabel()
+
+
+def test_bars_say_which_values_are_missing(one_of_each):
+    figure = replace(one_of_each["faithfulness"], value=np.nan).plot()
+    assert "No bar where the value is not a finite number: circuit (nan)." in texts(figure)
+    assert "no faithfulness: the metric is nan in the circuit's run" in texts(figure).replace("\n", " ")
+    product = np.array([np.inf, *[1.7e308] * 9, -np.inf])
+    figure = replace(one_of_each["saliency"], product=product).plot()
+    assert "a finite number: 0 Michelle (inf), and 1 more." in texts(figure)
+    assert_nothing_is_cut_off(figure)
+    assert math.isnan(replace(one_of_each["faithfulness"], baseline_clean=np.inf).normalised)
+
+
+def test_a_circuit_of_no_edges_says_so(one_of_each):
+    figure = one_of_each["edges"].plot(1)
+    assert "None of the best edges is on a path from embed to logits" in texts(figure)
+    width, height = figure.axes[0].get_window_extent().size
+    (left, right), (low, high) = figure.axes[0].get_xlim(), figure.axes[0].get_ylim()
+    assert width / (right - left) == pytest.approx(height / (high - low), rel=0.2)  # boxes are not stretched
+    for n in (None, "3", 1.5):
+        with pytest.raises(NanopatchError):
+            one_of_each["edges"].plot(n)
+
+
+def test_numbers_of_points_do_not_overlap(one_of_each):
+    ax = one_of_each["comparison"].plot().axes[0]
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert len(boxes) == 3 and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_panels_of_nothing_or_of_something_else(michelle, one_of_each, tmp_path):
+    for empty in (Panels({}), Panels({"a": Panels({})})):
+        for ask in (
+            empty.plot,
+            empty.text,
+            empty.to_rows,
+            empty._repr_png_,
+            lambda e=empty: e.save(tmp_path / "x.npz"),
+        ):
+            with pytest.raises(NanopatchError, match="there are no panels: put sweeps in"):
+                ask()
+    for other in (one_of_each["edges"], 3, None):
+        with pytest.raises(NanopatchError, match="panels are sweeps, or Panels, by name"):
+            Panels({"a": michelle, "b": other}).plot()
+    with pytest.raises(NanopatchError, match="panels are sweeps, or Panels, by name"):
+        Panels({1: michelle}).save(tmp_path / "x.json")
+    with pytest.raises(NanopatchError, match="normalised is True or False"):
+        Panels({"a": michelle}).plot(michelle.plot().axes[0])
+    assert not list(tmp_path.iterdir())
+
+
+# ---- styles -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_latex_is_never_needed(kind, one_of_each, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    from matplotlib import rc_context
+
+    with rc_context({"text.usetex": True}):
+        figure = one_of_each[kind].plot()
+        figure.set_size_inches(20, 15)  # which needs new numbers on the axes
+        assert_nothing_is_cut_off(figure)
+        for file_format in plot.FORMATS:
+            one_of_each[kind].save(tmp_path / f"x.{file_format}")
+
+
+@pytest.mark.parametrize("style", ["figure.autolayout", "figure.constrained_layout.use"])
+def test_a_layout_that_rcparams_ask_for_moves_nothing(style, michelle):
+    from matplotlib import rc_context
+
+    with rc_context({style: True}):
+        figure, files = michelle.plot(), [io.BytesIO(), io.BytesIO()]
+        for file in files:
+            figure.savefig(file)
+        figure.canvas.draw()
+    assert files[0].getvalue() == files[1].getvalue() == michelle._repr_png_()
+
+
+def test_names_of_nodes_can_be_read_in_every_style(one_of_each):
+    from matplotlib import style
+
+    with style.context("dark_background"):
+        (ax,) = one_of_each["edges"].plot().axes
+    names = [text for text in ax.texts if text.get_text() == "embed"]
+    assert names[0].get_color() == "black" and all(box.get_facecolor()[:3] == (1, 1, 1) for box in ax.patches[-5:])
+
+
 # ---- what cannot change -----------------------------------------------------------------------------
 
 
@@ -275,7 +396,7 @@ def test_of_several_neighbours_the_strongest_is_shown():
 
 def test_other_long_results(one_of_each):
     n = 900
-    saliency = Saliency(("token",) * n, "logit_diff", 1.0, np.ones(n), np.linspace(-1, 1, n))
+    saliency = Saliency(("token",) * n, "logit_diff", 1.0, np.ones(n), np.linspace(-1, 1, n), Source("nano"))
     figure = saliency.plot()
     assert max(figure.get_size_inches()) <= 24 and "is labelled." in texts(figure)
     assert_nothing_is_cut_off(figure)
@@ -333,6 +454,25 @@ def test_the_foot_of_different_questions_tells_them_apart(michelle):
     assert lines[4] == "c:" and lines[5].startswith("clean: Elon Musk")
 
 
+def test_a_foot_of_many_lines_is_bounded(michelle):
+    def asked(i):
+        return replace(michelle, experiment=replace(MICHELLE, clean=f"{i} " + "a long prompt " * 40))
+
+    panels = Panels({f"panel {i}": asked(i) for i in range(20)}).plot()
+    assert sum(ax.get_title().startswith("panel ") for ax in panels.axes) >= 18
+    remarks = tuple(f"remark {i} " + "word " * 60 for i in range(300))
+    for figure in (panels, replace(michelle, remarks=remarks).plot()):
+        assert max(figure.get_size_inches()) <= 24
+        assert len(figure.get_supxlabel().splitlines()) <= plot.MOST_FOOT_LINES
+        assert "more lines are left out here" in figure.get_supxlabel()
+        assert_nothing_is_cut_off(figure)
+
+
+def test_a_long_name_of_a_metric_makes_no_wide_picture(one_of_each):
+    for kind in ("sweep", "comparison"):
+        assert max(named(one_of_each[kind], "W" * 3000).plot().get_size_inches()) <= 24
+
+
 # ---- one call, and pyplot ---------------------------------------------------------------------------
 
 
@@ -372,12 +512,32 @@ def test_what_users_of_pyplot_do(michelle, pyplot, tmp_path):
     assert pyplot.get_fignums() == before
 
 
+def test_what_pyplot_changes_is_the_heatmap_not_its_colour_bar(michelle, pyplot):
+    figure = michelle.plot()
+    pyplot.title("my title")
+    assert figure.axes[0].get_title() == "my title" and pyplot.gca() is figure.axes[0]
+
+
 def test_axes_of_a_user(one_of_each, pyplot):
     figure, axes = pyplot.subplots(1, 4, figsize=(16, 4), layout="tight")
     kinds = ("sweep", "comparison", "saliency", "edges")
     for ax, kind in zip(axes, kinds, strict=True):
         assert one_of_each[kind].plot(ax=ax) is figure and ax.get_title()
     assert pyplot.get_fignums() == [1] and not figure.get_supxlabel()
+
+
+@pytest.mark.parametrize("projection", ["polar", "3d"])
+def test_axes_that_are_not_plain_are_refused(projection, one_of_each, pyplot):
+    ax = pyplot.figure().add_subplot(projection=projection)
+    for kind in ("sweep", "comparison", "saliency", "edges", "faithfulness"):
+        with pytest.raises(NanopatchError, match="plot draws into plain matplotlib Axes, not into <"):
+            one_of_each[kind].plot(ax=ax)
+
+
+def test_tight_layout_neither_warns_nor_moves(michelle, pyplot, recwarn):
+    figure = michelle.plot()
+    pyplot.tight_layout(pad=2)
+    assert figure._repr_png_() == michelle._repr_png_() and not recwarn
 
 
 def test_without_pyplot_nothing_is_kept(michelle):
@@ -439,5 +599,5 @@ def test_a_file_name_given_to_plot_says_to_save(tmp_path):
         for name in ("x.png", tmp_path / "x.png"):
             with pytest.raises(NanopatchError, match="plot draws, and writes no file: write result.save"):
                 result.plot(name)
-    with pytest.raises(NanopatchError, match="plot draws into matplotlib Axes, not into 3"):
+    with pytest.raises(NanopatchError, match="plot draws into plain matplotlib Axes, not into 3"):
         results[0].plot(3)

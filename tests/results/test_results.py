@@ -219,6 +219,21 @@ def test_paths_that_cannot_be_written_or_read(michelle, tmp_path, monkeypatch):
     michelle.save(tmp_path / ("a" * 251 + ".csv"))  # 255 bytes: the longest name
 
 
+@pytest.mark.parametrize("stage", ["chmod", "replace"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError(28, "No space left on device")])
+def test_an_interrupted_save_leaves_the_old_file_and_nothing_else(michelle, tmp_path, monkeypatch, stage, error):
+    michelle.save(tmp_path / "x.npz")
+    before = (tmp_path / "x.npz").read_bytes()
+
+    def interrupted(*paths):
+        raise error
+
+    monkeypatch.setattr(os, stage, interrupted)
+    with pytest.raises(NanopatchError if isinstance(error, OSError) else error):
+        michelle.save(tmp_path / "x.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npz"] and (tmp_path / "x.npz").read_bytes() == before
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_file_that_is_read_only_is_not_replaced(michelle, tmp_path):
     (tmp_path / "kept.csv").write_text("mine")
