@@ -197,8 +197,10 @@ class Model:
         ' Jones'
         """
         sites = known_sites(sites)
-        resid = self.embed(self.tokenize(prompt, prepend_bos=prepend_bos, special_tokens=special_tokens))
-        yield from self.steps_from(0, resid, sites=sites)
+        tokens = self.tokenize(prompt, prepend_bos=prepend_bos, special_tokens=special_tokens)
+        for site in self.steps_from(0, self.embed(tokens), sites=sites):
+            site.tokens = tokens  # so that `record` knows them
+            yield site
 
     def steps_from(
         self, layer: int, resid: Array, *, sites: Sites = None

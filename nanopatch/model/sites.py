@@ -51,12 +51,15 @@ class Site:
         The array itself.
     segment : object
         For `scores` and `pattern`: which rows they belong to (see `nanopatch.model.packing`).
+    tokens : ndarray or None
+        The token ids of the run, where `Model.steps` made it.
     """
 
-    __slots__ = ("name", "layer", "segment", "_array")
+    __slots__ = ("name", "layer", "segment", "tokens", "_array")
 
     def __init__(self, name: str, layer: int | None, array: Array, segment: QueryBlock | Segment | None = None) -> None:
         self.name, self.layer, self.segment, self._array = name, layer, segment, array
+        self.tokens: Array | None = None
 
     @property
     def array(self) -> Array:
@@ -191,8 +194,12 @@ class Run:
         """The names of the arrays it holds, in the order of the forward pass."""
         return tuple(name for name in SITES if name in self.__dict__)
 
-    def __getitem__(self, name: Any) -> Any:
-        raise NanopatchError(f"the arrays of a run are its attributes: write run.{name}, not run[{name!r}]")
+    def __getitem__(self, name: str) -> Array:
+        """`run["resid_pre"]` is `run.resid_pre`."""
+        if not isinstance(name, str) or name not in SITES:
+            raise NanopatchError(f"a run has no array {name!r:.60}; the names are {', '.join(SITES)}")
+        array: Array = getattr(self, name)
+        return array
 
     if not TYPE_CHECKING:  # otherwise a type checker would accept every misspelt name as an array
 
@@ -284,7 +291,9 @@ def record(steps: Iterable[Site], sites: Sites = None) -> Run:
     """
     keep = known_sites(sites)
     kept: dict[str, list[tuple[int | None, Array]]] = {}
+    tokens = None
     for site in steps:
+        tokens = site.tokens
         if site.name in keep:
             kept.setdefault(site.name, []).append((site.layer, site.array))
     arrays = {}
@@ -299,7 +308,7 @@ def record(steps: Iterable[Site], sites: Sites = None) -> Run:
                 f"record needs one run, every block once, from layer 0 on, so that array[l] is layer l; {name} came "
                 f"from layers {', '.join(map(str, layers))}"
             )
-    return Run(arrays)
+    return Run(arrays, tokens)
 
 
 def _shortened(texts: list[str], most: int = 40) -> str:

@@ -19,7 +19,7 @@ class Matrix(NamedTuple):
 
     unit: what the values are. signed: whether their sign matters; if so, colours are centred on 0. largest: the scale
     reaches this size, unless all values are much smaller. noise: smaller values are rounding. unchanged: like values;
-    True where a patch can change nothing.
+    True where a patch can change nothing. texts: like values, and written into the cells in place of numbers.
     """
 
     values: Array
@@ -33,6 +33,7 @@ class Matrix(NamedTuple):
     largest: float
     noise: float = 0.0
     unchanged: Array | None = None
+    texts: Array | None = None
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -92,6 +93,7 @@ class Matrix(NamedTuple):
             values=np.take_along_axis(self.values, np.array(best), axis=0),
             rows=[self.rows[start] for start in starts],
             unchanged=np.logical_and.reduceat(self.still | np.isnan(self.values), starts, axis=0),
+            texts=None if self.texts is None else np.take_along_axis(self.texts, np.array(best), axis=0),
         )
 
     @property
@@ -103,7 +105,12 @@ class Matrix(NamedTuple):
             columns=self.rows,
             columns_title=self.rows_title,
             unchanged=None if self.unchanged is None else self.unchanged.T,
+            texts=None if self.texts is None else self.texts.T,
         )
+
+    def cell(self, row: int, column: int) -> str:
+        """What is written into a cell: its text, or its number."""
+        return str(self.texts[row, column]) if self.texts is not None else self.text(self.values[row, column])
 
     @property
     def text(self) -> Callable[[float], str]:

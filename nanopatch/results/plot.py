@@ -41,6 +41,8 @@ MOST_NUMBERS, MOST_MARKS, MOST_PANELS = 320, 4000, 36
 MOST_LINES = 600
 #: More characters of a label or of a line of the footer are left out.
 LONGEST_LABEL, LONGEST_LINE = 40, 400
+#: More characters of a text in a cell are left out.
+LONGEST_CELL = 11
 #: More lines at the foot are left out.
 MOST_FOOT_LINES = 40
 #: What makes a text no formula of matplotlib's or LaTeX's.
@@ -69,7 +71,9 @@ def heatmap(matrix: Matrix, alone: bool = True, scale: float = 1.0) -> Drawing:
     """A drawing of a matrix, with cells as large as there is room for. scale: they are to be so much smaller."""
     n_rows, n_columns = matrix.values.shape
     narrowest = 0.45 if matrix.values.size <= MOST_NUMBERS else 0.22  # of a column, in inches
-    wide = min(max(0.52 * n_columns, 1.0), max(8.0, narrowest * n_columns), 20.0 if alone else 8.0)
+    if matrix.texts is not None and matrix.values.size <= MOST_NUMBERS:
+        narrowest = 0.8  # tokens are longer than numbers
+    wide = min(max(max(0.52, narrowest) * n_columns, 1.0), max(8.0, narrowest * n_columns), 20.0 if alone else 8.0)
     high = min(max(0.34 * n_rows, 1.3), max(8.0, 0.17 * n_rows), 17.0 if alone else 8.0)
 
     def draw(ax: Axes, cax: Axes | None) -> list[str]:
@@ -100,7 +104,8 @@ def _draw_heatmap(matrix: Matrix, ax: Axes, cax: Axes | None) -> list[str]:
 
     said = []
     numbers = values.size <= MOST_NUMBERS and height > 0.12
-    numbers = numbers and width > 0.058 * max(map(len, map(matrix.text, values[matrix.moving])), default=0)
+    longest = LONGEST_CELL if matrix.texts is not None else max(map(len, map(matrix.text, values[matrix.moving])), default=0)
+    numbers = numbers and width > 0.058 * longest
     cell = min(width, height) * 72  # in points
     if numbers:
         _write_values(ax, matrix, high)
@@ -141,11 +146,11 @@ def _merged(what: str, before: int, now: int) -> list[str]:
 
 
 def _write_values(ax: Axes, matrix: Matrix, high: float) -> None:
-    text = matrix.text
     for row, column in np.argwhere(matrix.moving):
         value = matrix.values[row, column]
         colour = "white" if abs(value) > 0.6 * high else "0.25"
-        cell = ax.text(column, row, text(value), ha="center", va="center", fontsize=7, color=colour, **PLAIN)
+        text = shortened(drawable(matrix.cell(row, column)), LONGEST_CELL)
+        cell = ax.text(column, row, text, ha="center", va="center", fontsize=7, color=colour, **PLAIN)
         cell.set_in_layout(False)  # it lies inside the axes anyway, and measuring it would take time
 
 

@@ -25,11 +25,12 @@ def table(matrix: Matrix, numbered: bool = False, width: int | None = None) -> l
     width = width or get_terminal_size().columns
     darkest = matrix.scale[1]
     still, text = matrix.still, matrix.text
+    texts = matrix.texts if matrix.texts is not None else np.full(matrix.values.shape, None)
     labels = [f"{i:>3} {label}" if numbered else label for i, label in enumerate(matrix.rows)]
     margin = max(map(len, [*labels, matrix.columns_title])) + 1
     shown = [
-        ["·" if dot else _cell(value, text, darkest) for value, dot in zip(*row, strict=True)]
-        for row in zip(matrix.values, still, strict=True)
+        ["·" if dot else _cell(value, text, darkest, given) for value, dot, given in zip(*row, strict=True)]
+        for row in zip(matrix.values, still, texts, strict=True)
     ]
     column_width = max(
         [7, *(len(column) + 1 for column in matrix.columns), *(len(cell) for row in shown for cell in row)]
@@ -44,12 +45,12 @@ def table(matrix: Matrix, numbered: bool = False, width: int | None = None) -> l
     return lines + matrix.legend()
 
 
-def _cell(value: float, text: Callable[[float], str], darkest: float) -> str:
-    """A space, a shade, and the value."""
+def _cell(value: float, text: Callable[[float], str], darkest: float, given: str | None = None) -> str:
+    """A space, a shade, and the value, or a text given in its place."""
     if not np.isfinite(value):
         return "" if np.isnan(value) else str(value)
     shade = SHADES[min(4, round(abs(value) / darkest * 4))]
-    return f" {shade}{text(value):>5}"
+    return f" {shade}{text(value) if given is None else given:>5}"
 
 
 def printable(text: str) -> str:
