@@ -43,7 +43,7 @@ from .results.comparison import Comparison
 from .results.matrix import number
 from .results.table import printable
 from .types import Array
-from .verify import verify
+from .verify import picture, verify, verify_debug_state
 
 PICTURES = tuple(f".{file_format}" for file_format in plot.FORMATS)
 MODEL_HELP = "nano (the default), gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, org/name, or a folder"
@@ -158,7 +158,10 @@ def parser() -> Parser:
     download.add_argument("name", help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, or org/name")
 
     check = add("verify", verify_command, "compare a model with stored reference values")
-    check.add_argument("name", nargs="?", default="nano", help="nano (the default) or gpt2")
+    state_help = "compare any model with a debug state of llm.c instead"
+    check.add_argument("name", nargs="?", default="nano", help="nano (the default) or gpt2; any with --debug-state")
+    check.add_argument("--plot", metavar="FILE", help="draw the published patching grid of gpt2 beside the model's")
+    check.add_argument("--debug-state", metavar="FILE", help=state_help)
     for command in commands.choices.values():
         if command is not demo:
             command.add_argument("--json", action="store_true", help="print JSON, for programs")
@@ -409,7 +412,16 @@ def download_command(options: Namespace) -> None:
 
 def verify_command(options: Namespace) -> int:
     """Compare a model with stored reference values; the status is 1 if a check fails."""
-    report = verify(options.name)
+    if options.plot is not None and options.debug_state is not None:
+        usage_error("--plot draws published values of gpt2, and --debug-state compares with others: give one of them")
+    if options.plot is not None:
+        check_outputs([options.plot], PICTURES)
+        picture(options.name).save(options.plot)
+        print(f"wrote {options.plot}", file=sys.stderr)
+    if options.debug_state is not None:
+        report = verify_debug_state(load(options.name), options.debug_state)
+    else:
+        report = verify(options.name)
     print_json(report.to_dict()) if options.json else print(report)
     return 0 if report.ok else 1
 

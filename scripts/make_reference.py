@@ -4,6 +4,7 @@
     python scripts/make_reference.py tiny                  tests/reference/tiny_*.npz
     python scripts/make_reference.py patching              tests/reference/patching_*.npz
     python scripts/make_reference.py standin               tests/reference/standin_*.json
+    python scripts/make_reference.py debug                 tests/reference/llmc_debug_state.bin
     python scripts/make_reference.py nano [--model FOLDER] nanopatch/data/nano_reference.npz
 
 It needs `pip install torch transformers`; the files are read without them. Everything random is drawn from fixed
@@ -32,6 +33,8 @@ seeds, so a second run on the same machine writes the same numbers.
     DIRECTION.SITE.AXIS-AXIS...     the logit difference after each patch, an axis for each AXIS. DIRECTION is denoise
                                     (clean into corrupted) or noise (corrupted into clean). The axes of scores and
                                     pattern are called destination and source here: nanopatch's query and key
+
+`llmc_debug_state.bin` is laid out as llm.c's `train_gpt2.py` writes a debug state; see `make_debug_state`.
 """
 
 import argparse
@@ -530,7 +533,7 @@ def make_nano(folder=ROOT / "weights" / "nano", file=DATA / "nano_reference.npz"
 
 
 def make_standin(folder=TESTS):
-    """Values of the stand-in model in the layout of the two files of published values, made with PyTorch alone.
+    """Values of the stand-in model in the layout of the three files of published values, made with PyTorch alone.
 
     It replaces GPT-2 small, because most machines that run the tests do not have its weights.
     """
@@ -546,6 +549,9 @@ def make_standin(folder=TESTS):
         "main_demo": standin_main_demo(model, published["main_demo"]),
     }
     write_json(folder / "standin_transformerlens.json", values)
+
+    published = json.loads((DATA / "gpt2_published.json").read_text(encoding="utf-8"))
+    write_json(folder / "standin_published.json", standin_published(model, published))
 
 
 def standin_next_token(model, prompt):
@@ -636,6 +642,114 @@ def standin_attribution(model, clean, corrupted, answers):
     }
 
 
+def standin_published(model, published):
+    """The file of the report's experiment: likeliest tokens, patching of other vectors, continuations, losses.
+
+    The stand-in has fewer layers and reads fewer tokens, so layers are taken modulo its own, and texts are cut.
+    """
+    import torch
+
+    n_layer, n_ctx = model.config.n_layer, model.config.n_positions
+
+    def last(prompt):
+        return last_logits(model, np.array([tokenizer.encode(prompt)]))[0].astype(float)
+
+    def probabilities(logits):
+        return torch.softmax(torch.from_numpy(logits), dim=-1).numpy()
+
+    def likeliest(entry):
+        logits = last(entry["prompt"])
+        p = probabilities(logits)
+        top20 = [[int(i), round(p[i], 4), round(logits[i], 4)] for i in np.argsort(-logits)[:20]]
+        return entry | {"top20": top20, "more_logits": [[i, round(logits[i], 4)] for i, _ in entry["more_logits"]]}
+
+    def of_top40(entry):  # minGPT's way: all but the 40 highest logits become -inf
+        logits = last(entry["prompt"])
+        logits[logits < np.sort(logits)[-40]] = -np.inf
+        p = probabilities(logits)
+        return entry | {"top20": [[int(i), round(p[i], 4)] for i in np.argsort(-logits)[:20]]}
+
+    def greedy(entry):
+        tokens = start = tokenizer.encode(entry["prompt"])
+        for _ in range(min(len(entry["continuation"]), n_ctx - len(start))):
+            tokens = [*tokens, int(last_logits(model, np.array([tokens])).argmax())]
+        return entry | {"continuation": tokens[len(start) :]}
+
+    def loss(tokens, targets):  # (n_rows, n_tokens) each
+        with torch.no_grad():
+            logits = model(torch.from_numpy(tokens), use_cache=False).logits
+        return float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(targets).flatten()))
+
+    def variant(pair, clean):
+        (before,), (after,) = map(tokenizer.encode, pair["tokens"])
+        return pair | {"scores": [float(row[after] - row[before]) for row in (clean, last(pair["corrupted"]))]}
+
+    variants, ln_final, losses = published["variants"], published["ln_final"], published["losses"]
+    clean = last(variants["prompt"])
+    ids, shape = np.array(losses["llmc"]["token_ids"]), (2, 2, 16)
+    batches = [ids[start : start + np.prod(shape)].reshape(shape) for start in (0, 1)]
+    llmc_losses = [loss(*batch) for batch in zip(*batches, strict=True)]
+    llmc = {"token_ids": ids[: np.prod(shape) + 1].tolist(), "shape": shape}
+    hello = np.array([losses["hello_world"]["token_ids"]])
+    values = pytorch_run(model, np.array(ln_final["token_ids"]))["ln_final"][0, :5].tolist()
+    return {
+        "_about": ABOUT_STANDIN,
+        "next_token": published["next_token"] | {"prompts": [*map(likeliest, published["next_token"]["prompts"])]},
+        "michelle": standin_pair(model, published["michelle"], n_layer),
+        "wizard": standin_pair(model, published["wizard"], n_layer),
+        "variants": variants | {"pairs": [variant(pair, clean) for pair in variants["pairs"]]},
+        "top40": published["top40"] | {"prompts": [of_top40(entry) for entry in published["top40"]["prompts"][:2]]},
+        "greedy": [*map(greedy, published["greedy"])],
+        "greedy_float16": {"prompts": [*map(greedy, published["greedy_float16"]["prompts"])]},
+        "ln_final": ln_final | {"values": values},
+        "losses": {
+            "llmc": losses["llmc"] | llmc | {"debug_loss": llmc_losses[0], "val_loss": float(np.mean(llmc_losses))},
+            "hello_world": losses["hello_world"] | {"loss": loss(hello[:, :-1].copy(), hello[:, 1:].copy())},
+        },
+    }
+
+
+def standin_pair(model, pair, n_layer):
+    """The patches of a pair of prompts, clean into corrupted: of a vector at one position after, or inside, a block."""
+    clean, corrupted = (np.array([tokenizer.encode(pair[which])]) for which in ("clean", "corrupted"))
+    (answer,), (other,) = (tokenizer.encode(pair[which]) for which in ("answer", "wrong_answer"))
+    source, into = (pytorch_run(model, tokens) for tokens in (clean, corrupted))
+
+    def logit_diff(logits):
+        return float(logits[0, answer]) - float(logits[0, other])
+
+    def patched(layer, position, vector):  # resid_post becomes this vector
+        values = into["resid_post"][layer].copy()
+        values[:, position] = vector
+        return logit_diff(patched_logits(model, corrupted, [("resid_post", layer, (slice(None), position), values)]))
+
+    def past_mlp(layer, position):  # resid_mid is patched, and what the MLP reads is put back
+        index = (slice(None), position)
+        edits = [("resid_mid", layer, index, source["resid_mid"][layer])]
+        edits += [("mlp_in", layer, index, into["resid_mid"][layer])]
+        return logit_diff(patched_logits(model, corrupted, edits))
+
+    found = {
+        f"baseline_{w}": logit_diff(last_logits(model, t)) for w, t in (("clean", clean), ("corrupted", corrupted))
+    }
+    for site in ("resid_post", "attn_out"):
+        found[site] = patched_grid(model, corrupted, source, site, ("layer", "position"), logit_diff).tolist()
+    if "resid_mid_past_mlp" in pair:
+        rows = range(n_layer)
+        found["resid_mid_past_mlp"] = [[past_mlp(layer, p) for p in range(clean.shape[1])] for layer in rows]
+        found["wrong_places"], found["mixtures"] = [], []
+        for layer, position, from_layer, from_position, _ in pair["wrong_places"]:
+            at, origin = (layer % n_layer, position), (from_layer % n_layer, from_position)
+            vector = source["resid_post"][origin[0]][0, origin[1]]
+            found["wrong_places"].append([*at, *origin, round(patched(*at, vector), 4)])
+        for layer, position, share, _ in pair["mixtures"]:
+            layer %= n_layer
+            ends = (run["resid_post"][layer][0, position] for run in (source, into))
+            vector = sum(weight * end for weight, end in zip((share, 1 - share), ends, strict=True))
+            found["mixtures"].append([layer, position, share, round(patched(layer, position, vector), 6)])
+    return pair | found
+
+
 def standin_direct_attribution(model, tokens, answers):
     """Direct logit attribution as TransformerLens computes it: fold and centre the weights first, then read the parts.
 
@@ -678,6 +792,37 @@ def standin_direct_attribution(model, tokens, answers):
     return {"dla_logit_lens_pre_mid": lens, "dla_layers_embed_pos_attn_mlp": parts, "dla_heads": heads}
 
 
+def make_debug_state(folder=TESTS):
+    """The debug state of a random model of SIZES: 256 int32, tokens, targets, logits, the loss, and all gradients.
+
+    As in llm.c's `write_state` and `write_tensors`, linear weights are (out, in), each kind of weight has all blocks
+    one after the other, and the vocabulary of wte's gradient is padded.
+    """
+    import torch
+
+    model = pytorch_model(SIZES, random_tensors(SIZES, seed=0))
+    batch, n_tokens, padded = 2, 8, 64
+    ids = torch.from_numpy(np.random.Generator(np.random.PCG64(4000)).integers(0, SIZES["vocab_size"], (batch, 9)))
+    tokens, targets = ids[:, :n_tokens], ids[:, 1:]
+    logits = model(tokens, use_cache=False).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    loss.backward()
+
+    header = np.zeros(256, "<i4")
+    header[:4] = 20240327, 2, batch, n_tokens
+    transformer = model.transformer
+    d_wte = np.zeros((padded, SIZES["n_embd"]), "<f4")
+    d_wte[: SIZES["vocab_size"]] = transformer.wte.weight.grad
+    gradients = [d_wte, transformer.wpe.weight.grad]
+    for kind in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"):
+        modules = [block.get_submodule(kind) for block in transformer.h]
+        gradients += [module.weight.grad.numpy().T for module in modules] + [module.bias.grad for module in modules]
+    gradients += [transformer.ln_f.weight.grad, transformer.ln_f.bias.grad]
+    values = (logits.detach(), loss.detach(), *gradients)
+    content = [header, *(np.asarray(ids, "<i4") for ids in (tokens, targets)), *(np.asarray(a, "<f4") for a in values)]
+    write(folder / "llmc_debug_state.bin", b"".join(array.tobytes() for array in content))
+
+
 def write_npz(path, arrays, most_bytes=None):
     """A compressed .npz with these arrays; the same bytes for the same arrays."""
     content = io.BytesIO()
@@ -701,7 +846,7 @@ def write(path, content):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="*", help="tiny, patching, standin, nano; all by default")
+    parser.add_argument("what", nargs="*", help="tiny, patching, standin, debug, nano; all by default")
     parser.add_argument("--model", type=Path, default=ROOT / "weights" / "nano", help="folder of nano's checkpoint")
     parser.add_argument("-o", "--output", type=Path, default=DATA / "nano_reference.npz", help="nano's reference file")
     arguments = parser.parse_args()
@@ -709,6 +854,7 @@ def main():
         "tiny": make_tiny,
         "patching": make_patching,
         "standin": make_standin,
+        "debug": make_debug_state,
         "nano": lambda: make_nano(arguments.model, arguments.output),
     }
     for what in arguments.what or makers:

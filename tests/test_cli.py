@@ -236,6 +236,18 @@ def test_verify(run):
     assert json.loads(run("verify", "nano", "--json")[1])
 
 
+@pytest.mark.parametrize("ending", ["png", "svg", "PDF"])
+def test_verify_draws_the_published_picture(run, tmp_path, monkeypatch, ending):
+    """What is drawn for gpt2 is in test_verify.py; here nano's grid stands for both, and its report for gpt2's."""
+    ours = sweep(nanopatch.load("nano"), MICHELLE, "resid_post")
+    monkeypatch.setattr(cli, "picture", lambda name: Panels({"published": ours, name: ours}))
+    monkeypatch.setattr(cli, "verify", lambda name: nanopatch.verify.verify("nano"))
+    file = tmp_path / f"report.{ending}"
+    status, out, err = run("verify", "gpt2", "--plot", file)
+    assert (status, err) == (0, f"wrote {file}\n") and out.endswith("all ok\n")
+    assert file.read_bytes()
+
+
 ERRORS = [
     (["top", "hello", "--model", "nope"], "no model 'nope': give nano, gpt2, "),
     (["top", ""], "the prompt is empty"),
@@ -262,6 +274,11 @@ ERRORS = [
     (["attribute", "--experiment", "michelle", "--against-exact", "/nonexistent/a.png"], "there is no folder"),
     (["patch", "--experiment", "michelle", "--site", "z,z"], "is listed twice"),
     (["verify", "distilgpt2"], "distilgpt2"),
+    (["verify", "--plot", "a.png"], "there is no published picture for 'nano'; there is one for gpt2"),
+    (["verify", "gpt2", "--plot", "/nonexistent/a.png"], "there is no folder /nonexistent"),
+    (["verify", "--debug-state", "/nonexistent/state.bin"], "cannot read /nonexistent/state.bin: No such file"),
+    (["verify", "--debug-state", ""], "cannot read .: it is not a regular file"),
+    (["verify", "--debug-state", "/"], "cannot read /: it is not a regular file"),
 ]
 
 
@@ -296,6 +313,9 @@ USAGE = [
     ["attribute", "--experiment", "michelle", "-o", "a.png", "--against-exact", "a.png"],
     ["heads", "--clean", "Michelle", "--corrupt", "zero", "--answer", " Jones", "--wrong", " Smith"],
     ["top", "a", "-k", "0"],
+    ["verify", "gpt2", "--plot", "a.npz"],
+    ["verify", "gpt2", "--plot", ""],
+    ["verify", "gpt2", "--plot", "a.png", "--debug-state", "state.bin"],
 ]
 
 

@@ -3,9 +3,9 @@
 The real GPT-2's weights are not available where these tests usually run, so what is published for it is checked
 only where they are (`test_published_values_of_the_real_gpt2`). The code that does so (prompts, BOS, indices,
 patching, attribution, direct logit attribution, tolerances) runs here on a stand-in: a random model of two layers
-with GPT-2's vocabulary, and the two files that `scripts/make_reference.py standin` made for it with PyTorch hooks,
+with GPT-2's vocabulary, and the three files that `scripts/make_reference.py standin` made for it with PyTorch hooks,
 autograd and folded weights, none of nanopatch's forward or backward pass. Not verified by that: that the
-conventions of the published files are the ones described in `nanopatch/verify.py`.
+conventions of the published files are the ones described in `nanopatch/verify/`.
 """
 
 import importlib.util
@@ -20,9 +20,10 @@ from safetensors.numpy import save_file
 
 import nanopatch
 from nanopatch import NanopatchError, verify
-from nanopatch.model import checkpoint, hub
+from nanopatch.model import checkpoint, hub, tokenizer
 from nanopatch.model.sites import SITES
 from nanopatch.verify import Check, Report
+from nanopatch.verify.report import differences, largest_difference, largest_value
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = Path(__file__).parent / "reference"
@@ -59,6 +60,30 @@ PUBLISHED_CHECKS = (
     "logit differences, one pair",
     "resid_pre patched by layer x position, one pair",
 )
+EXPERIMENT_CHECKS = (
+    "token ids, four prompts",
+    "probabilities, the 20 highest",
+    "logits, the 20 highest",
+    "logits of the answers",
+    "logit differences, michelle",
+    "resid_post patched by layer x position, michelle",
+    "attn_out patched by layer x position, michelle",
+    "resid_mid past the MLP, michelle",
+    "resid_post from wrong places, michelle",
+    "resid_post mixed, michelle",
+    "logit differences, wizard",
+    "resid_post patched by layer x position, wizard",
+    "attn_out patched by layer x position, wizard",
+    "variants of the wizard prompt",
+    "among the 40 likeliest (which prompt is inferred), for information",
+    "greedy continuations",
+    "the same, from float16, for information",
+    "ln_final",
+    "loss, llm.c's first batch",
+    "loss, llm.c's validation",
+    "loss, Hello world!",
+)
+SOURCES = ("transformer_explainer", "transformerlens", "published")
 
 
 def save(folder, config, tensors):
@@ -136,7 +161,7 @@ def test_an_array_that_is_off_by_two_parts_in_a_billion_fails_alone(tiny, name):
     key = f"float64.{name}"
     array = arrays[key].copy()
     layer = () if name in ("ln_final", "logits") else (1,)
-    array[layer + (0,) * (array.ndim - len(layer))] += 2e-9 * verify.largest_value(array)
+    array[layer + (0,) * (array.ndim - len(layer))] += 2e-9 * largest_value(array)
     checks = list(verify.float64_checks(model, header, {**arrays, key: array}))
     twins = {twin for twin, of in header["same"].items() if of == name}
     assert failed(checks) == {f"float64 {site}" for site in {name} | twins}
@@ -179,9 +204,9 @@ def test_float64_beside_which_float32_is_measured_is_itself_checked(tiny):
 def test_differences():
     inf, nan = np.inf, np.nan
     actual, expected = np.array([1.0, -inf, -inf, 0.0, nan, nan]), np.array([1.5, -inf, 0.0, -inf, 0.0, nan])
-    np.testing.assert_array_equal(verify.differences(actual, expected), [0.5, 0, inf, inf, inf, inf])
-    assert verify.largest_difference([1, 2], [1, 5]) == 3
-    assert verify.largest_difference([1, 2], [[1, 2]]) == inf
+    np.testing.assert_array_equal(differences(actual, expected), [0.5, 0, inf, inf, inf, inf])
+    assert largest_difference([1, 2], [1, 5]) == 3
+    assert largest_difference([1, 2], [[1, 2]]) == inf
 
 
 # ---- gpt2, by way of the stand-in -------------------------------------------------------------------
@@ -195,15 +220,22 @@ def standin(tmp_path_factory):
 
 @pytest.fixture
 def published():
-    """The stand-in's two files, to be changed at will."""
-    return [
-        json.loads((REFERENCE / f"standin_{source}.json").read_text(encoding="utf-8"))
-        for source in ("transformer_explainer", "transformerlens")
-    ]
+    """The stand-in's files of the Transformer Explainer and of TransformerLens, to be changed at will."""
+    return standin_files()[:2]
 
 
-def test_gpt2_is_compared_with_the_two_files(standin, published, tmp_path, monkeypatch):
-    for source, content in zip(("transformer_explainer", "transformerlens"), published, strict=True):
+@pytest.fixture
+def of_experiment():
+    """The stand-in's file of the report's experiment, to be changed at will."""
+    return standin_files()[2]
+
+
+def standin_files():
+    return [json.loads((REFERENCE / f"standin_{source}.json").read_text(encoding="utf-8")) for source in SOURCES]
+
+
+def test_gpt2_is_compared_with_the_three_files(standin, tmp_path, monkeypatch):
+    for source, content in zip(SOURCES, standin_files(), strict=True):
         (tmp_path / f"gpt2_{source}.json").write_text(json.dumps(content))
     loaded = []
     monkeypatch.setattr(verify, "DATA", tmp_path)
@@ -211,7 +243,7 @@ def test_gpt2_is_compared_with_the_two_files(standin, published, tmp_path, monke
     report = verify.verify("gpt2")
     assert report.ok, str(report)
     assert loaded == ["gpt2"] and report.model == "gpt2"
-    assert tuple(check.name for check in report.checks) == PUBLISHED_CHECKS
+    assert tuple(check.name for check in report.checks) == PUBLISHED_CHECKS + EXPERIMENT_CHECKS
 
 
 def change(values, index, by):
@@ -368,9 +400,9 @@ def test_standin_has_something_to_find(published):
         assert np.diff(values).min() > 0.001 and values.size == np.size(lens["ioi8"][key])
 
 
-def test_published_files_are_laid_out_as_the_standin_is(published):
+def test_published_files_are_laid_out_as_the_standin_is():
     """Same keys, same nesting, in the parts that are compared; so the code that ran above runs on the real ones."""
-    for ours, source in zip(published, ("transformer_explainer", "transformerlens"), strict=True):
+    for ours, source in zip(standin_files(), SOURCES, strict=True):
         theirs = json.loads((verify.DATA / f"gpt2_{source}.json").read_text(encoding="utf-8"))
 
         def assert_same_layout(a, b, path=source):
@@ -385,7 +417,7 @@ def test_published_files_are_laid_out_as_the_standin_is(published):
         assert_same_layout(ours, theirs)
 
 
-def test_live_standin_is_what_pytorch_computes_now(published, tmp_path, monkeypatch):
+def test_live_standin_is_what_pytorch_computes_now(tmp_path, monkeypatch):
     for name in ("torch", "transformers"):
         pytest.importorskip(name, reason="`pip install torch transformers` makes this test run")
     monkeypatch.syspath_prepend(ROOT / "scripts")  # one script there imports the other
@@ -405,7 +437,7 @@ def test_live_standin_is_what_pytorch_computes_now(published, tmp_path, monkeypa
         else:
             assert a == b, path
 
-    for ours, source in zip(published, ("transformer_explainer", "transformerlens"), strict=True):
+    for ours, source in zip(standin_files(), SOURCES, strict=True):
         made = json.loads((tmp_path / f"standin_{source}.json").read_text(encoding="utf-8"))
         assert_near(made, ours, source)
 
@@ -422,6 +454,153 @@ def real_gpt2_is_here():
         isinstance(try_to_load_from_cache(repo, "model.safetensors", revision=published.revision), str)
         for repo in (published.repo, "gpt2")
     )
+
+
+# ---- the report's experiment, by way of the stand-in --------------------------------------------------
+
+#: Of each check, where one of its numbers is in the file, and by how much more than its tolerance it is changed.
+#: Two are its first and its last number.
+CHANGES = {
+    "token ids, four prompts": [(("next_token", "prompts", i, "token_ids", i), 1) for i in (0, -1)],
+    "probabilities, the 20 highest": [(("next_token", "prompts", i, "top20", i, 1), 0.0003) for i in (0, -1)],
+    "logits, the 20 highest": [(("next_token", "prompts", i, "top20", i, 2), 0.002) for i in (0, -1)],
+    "logits of the answers": [(("next_token", "prompts", i, "more_logits", i, 1), 0.002) for i in (0, -1)],
+    **{
+        name: [((*index, i, i), 0.002) for i in (0, -1)]
+        for name, index in (
+            ("resid_post patched by layer x position, michelle", ("michelle", "resid_post")),
+            ("attn_out patched by layer x position, michelle", ("michelle", "attn_out")),
+            ("resid_mid past the MLP, michelle", ("michelle", "resid_mid_past_mlp")),
+            ("resid_post patched by layer x position, wizard", ("wizard", "resid_post")),
+            ("attn_out patched by layer x position, wizard", ("wizard", "attn_out")),
+        )
+    },
+    "resid_post from wrong places, michelle": [(("michelle", "wrong_places", i, -1), 0.002) for i in (0, -1)],
+    "resid_post mixed, michelle": [(("michelle", "mixtures", i, -1), 0.002) for i in (0, -1)],
+    "logit differences, michelle": [(("michelle", f"baseline_{w}"), 0.002) for w in ("clean", "corrupted")],
+    "logit differences, wizard": [(("wizard", f"baseline_{w}"), 0.002) for w in ("clean", "corrupted")],
+    "variants of the wizard prompt": [(("variants", "pairs", i, "scores", i), 0.002) for i in (0, -1)],
+    "greedy continuations": [(("greedy", i, "continuation", i), 1) for i in (0, -1)],
+    "ln_final": [(("ln_final", "values", i), 0.011) for i in (0, -1)],
+    "loss, llm.c's first batch": [(("losses", "llmc", "debug_loss"), 3e-5)],
+    "loss, llm.c's validation": [(("losses", "llmc", "val_loss"), 3e-5)],
+    "loss, Hello world!": [(("losses", "hello_world", "loss"), 6e-5)],
+}
+FOR_INFORMATION = {
+    EXPERIMENT_CHECKS[14]: (("top40", "prompts", -1, "top20", -1, 1), 0.25),
+    EXPERIMENT_CHECKS[16]: (("greedy_float16", "prompts", -1, "continuation", -1), 1),
+}
+
+
+def test_every_check_of_the_experiment_has_a_number_that_is_changed():
+    assert {*CHANGES, *FOR_INFORMATION} == set(EXPERIMENT_CHECKS)
+
+
+@pytest.mark.parametrize("by", [1, -1])
+@pytest.mark.parametrize("last", [0, 1])
+def test_a_number_of_the_experiment_that_is_off_fails_its_check(standin, of_experiment, by, last):
+    """The first number of each check, or the last, changed by more than its tolerance: each check fails."""
+    for index, step in (changes[-1 if last else 0] for changes in CHANGES.values()):
+        change(of_experiment, index, by * step)
+    checks = {check.name: check for check in verify.experiment_checks(standin, of_experiment)}
+    assert tuple(checks) == EXPERIMENT_CHECKS
+    assert failed(checks.values()) == set(CHANGES)
+    layer, position = (1, -1) if last else (0, 0)
+    for name in CHANGES:
+        if " patched by " in name or "past the MLP" in name:
+            n_tokens = 21 if name.endswith("wizard") else 11
+            assert checks[name].where == f"layer {layer}, position {position % n_tokens}"
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_number_of_the_experiment_that_is_off_fails_alone(standin, of_experiment, name):
+    (index, step), *_ = CHANGES[name]
+    change(of_experiment, index, step)
+    assert failed(verify.experiment_checks(standin, of_experiment)) == {name}
+
+
+def test_numbers_of_doubtful_origin_are_shown_and_never_fail(standin, of_experiment):
+    right = {check.name: check.difference for check in verify.experiment_checks(standin, of_experiment)}
+    for name, (index, step) in FOR_INFORMATION.items():
+        assert right[name] < 1.5e-4
+        change(of_experiment, index, step)
+    wrong = {check.name: check for check in verify.experiment_checks(standin, of_experiment)}
+    for name, (_, step) in FOR_INFORMATION.items():
+        assert wrong[name].ok and wrong[name].difference > 0.9 * step
+
+
+def test_a_likelier_token_that_is_not_published_fails(standin, of_experiment):
+    """The published tokens have the right values, and the likeliest of them is left out."""
+    of_experiment["next_token"]["prompts"][0]["top20"].pop(0)
+    names = {"probabilities, the 20 highest", "logits, the 20 highest"}
+    assert failed(verify.experiment_checks(standin, of_experiment)) == names
+
+
+def test_experiment_of_a_model_with_other_layers_is_refused(standin, of_experiment):
+    of_experiment["michelle"]["resid_post"].append([0] * 11)
+    for check in (
+        lambda: list(verify.experiment_checks(standin, of_experiment)),
+        lambda: verify.report_picture(standin, of_experiment["michelle"]),
+    ):
+        with pytest.raises(NanopatchError, match="GPT-2 small, which has 3 layers, and .* has 2: download gpt2 again"):
+            check()
+
+
+def test_standins_experiment_has_something_to_find(of_experiment):
+    """Its grids are not all of one value, nor alike, so that a wrong index, site or layer would show."""
+    grids = [np.array(of_experiment["michelle"][site]) for site in ("resid_post", "attn_out", "resid_mid_past_mlp")]
+    grids += [np.array(of_experiment["wizard"][site]) for site in ("resid_post", "attn_out")]
+    for grid in grids:
+        assert np.unique(np.round(grid, 2)).size >= 5
+        assert all(
+            np.abs(grid - other).max() > 0.02 for other in grids if other is not grid and other.shape == grid.shape
+        )
+    values = sorted(row[-1] for key in ("wrong_places", "mixtures") for row in of_experiment["michelle"][key])
+    assert len(np.unique(np.round(values, 3))) >= 12
+
+
+def test_published_experiment_is_what_it_is_taken_for():
+    """What holds between the published numbers whatever the model."""
+    file = json.loads((verify.DATA / "gpt2_published.json").read_text(encoding="utf-8"))
+    prompts = {entry["prompt"]: entry for entry in file["next_token"]["prompts"]}
+    for name in ("michelle", "wizard"):
+        pair = file[name]
+        answers = [tokenizer.encode(pair[which])[0] for which in ("answer", "wrong_answer")]
+        for which in ("clean", "corrupted"):
+            logits = dict(prompts[pair[which]]["more_logits"])
+            difference = logits[answers[0]] - logits[answers[1]]
+            assert abs(difference - pair[f"baseline_{which}"]) < 2e-4
+        # At the last position, the last block's resid_post is all that the logits read.
+        assert abs(pair["resid_post"][-1][-1] - pair["baseline_clean"]) < 1e-3
+        assert np.shape(pair["resid_post"]) == np.shape(pair["attn_out"])
+    michelle = file["michelle"]
+    assert michelle["clean"] == nanopatch.experiments.MICHELLE.clean
+    # In the last block the MLP's output at the last position is the only difference between the two patches.
+    np.testing.assert_allclose(
+        np.array(michelle["resid_mid_past_mlp"])[-1, :-1], michelle["baseline_corrupted"], atol=1e-3
+    )
+    for entry in prompts.values():
+        assert tokenizer.encode(entry["prompt"]) == entry["token_ids"]
+    for entry in [*prompts.values(), *file["top40"]["prompts"]]:
+        values = [row[1] for row in entry["top20"]]
+        assert len(values) == 20 and values == sorted(values, reverse=True)
+    llmc = file["losses"]["llmc"]
+    assert len(llmc["token_ids"]) == np.prod(llmc["shape"]) + 1
+
+
+def test_the_published_picture_stands_beside_the_models_own(standin, of_experiment, tmp_path, monkeypatch):
+    (tmp_path / "gpt2_published.json").write_text(json.dumps(of_experiment))
+    monkeypatch.setattr(verify, "DATA", tmp_path)
+    monkeypatch.setattr(verify, "load", lambda name: standin)
+    panels = verify.picture("gpt2")
+    assert list(panels) == ["published", "computed here"]
+    theirs, ours = panels.values()
+    assert theirs.grid.tolist() == of_experiment["michelle"]["resid_post"]
+    np.testing.assert_allclose(theirs.grid, ours.grid, atol=1e-3)
+    assert theirs.baseline_clean == of_experiment["michelle"]["baseline_clean"]
+    assert "cacs2-ua" in theirs.source.name and "cacs2-ua" in panels._picture().texts[-1].get_text()
+    panels.save(tmp_path / "both.png")
+    assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_published_values_of_the_real_gpt2():

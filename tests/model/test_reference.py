@@ -25,6 +25,7 @@ from nanopatch import verify
 from nanopatch.model import tokenizer
 from nanopatch.model.layers import ACTIVATIONS
 from nanopatch.model.sites import BLOCK_SITES, SITES
+from nanopatch.verify.report import largest_difference, largest_value
 
 TINY = sorted(path.stem for path in REFERENCE.glob("tiny_*.npz"))
 
@@ -209,8 +210,8 @@ def test_live_stored_values_are_what_pytorch_computes_now(pytorch, name):
     model = make_reference.pytorch_model(header["config"], tensors).double()
     for site, array in make_reference.pytorch_run(model, arrays["tokens"]).items():
         stored = arrays[f"float64.{header['same'].get(site, site)}"]
-        difference = verify.largest_difference(array, stored)
-        assert difference <= 1e-12 * verify.largest_value(stored), f"{site}: {difference:.3g}"
+        difference = largest_difference(array, stored)
+        assert difference <= 1e-12 * largest_value(stored), f"{site}: {difference:.3g}"
 
 
 @pytest.mark.parametrize("number_format", ["float32", "float16", "bfloat16"])
