@@ -11,15 +11,19 @@ from .experiments.patch import Patch, Paths
 from .gradients.attribution import attribute
 from .gradients.edges import circuit, edge_attribution, faithfulness
 from .gradients.saliency import saliency
+from .lenses.direct import direct_logit_attribution
+from .lenses.logit import logit_lens
 from .model.backward import named_weights, weight_gradients
 from .model.checkpoint import load
 from .model.convert import save_checkpoint
-from .model.generation import generate
+from .model.generation import generate, generate_steps
 from .model.gpt2 import Config, Model
 from .model.sites import Run, Site, record
 from .patching.sweep import ablate, path_patch, sweep, trace
 from .results.comparison import Comparison
+from .results.direct import DirectAttribution
 from .results.edges import EdgeScores
+from .results.lens import LogitLens
 from .results.panels import Panels
 from .results.saliency import Saliency
 from .results.sweep import Sweep
@@ -28,11 +32,12 @@ __version__ = "0.1.0"
 
 # fmt: off
 __all__ = [
-    "Comparison", "Config", "EdgeScores", "Experiment", "Mean", "Metric", "Model", "NanopatchError", "Noise",
-    "Panels", "Patch", "Paths", "Resample", "Run", "Saliency", "Site", "Sweep", "Zero", "ablate", "attribute",
-    "circuit", "edge_attribution", "experiments", "faithfulness", "generate", "load", "metrics",
-    "named_weights", "path_patch", "read_pairs", "record", "saliency", "save_checkpoint", "sweep", "tasks", "trace",
-    "weight_gradients",
+    "Comparison", "Config", "DirectAttribution", "EdgeScores", "Experiment", "LogitLens", "Mean", "Metric",
+    "Model", "NanopatchError", "Noise", "Panels", "Patch", "Paths", "Resample", "Run", "Saliency", "Site",
+    "Sweep", "Zero", "ablate", "attribute", "circuit", "direct_logit_attribution", "edge_attribution",
+    "experiments", "faithfulness", "generate", "generate_steps", "load", "logit_lens", "metrics",
+    "named_weights", "path_patch", "read_pairs", "record", "saliency", "save_checkpoint", "sweep", "tasks",
+    "trace", "weight_gradients",
 ]
 # fmt: on
 

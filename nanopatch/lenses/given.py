@@ -12,15 +12,18 @@ from ..errors import NanopatchError
 from ..experiments.experiment import answer_token
 from ..model.gpt2 import Model
 from ..model.sites import Run
+from ..types import Array
 
 #: An answer: one token as text or id, or several, whose logits are averaged.
 Answer = str | int | Sequence[str | int] | None
 
 
-def check_run(model: Model, run: Run, sites: Sequence[str], what: str) -> None:
-    """Raise NanopatchError unless `run` is the record of one prompt by such a model, and holds all of `sites`."""
+def check_run(model: Model, run: Run, sites: Sequence[str], what: str) -> Array:
+    """The tokens of a run. NanopatchError unless it is of one prompt and of this model, and holds all of `sites`."""
     if not isinstance(model, Model) or not isinstance(run, Run):
-        raise NanopatchError(f"{what} takes the model, then a run of it, as model.run(prompt) gives it; not {run!r:.60}")
+        raise NanopatchError(
+            f"{what} takes the model, then a run of it, as model.run(prompt) gives it; not {run!r:.60}"
+        )
     if run.is_gradient:
         raise NanopatchError(f"{what} takes a run, not derivatives")
     missing = [name for name in sites if name not in run.names]
@@ -30,7 +33,9 @@ def check_run(model: Model, run: Run, sites: Sequence[str], what: str) -> None:
             f"sites=({', '.join(map(repr, sites))})"
         )
     if run.tokens is None:
-        raise NanopatchError(f"{what} needs the tokens of the run: record a loop over model.steps, or model.run(prompt)")
+        raise NanopatchError(
+            f"{what} needs the tokens of the run: record a loop over model.steps, or model.run(prompt)"
+        )
     if run.tokens.ndim != 1:
         raise NanopatchError(f"{what} takes the run of one prompt, not of a batch of {len(run.tokens)}")
     for name in sites:
@@ -40,13 +45,15 @@ def check_run(model: Model, run: Run, sites: Sequence[str], what: str) -> None:
         layers = model.n_layer if array.ndim > 2 else len(array)
         if array.shape[-1] != width or len(array) != layers or (run.model is not None and run.model is not model):
             raise NanopatchError(f"{what}: this is a run of another model")
+    return run.tokens
 
 
-def check_position(run: Run, position: Any) -> int:
-    """A position of the run as 0 or above; NanopatchError if there is none."""
-    n_tokens = len(run.tokens)  # type: ignore[arg-type]
-    if not isinstance(position, Integral) or isinstance(position, bool) or not -n_tokens <= position < n_tokens:
-        raise NanopatchError(f"position {position!r:.40}: this run has positions 0 to {n_tokens - 1}, or -1 for the last")
+def check_position(n_tokens: int, position: Any) -> int:
+    """A position of a run as 0 or above; NanopatchError if there is none."""
+    if not isinstance(position, Integral) or isinstance(position, bool) or not -n_tokens <= int(position) < n_tokens:
+        raise NanopatchError(
+            f"position {position!r:.40}: this run has positions 0 to {n_tokens - 1}, or -1 for the last"
+        )
     return int(position) % n_tokens
 
 
@@ -61,7 +68,7 @@ def check_head(n_head: int, head: Any) -> int:
 
 
 def _index(what: str, n: int, index: Any) -> int:
-    if not isinstance(index, Integral) or isinstance(index, bool) or not 0 <= index < n:
+    if not isinstance(index, Integral) or isinstance(index, bool) or not 0 <= int(index) < n:
         raise NanopatchError(f"{what} {index!r:.40} does not exist: this model's are 0 to {n - 1}")
     return int(index)
 

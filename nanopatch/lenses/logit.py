@@ -1,7 +1,7 @@
 """The logit lens: what the residual stream would predict, if the blocks after it were left out.
 
-    n_rows   2 n_layer + 1: before each block, between its attention and its MLP, and after the last block
-    n_tokens, n_vocab  as in `nanopatch.model.gpt2`
+n_rows   2 n_layer + 1: before each block, between its attention and its MLP, and after the last block
+n_tokens, n_vocab  as in `nanopatch.model.gpt2`
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def logit_lens(model: Model, run: Run, answer: Answer = None, wrong_answer: Answ
     >>> lens.predicted[-1][-1], lens.logit_diff.shape
     (' Paris', (9, 5))
     """
-    check_run(model, run, SITES, "logit_lens")
+    tokens = check_run(model, run, SITES, "logit_lens")
     ids, wrong_ids = answer_ids(model, answer), answer_ids(model, wrong_answer)
     stream = [getattr(run, name)[layer] for layer in range(model.n_layer) for name in ("resid_pre", "resid_mid")]
     stream.append(run.resid_post[-1])  # n_rows of (n_tokens, d_model)
@@ -70,8 +70,8 @@ def logit_lens(model: Model, run: Run, answer: Answer = None, wrong_answer: Answ
             if wrong_ids:
                 logit_diff.append(answers.mean(axis=-1) - logits[:, wrong_ids].mean(axis=-1, dtype=np.float64))
     return LogitLens(
-        tokens=tuple(model.token_strings(run.tokens)),
-        ids=tuple(map(int, run.tokens)),
+        tokens=tuple(model.token_strings(tokens)),
+        ids=tuple(map(int, tokens)),
         predicted=tuple(tuple(model.token_strings(row)) for row in best),
         predicted_ids=tuple(tuple(map(int, row)) for row in best),
         probability=np.array(probability),

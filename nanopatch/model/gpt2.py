@@ -32,7 +32,7 @@ from ..types import Array, Prompt, Sites
 from . import tokenizer
 from .backward import backward, named_weights
 from .layers import ACTIVATIONS, affine, causal_mask, layer_norm, softmax
-from .packing import QueryBlock, Rows, Segment, last_row, one_run
+from .packing import AnySegment, Rows, last_row, one_run
 from .sites import Run, RunArray, Site, known_sites, record
 from .vocabulary import Vocabulary
 
@@ -232,7 +232,7 @@ class Model:
         self._check_layer(layer)
         block, eps = self.h[layer], self.config.layer_norm_epsilon
 
-        def hand_over(name: str, array: Array, segment: QueryBlock | Segment | None = None) -> Iterator[Site]:
+        def hand_over(name: str, array: Array, segment: AnySegment | None = None) -> Iterator[Site]:
             if name in sites:
                 yield Site(name, layer, array, segment)
                 array.flags.writeable = False  # from here on an edit would come too late

@@ -65,11 +65,28 @@ class Segment(NamedTuple):
         return np.concatenate([np.broadcast_to(past, (len(self.runs), *past.shape)), new], axis=1) if len(past) else new
 
 
+class Continued(NamedTuple):
+    """One run whose first positions are known: past_k, past_v, (n_past, n_head, d_head). All its rows attend."""
+
+    past_k: Array
+    past_v: Array
+
+    def by_head(self, q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
+        return _by_head(q, np.concatenate([self.past_k, k]), np.concatenate([self.past_v, v]))
+
+    def assign(self, z: Array, values: Array) -> None:
+        z[...] = np.swapaxes(values, -3, -2)
+
+
+#: What attention works on at once.
+AnySegment = QueryBlock | Segment | Continued
+
+
 class Rows(NamedTuple):
     """that_attend: the index of the rows whose output is needed; segments: what attention works on, one by one."""
 
     that_attend: slice | Sequence[int]
-    segments: Sequence[QueryBlock | Segment]
+    segments: Sequence[AnySegment]
 
 
 def one_run(n_tokens: int, in_blocks: bool) -> Rows:

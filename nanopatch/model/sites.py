@@ -19,7 +19,7 @@ from .tokenizer import visible
 
 if TYPE_CHECKING:
     from .gpt2 import Model
-    from .packing import QueryBlock, Segment
+    from .packing import AnySegment
 
 #: Every array of one block, in the order in which the forward pass hands them over.
 BLOCK_SITES = (
@@ -53,17 +53,26 @@ class Site:
         For `scores` and `pattern`: which rows they belong to (see `nanopatch.model.packing`).
     tokens : ndarray or None
         The token ids of the run, where `Model.steps` made it.
+    positions : range or None
+        In generation, the positions that the rows are of.
     """
 
-    __slots__ = ("name", "layer", "segment", "tokens", "_array")
+    __slots__ = ("name", "layer", "segment", "tokens", "positions", "_array")
 
-    def __init__(self, name: str, layer: int | None, array: Array, segment: QueryBlock | Segment | None = None) -> None:
+    def __init__(self, name: str, layer: int | None, array: Array, segment: AnySegment | None = None) -> None:
         self.name, self.layer, self.segment, self._array = name, layer, segment, array
         self.tokens: Array | None = None
+        self.positions: range | None = None
 
     @property
     def array(self) -> Array:
-        return self._array if self._array.flags.writeable else self._array.view(LateArray)
+        if not self._array.flags.writeable:
+            return self._array.view(LateArray)
+        if self.positions is None:
+            return self._array
+        rows = self._array.view(RoundArray)
+        rows.positions = self.positions
+        return rows
 
     @array.setter
     def array(self, value: Any) -> None:
@@ -129,6 +138,22 @@ class LateArray(RunArray):
     """A site's array after the run has moved on."""
 
     why = "this array is read-only, because the run has moved on: edit it before the loop takes the next site"
+
+
+class RoundArray(RunArray):
+    """A site's array in generation. A row that it does not have is of another round, and the error says so."""
+
+    positions: range | None = None
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        try:
+            super().__setitem__(key, value)
+        except IndexError as error:
+            rows = self.positions or range(0)
+            raise NanopatchError(
+                f"{error}; in this round, row 0 is position {rows.start}, and the last row position {rows.stop - 1}: "
+                "round.row(position) is the row of a position"
+            ) from None
 
 
 def _plain(array: Any) -> Any:

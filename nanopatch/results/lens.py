@@ -117,7 +117,7 @@ class LogitLens(View):
         )
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """One dict for each cell: where, the likeliest token, its id and probability, and what is known of the answer."""
+        """One dict for each cell: where it is, the likeliest token, and what is known of the answer."""
         known = [name for name in ("answer_probability", "rank", "logit_diff") if getattr(self, name) is not None]
         return [
             {

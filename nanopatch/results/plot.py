@@ -104,7 +104,9 @@ def _draw_heatmap(matrix: Matrix, ax: Axes, cax: Axes | None) -> list[str]:
 
     said = []
     numbers = values.size <= MOST_NUMBERS and height > 0.12
-    longest = LONGEST_CELL if matrix.texts is not None else max(map(len, map(matrix.text, values[matrix.moving])), default=0)
+    longest = (
+        LONGEST_CELL if matrix.texts is not None else max(map(len, map(matrix.text, values[matrix.moving])), default=0)
+    )
     numbers = numbers and width > 0.058 * longest
     cell = min(width, height) * 72  # in points
     if numbers:
@@ -259,6 +261,19 @@ def bars(values: Array, labels: Sequence[str], title: str) -> Drawing:
         return said + _merged("bar", len(values), len(shown))
 
     return Drawing(5.0, min(0.5 + 0.25 * len(shown), 18.0), [title], draw)
+
+
+def line(values: Array, labels: Sequence[str], title: str, unit: str) -> Drawing:
+    """A drawing of values along named points, from left to right, joined by a line."""
+
+    def draw(ax: Axes, _: Axes | None) -> list[str]:
+        ax.axhline(0, color="0.6", linewidth=1)
+        ax.plot(range(len(values)), np.clip(values, -MOST, MOST), color=BLUE, marker="o", markersize=3)
+        ax.set_ylabel(unit, fontsize=9, **PLAIN)
+        slanted: dict[str, Any] = dict(rotation=45, ha="right", rotation_mode="anchor")
+        return _label(ax.set_xticks, labels, 0.2 * len(labels) / size_of(ax)[0], "point", **slanted)
+
+    return Drawing(min(max(4.8, 0.3 * len(values)), 12.0), 3.4, [title], draw)
 
 
 # ---- the whole picture ------------------------------------------------------------------------------

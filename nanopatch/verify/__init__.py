@@ -30,7 +30,8 @@ from ..experiments.patch import Patch
 from ..experiments.tasks import ioi8
 from ..files import read_json
 from ..gradients.attribution import attribute
-from ..lenses.direct import direct_logit_attribution
+from ..lenses.direct import SITES as PARTS
+from ..lenses.direct import direct_logit_attribution, direction
 from ..model.checkpoint import load
 from ..model.gpt2 import Model
 from ..model.sites import SITES
@@ -257,9 +258,31 @@ def ioi8_checks(model: Model, published: dict[str, Any]) -> Iterator[Check]:
         yield grid_check("IOI", patched, published[name])
     yield from attribution_checks(model, pairs, published)
 
-    direct = direct_logit_attribution(model, run, answers)
-    for name, values in direct.items():
+    for name, values in direct_attribution(model, pairs).items():
         yield published_check(f"direct attribution, {name}", PUBLISHED_LOGITS, [("", values, published[f"dla_{name}"])])
+
+
+def direct_attribution(model: Model, pairs: Sequence[Experiment]) -> dict[str, Array]:
+    """Direct logit attribution in TransformerLens' three tables, the mean over pairs.
+
+    There the bias of ln_f is left out, and a head without the share of the value bias that it moves.
+    """
+    tables: dict[str, list[Any]] = {"logit_lens_pre_mid": [], "layers_embed_pos_attn_mlp": [], "heads": []}
+    for pair in pairs:
+        tokens = pair.tokens(model)
+        run = model.run(tokens.clean, sites=PARTS)
+        direct = direct_logit_attribution(model, run, tokens.answer, tokens.wrong_answer)
+        *sums, _ = direct.cumulative.values()  # the last is behind ln_f
+        parts, towards = direct.parts, direction(model, run, -1, *([int(i or 0)] for i in tokens[2:]))
+        tables["logit_lens_pre_mid"].append(sums)
+        tables["layers_embed_pos_attn_mlp"].append([parts["embed"], parts["pos_embed"], *np.diff(sums)])
+        of_bias = np.zeros((model.n_layer, model.n_head))
+        for layer, block in enumerate(model.h):
+            bias = block.attn.c_attn.bias[2 * model.d_model :].reshape(model.n_head, 1, model.d_head)
+            w_o = block.attn.c_proj.weight.reshape(model.n_head, model.d_head, model.d_model)
+            of_bias[layer] = (bias @ w_o)[:, 0] @ towards
+        tables["heads"].append(direct.heads - of_bias)
+    return {name: np.mean(values, axis=0) for name, values in tables.items()}
 
 
 def attribution_checks(model: Model, pairs: Sequence[Experiment], published: dict[str, Any]) -> Iterator[Check]:

@@ -85,8 +85,9 @@ def test_a_value_that_does_not_fit_raises_and_changes_nothing():
 def test_what_people_write_first_says_what_to_write():
     model = tiny_model()
     run = model.run([1, 2, 3])
-    with pytest.raises(NanopatchError, match=r"write run.resid_pre, not run\['resid_pre'\]"):
-        run["resid_pre"]
+    assert run["resid_pre"] is run.resid_pre
+    with pytest.raises(NanopatchError, match="a run has no array 'resid'; the names are resid_pre, "):
+        run["resid"]
     with pytest.raises(NanopatchError, match=r"a model is not called: write model.run\(prompt\)"):
         model([1, 2, 3])
 
@@ -104,7 +105,7 @@ def test_record_of_an_edited_run_holds_the_edits():
     assert not run.resid_pre[1, 2].any()
     assert np.array_equal(run.resid_post[0], plain.resid_post[0])  # what block 0 computed
     assert not np.array_equal(run.logits, plain.logits)
-    assert run.tokens is None and plain.tokens.tolist() == [1, 2, 3]
+    assert run.tokens.tolist() == plain.tokens.tolist() == [1, 2, 3]
 
 
 def test_an_edit_after_yielding_the_site_on_is_recorded_too():
