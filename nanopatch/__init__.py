@@ -12,6 +12,7 @@ from .gradients.attribution import attribute
 from .gradients.edges import circuit, edge_attribution, faithfulness
 from .gradients.saliency import saliency
 from .lenses.direct import direct_logit_attribution
+from .lenses.heads import composition_scores, copying_scores, head_scores
 from .lenses.logit import logit_lens
 from .model.backward import named_weights, weight_gradients
 from .model.checkpoint import load
@@ -23,6 +24,7 @@ from .patching.sweep import ablate, path_patch, sweep, trace
 from .results.comparison import Comparison
 from .results.direct import DirectAttribution
 from .results.edges import EdgeScores
+from .results.heads import HeadScores, WeightScores
 from .results.lens import LogitLens
 from .results.panels import Panels
 from .results.saliency import Saliency
@@ -32,12 +34,13 @@ __version__ = "0.1.0"
 
 # fmt: off
 __all__ = [
-    "Comparison", "Config", "DirectAttribution", "EdgeScores", "Experiment", "LogitLens", "Mean", "Metric",
-    "Model", "NanopatchError", "Noise", "Panels", "Patch", "Paths", "Resample", "Run", "Saliency", "Site",
-    "Sweep", "Zero", "ablate", "attribute", "circuit", "direct_logit_attribution", "edge_attribution",
-    "experiments", "faithfulness", "generate", "generate_steps", "load", "logit_lens", "metrics",
-    "named_weights", "path_patch", "read_pairs", "record", "saliency", "save_checkpoint", "sweep", "tasks",
-    "trace", "weight_gradients",
+    "Comparison", "Config", "DirectAttribution", "EdgeScores", "Experiment", "HeadScores", "LogitLens",
+    "Mean", "Metric", "Model", "NanopatchError", "Noise", "Panels", "Patch", "Paths", "Resample", "Run",
+    "Saliency", "Site", "Sweep", "WeightScores", "Zero", "ablate", "attribute", "circuit",
+    "composition_scores", "copying_scores", "direct_logit_attribution", "edge_attribution", "experiments",
+    "faithfulness", "generate", "generate_steps", "head_scores", "load", "logit_lens", "metrics",
+    "named_weights", "path_patch", "read_pairs", "record", "saliency", "save_checkpoint", "sweep",
+    "tasks", "trace", "weight_gradients",
 ]
 # fmt: on
 

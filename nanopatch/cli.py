@@ -28,6 +28,7 @@ from .experiments.patch import BETWEEN, Patch
 from .files import check_writable, expand, read_text
 from .gradients.attribution import attribute
 from .gradients.edges import circuit, edge_attribution, faithfulness
+from .lenses.heads import head_scores
 from .model import hub
 from .model.checkpoint import load
 from .model.convert import save_checkpoint
@@ -41,6 +42,7 @@ from .results import plot
 from .results.base import ENDINGS, jsonable
 from .results.comparison import Comparison
 from .results.matrix import number
+from .results.panels import Panels
 from .results.table import printable
 from .types import Array
 from .verify import picture, verify, verify_debug_state
@@ -115,8 +117,23 @@ def parser() -> Parser:
     estimate.add_argument("--steps", type=int, default=1, metavar="N", help="steps; 2 or more: integrated gradients")
     estimate.add_argument("--against-exact", metavar="FILE", help="also patch, and draw estimate against exact")
 
-    heads = add("heads", heads_command, "patch every head's z, q, k, v and pattern, at all positions at once")
+    heads = add(
+        "heads",
+        heads_command,
+        "patch every head's z, q, k, v and pattern, at all positions at once; or score what every head attends to",
+    )
     add_question(heads, ENDINGS)
+    heads.add_argument(
+        "--scores",
+        action="store_true",
+        help="score attention to previous, duplicate and other tokens; beside an experiment's effects if one is given",
+    )
+    heads.add_argument(
+        "--prompts",
+        dest="scored",
+        metavar="FILE",
+        help="a file with one prompt on each line, for --scores, instead of repeated random tokens",
+    )
 
     path = add("path", path_command, "patch the paths from senders to receivers")
     add_question(path, ENDINGS)
@@ -305,13 +322,39 @@ def attribute_command(options: Namespace) -> None:
 
 
 def heads_command(options: Namespace) -> None:
-    """The five head grids, side by side."""
+    """The five head grids, side by side; or the scores of all heads, beside what patching and ablating them does."""
+    if options.scores:
+        return scores_command(options)
+    if options.scored is not None:
+        usage_error("--prompts FILE goes with --scores")
     asked, sites = question(options), ["z", "q", "k", "v", "pattern"]
     experiment = asked["experiments"]
     if isinstance(experiment, Experiment) and any(i != j for i, j in experiment.columns(asked["model"])):
         sites.remove("pattern")  # it needs equal positions in both prompts
         print("nanopatch: the positions of the prompts differ: pattern is left out", file=sys.stderr)
     give_out(sweep(**asked, site=[Patch(site, axes=("layer", "head")) for site in sites]), options)
+
+
+def scores_command(options: Namespace) -> None:
+    """What every head attends to, beside what ablating and patching it does in an experiment, if one is given."""
+    check_outputs(options.output, options.endings)
+    lines = None if options.scored is None else read_prompts(options.scored)
+    prompts = [token_ids(line) for line in lines] if lines and options.ids else lines
+    named = ("experiment", "clean", "corrupted", "answer", "wrong", "align", "pairs", "direction", "metric")
+    effects: list[Any] = []
+    if any(getattr(options, name) is not None for name in named):
+        asked = question(options)
+        model = asked["model"]
+        zeroed = {"direction": None, "corruption": Zero()}
+        for result in (sweep(**asked | zeroed, site="z"), sweep(**asked, site="z")):
+            effects += result.sweeps().values() if isinstance(result, Panels) else [result]
+    else:
+        unused = [f"--{name}" for name in ("special-tokens", "ids") if getattr(options, name.replace("-", "_"))]
+        if unused and prompts is None:
+            usage_error(f"{', '.join(unused)} goes with --prompts FILE, or with the prompts of an experiment")
+        model = load(options.model)
+    read: dict[str, Any] = {"prepend_bos": options.bos, "special_tokens": options.special_tokens}
+    give_out(head_scores(model, prompts, **read, beside=effects), options)
 
 
 def path_command(options: Namespace) -> None:

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from nanopatch.lenses.heads import head_scores
+from nanopatch.lenses.heads import attention_scores
 from nanopatch.model.tokenizer import encoding
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "nano"
@@ -788,7 +788,7 @@ def head_report(model, n=50):
         report[column] = report.get(column, 0) + value / n
 
     for ids in repeated_random(rng, period, range(EOT), n):
-        scores = head_scores(head_run(model, ids)[0].numpy(), period)
+        scores = attention_scores(head_run(model, ids)[0].numpy(), ids, len(ids) - period)
         add("previous token", scores["previous_token"])
         add("same token before", scores["duplicate_token"])
         add("token after that (induction)", scores["induction"])

@@ -176,6 +176,40 @@ def test_heads(run, tmp_path):
     assert (tmp_path / "heads.csv").read_text().count("\n") == 1 + 5 * 16
 
 
+def test_heads_with_scores(run, tmp_path):
+    nano = nanopatch.load("nano")
+    scores = nanopatch.head_scores(nano)
+    assert run("heads", "--scores") == (0, f"{scores}\n", "")
+    endings = ("npz", "json", "csv", "png", "svg", "pdf")
+    outputs = [part for ending in endings for part in ("-o", tmp_path / f"heads.{ending}")]
+    status, out, err = run("heads", "--scores", "--experiment", "michelle", "--direction", "noise", *outputs)
+    effects = nanopatch.ablate(nano, MICHELLE, "z"), sweep(nano, MICHELLE, "z", direction="noise")
+    expected = nanopatch.head_scores(nano, beside=effects)
+    assert (status, out) == (0, f"{expected}\n") and err.count("wrote ") == len(endings)
+    for ending in ("npz", "json"):
+        assert nanopatch.HeadScores.load(tmp_path / f"heads.{ending}").to_json() == expected.to_json()
+    assert (tmp_path / "heads.csv").read_text(encoding="utf-8").count("\n") == 1 + 16
+    status, out, _ = run("heads", "--scores", *MICHELLE_OPTIONS, "--direction", "both", "--json")
+    names = ["z zero-ablated", "z denoising", "z noising"]
+    assert list(json.loads(out)["effects"]) == names and json.loads(out)["induction"] == scores.induction.tolist()
+
+
+def test_heads_with_scores_of_prompts(run, tmp_path):
+    nano, texts = nanopatch.load("nano"), ["Mary and John. Mary", "The capital of France is"]
+    file, ids = tmp_path / "prompts.txt", tmp_path / "ids.txt"
+    file.write_text("\n".join(texts), encoding="utf-8")
+    ids.write_text("\n".join(",".join(map(str, nano.tokenize(text))) for text in texts), encoding="utf-8")
+    expected = nanopatch.head_scores(nano, texts, prepend_bos=True)
+    assert run("heads", "--scores", "--prompts", file, "--bos") == (0, f"{expected}\n", "")
+    assert run("heads", "--scores", "--prompts", ids, "--bos", "--ids") == (0, f"{expected}\n", "")
+    file.write_text("\n".join(json.dumps(pair.to_dict()) for pair in nanopatch.tasks.capitals(2)), encoding="utf-8")
+    status, out, _ = run("heads", "--scores", "--pairs", file)
+    assert status == 0 and "Mean of 2 pairs." in out
+    file.write_text("Mary")
+    status, out, err = run("heads", "--scores", "--prompts", file)
+    assert (status, out) == (1, "") and "head scores need prompts of at least 2 tokens" in err
+
+
 def test_a_picture_on_a_screen_needs_a_screen(run, monkeypatch):
     import matplotlib
 
@@ -312,6 +346,12 @@ USAGE = [
     ["patch", *MICHELLE_OPTIONS, "-o", "a.dot"],
     ["attribute", "--experiment", "michelle", "-o", "a.png", "--against-exact", "a.png"],
     ["heads", "--clean", "Michelle", "--corrupt", "zero", "--answer", " Jones", "--wrong", " Smith"],
+    ["heads", "--experiment", "michelle", "--prompts", "prompts.txt"],
+    ["heads", "--scores", "--clean", "Michelle"],
+    ["heads", "--scores", "--direction", "noise"],
+    ["heads", "--scores", "--ids"],
+    ["heads", "--scores", "--special-tokens"],
+    ["heads", "--scores", "-o", "heads.gif"],
     ["top", "a", "-k", "0"],
     ["verify", "gpt2", "--plot", "a.npz"],
     ["verify", "gpt2", "--plot", ""],
@@ -348,7 +388,8 @@ def test_token_ids_in_place_of_texts(tmp_path, capsys):
     pair = MICHELLE.tokens(nanopatch.load("nano"))
     clean, corrupted = (",".join(map(str, prompt)) for prompt in pair[:2])
     ids = ["--ids", "--clean", clean, "--corrupted", corrupted, "--answer", str(pair[2]), "--wrong", str(pair[3])]
-    for command in (["patch", "--site", "z"], ["attribute"], ["heads"], ["path"], ["edges"]):
+    commands = (["patch", "--site", "z"], ["attribute"], ["heads"], ["heads", "--scores"], ["path"], ["edges"])
+    for command in commands:
         assert main([*command, *MICHELLE_OPTIONS, "--json"]) == 0
         as_texts = json.loads(capsys.readouterr().out)
         assert main([*command, *ids, "--json"]) == 0
@@ -416,7 +457,7 @@ def test_an_output_that_cannot_be_written_is_said_before_the_work(name, capsys, 
     (tmp_path / "folder.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
     monkeypatch.setattr(cli, "load", lambda name: pytest.fail("the model was loaded first"))
-    for command in (["patch"], ["heads"], ["path"], ["edges"], ["attribute"]):
+    for command in (["patch"], ["heads"], ["heads", "--scores"], ["path"], ["edges"], ["attribute"]):
         assert cli.main([*command, "--experiment", "michelle", "-o", str(tmp_path / name)]) == 1
         error = capsys.readouterr().err
         assert error.startswith("nanopatch: cannot write ") and error.count("\n") == 1

@@ -113,6 +113,13 @@ strongest: float = edges[0].score
 share: float = nanopatch.faithfulness(model, michelle, edges).normalised
 saliency: nanopatch.Saliency = nanopatch.saliency(model, michelle)
 
+heads: nanopatch.HeadScores = nanopatch.head_scores(model, n_tokens=10, seeds=[0])
+heads = nanopatch.head_scores(model, ["a b a", [1, 2, 1]], beside=[nanopatch.ablate(model, michelle, "z")])
+induction: np.ndarray = heads.induction
+spread: np.ndarray = heads.spread["induction"]
+copying: nanopatch.WeightScores = nanopatch.copying_scores(model)
+keys: np.ndarray = nanopatch.composition_scores(model, "K").values
+
 # ---- results --------------------------------------------------------------------------------------
 
 grid: np.ndarray = result.grid
@@ -122,7 +129,7 @@ notes: list[str] = result.notes
 figure: Figure = result.plot()
 
 with tempfile.TemporaryDirectory() as folder:
-    for one in (result, panels, comparison, scores, saliency):
+    for one in (result, panels, comparison, scores, saliency, heads, copying):
         one.save(Path(folder, "result.npz"))
         figure = one.plot()
         rows: list[dict[str, object]] = one.to_rows()
