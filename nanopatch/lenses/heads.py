@@ -365,7 +365,8 @@ def composition_scores(model: Model, kind: str) -> WeightScores:
         circuits = [_circuits(*_head_weights(model, layer), kind) for layer in range(model.n_layer)]
         for later, (*_, reads, r_later, norm_later) in enumerate(circuits):
             for earlier, (r_v, w_o, norm_ov, *_) in enumerate(circuits[:later]):
-                product = r_v[:, None] @ (w_o[:, None] @ reads) @ np.swapaxes(r_later, -1, -2)
+                inner = np.tensordot(w_o, reads, (2, 1)).swapaxes(1, 2)  # (n_head, n_head, d_head, d_head)
+                product = r_v[:, None] @ inner @ np.swapaxes(r_later, -1, -2)
                 norms = norm_ov[:, None] * norm_later  # (n_head, n_head): earlier, later
                 np.divide(_norm(product), norms, out=scores[earlier, :, later], where=norms > 0)
     return WeightScores(f"{kind}-composition", scores, model.source or Source("unnamed"))
