@@ -191,6 +191,14 @@ def test_what_a_person_who_saved_the_whole_model_is_told(tmp_path):
     )
 
 
+def test_what_a_person_whose_characters_are_not_read_is_told(tmp_path):
+    content = writers.pickled({"stoi": RUN})
+    assert error_of(tmp_path / "meta.pkl", content, lambda path: vocabulary.read(path, 29)) == (
+        f"{tmp_path / 'meta.pkl'} holds os.system, which could run code: it is not read; save a dict of texts and numbers "
+        "alone"
+    )
+
+
 def test_a_pointer_of_git_lfs(tmp_path):
     for name in ("a.pt", "a.bin"):
         pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 548105171\n"
