@@ -162,15 +162,18 @@ def _check_sums(file: Bounded, used: dict[str, zipfile.ZipInfo | None]) -> None:
 
 def _read_older(path: Path, file: IO[bytes]) -> Any:
     """The format before PyTorch 1.6: pickles of a magic number, version, machine, content and keys; the numbers."""
-    if unpickle(file, path) != MAGIC:
+    storages: dict[str, Storage] = {}
+
+    def next_pickle() -> Any:
+        return unpickle(file, path, KNOWN, lambda id: _storage(id, storages))
+
+    if next_pickle() != MAGIC:
         raise ValueError("it does not begin as a file of PyTorch does")
-    unpickle(file, path)
-    machine = unpickle(file, path)
+    next_pickle()
+    machine = next_pickle()
     if type(machine) is not dict or machine.get("little_endian") is not True:
         raise ValueError("its numbers are not little-endian")
-    storages: dict[str, Storage] = {}
-    found = unpickle(file, path, KNOWN, lambda id: _storage(id, storages))
-    keys = unpickle(file, path)
+    found, keys = next_pickle(), next_pickle()
     if type(keys) is not list or any(type(key) is not str for key in keys) or sorted(keys) != sorted(storages):
         raise ValueError("its list of storages is not that of its tensors")
     for key in keys:

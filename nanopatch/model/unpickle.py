@@ -104,9 +104,7 @@ def _carry_out(file: IO[bytes], where: object, known: Known, persistent: Callabl
     memo: dict[int, Any] = {}  # objects to be used again
 
     def refuse(what: str) -> NanopatchError:
-        better = (
-            "a state dict of tensors alone (model.state_dict())" if persistent else "a dict of texts and numbers alone"
-        )
+        better = "a state dict of tensors alone (model.state_dict())" if persistent else "texts and numbers alone"
         return NanopatchError(f"{where} holds {one_line(what)}, which could run code: it is not read; save {better}")
 
     def since_mark() -> list[Any]:

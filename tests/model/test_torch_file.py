@@ -194,8 +194,7 @@ def test_what_a_person_who_saved_the_whole_model_is_told(tmp_path):
 def test_what_a_person_whose_characters_are_not_read_is_told(tmp_path):
     content = writers.pickled({"stoi": RUN})
     assert error_of(tmp_path / "meta.pkl", content, lambda path: vocabulary.read(path, 29)) == (
-        f"{tmp_path / 'meta.pkl'} holds os.system, which could run code: it is not read; save a dict of texts and numbers "
-        "alone"
+        f"{tmp_path / 'meta.pkl'} holds os.system, which could run code: it is not read; save texts and numbers alone"
     )
 
 
