@@ -54,12 +54,15 @@ def published_terms(given: Any, where: PathLike) -> dict[str, Any]:
         given = given["model"]
     terms = dict(given)
     model_type = given.get("model_type")
+    if not isinstance(model_type, (str, type(None))):
+        raise NanopatchError(f"{where}: model_type must be a text, not {model_type!r:.60}")
     is_mingpt = "model_type" in given and ("block_size" in given or model_type in set(MINGPT_SIZES) - {"gpt2"})
     if is_mingpt:
-        if model_type is not None and model_type not in MINGPT_SIZES:
+        if model_type and model_type not in MINGPT_SIZES:
             raise NanopatchError(f"{where}: model_type is {model_type!r:.60}; minGPT has {', '.join(MINGPT_SIZES)}")
-        sizes = dict(zip(("n_layer", "n_head", "n_embd"), MINGPT_SIZES.get(model_type, (None,) * 3), strict=True))
-        terms |= {name: size for name, size in sizes.items() if terms.get(name) is None}
+        sizes = MINGPT_SIZES[model_type] if model_type else (None, None, None)
+        for name, size in zip(("n_layer", "n_head", "n_embd"), sizes, strict=True):
+            terms[name] = size if terms.get(name) is None else terms[name]
         terms |= {"activation_function": "gelu_new", "tie_word_embeddings": False} | {
             name: value for name, value in given.items() if name in ("activation_function", "tie_word_embeddings")
         }
@@ -68,7 +71,9 @@ def published_terms(given: Any, where: PathLike) -> dict[str, Any]:
     elif "block_size" not in given and {"model_type", "architectures", "n_positions", "n_ctx"} & given.keys():
         terms.setdefault("activation_function", Config.activation_function)  # Hugging Face's default
     terms.pop("model_type", None)
-    if "block_size" in given:
+    if given.get("n_positions") not in (None, given.get("block_size")) and given.get("block_size") is not None:
+        raise NanopatchError(f"{where} says both block_size and n_positions, and they differ: which?")
+    if given.get("block_size") is not None:
         terms["n_positions"] = given["block_size"]
     return terms
 

@@ -20,6 +20,8 @@ MODEL_MAGIC, STATE_MAGIC = 20240326, 20240327
 HEADER = 256  # numbers
 #: Versions of a checkpoint: their number format and the bytes of a number. 1 and 2 were before padded vocabularies.
 VERSIONS = {3: ("F32", 4), 5: ("BF16", 2)}
+#: More layers than any GPT-2 has: blocks of one number each would need far more memory than the file.
+MAX_LAYERS = 1000
 STATE_VERSION = 2
 
 
@@ -74,7 +76,7 @@ def read_llmc(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
     if version not in VERSIONS:
         raise NanopatchError(f"{path} is a checkpoint of llm.c of version {version}; versions 3 and 5 can be read")
     sizes = dict(n_positions=n_ctx, vocab_size=n_vocab, n_layer=n_layer, n_head=n_head, n_embd=d)
-    if min(*sizes.values(), padded) < 1 or padded < n_vocab:
+    if min(*sizes.values(), padded) < 1 or padded < n_vocab or n_layer > MAX_LAYERS:
         raise NanopatchError(f"{path}: its header has sizes that cannot be ({sizes}, padded to {padded})")
     number_format, item_size = VERSIONS[version]
     start, size = 4 * HEADER, path.stat().st_size
