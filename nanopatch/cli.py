@@ -191,7 +191,9 @@ def add_question(command: argparse.ArgumentParser, endings: tuple[str, ...]) -> 
 
 def add_tokens(command: argparse.ArgumentParser) -> None:
     """How prompts and answers are read."""
-    command.add_argument("--bos", action="store_true", help="put <|endoftext|> before each prompt")
+    command.add_argument(
+        "--bos", action="store_true", help="put <|endoftext|>, or the model's own such token, before each prompt"
+    )
     command.add_argument("--special-tokens", action="store_true", help="read <|endoftext|> in a prompt as that token")
     command.add_argument("--ids", action="store_true", help="prompts and answers are token ids: 15,3,7")
 
@@ -263,11 +265,13 @@ def demo_command(options: Namespace) -> None:
     for name in NAMED:
         check_writable(folder / f"{name}.png")
     model = load(options.model)
-    if not model.reads_text:
-        raise NanopatchError(
-            "the demo's prompts are texts, and this model's vocabulary is not GPT-2's: give token ids to the other "
-            "commands, such as nanopatch patch --ids"
-        )
+    for experiment in NAMED.values():
+        try:
+            experiment.tokens(model)
+        except NanopatchError as error:
+            raise NanopatchError(
+                f"this model cannot read the demo's prompts: give your own to the other commands ({error})"
+            ) from None
     print(model)
     for name, experiment in NAMED.items():
         print(f"\n=== {name}: {experiment.clean!r} / {experiment.corrupted!r}\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ def save_checkpoint(model: Model, folder: PathLike) -> Path:
     """Write a model into a new folder, in the names and the layout of the published GPT-2, and return the folder.
 
     The weights have the model's own dtype. Biases that its checkpoint did not have are written as zeros. What is known
-    of the vocabulary goes with it: `vocab.json` for characters, a copy of `tokenizer.json`, or `"vocabulary": "gpt2"`
+    of the vocabulary goes with it: `vocab.json` for characters, `tokenizer.json`, or `"vocabulary": "gpt2"`
     in `config.json`.
 
     Raises NanopatchError if the folder holds anything already, or cannot be written.
@@ -55,7 +54,7 @@ def save_checkpoint(model: Model, folder: PathLike) -> Path:
         if isinstance(vocabulary, vocabularies.Characters):
             _write_json(folder / "vocab.json", vocabulary.ids)
         elif isinstance(vocabulary, vocabularies.Tokenizers):
-            shutil.copyfile(vocabulary.path, folder / "tokenizer.json")
+            write_whole(folder / "tokenizer.json", vocabulary.content.encode())
         if model.token_names is not None:
             _write_json(folder / "token_names.json", list(model.token_names))
         if model.trained_tokens is not None:
