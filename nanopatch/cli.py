@@ -30,7 +30,7 @@ from .gradients.attribution import attribute
 from .gradients.edges import circuit, edge_attribution, faithfulness
 from .model import hub
 from .model.checkpoint import load
-from .model.convert import save_checkpoint
+from .model.convert import check_new_folder, save_checkpoint
 from .model.gpt2 import Model
 from .model.layers import ACTIVATIONS
 from .model.tokenizer import visible
@@ -395,6 +395,7 @@ def tokens_command(options: Namespace) -> None:
 
 def convert_command(options: Namespace) -> None:
     """Write any checkpoint that can be loaded as `config.json` and `model.safetensors`, and print the folder."""
+    check_new_folder(options.folder)
     model = load(
         options.source,
         n_head=options.n_head,
