@@ -31,11 +31,14 @@ MINGPT_SIZES = {
     "gpt-nano": (3, 3, 48),
 }
 
-ASK_HEADS = "the weights do not say how many heads there are: give load(..., n_head=...), or n_head in config.json"
+ASK_HEADS = (
+    "the weights do not say how many heads there are: give load(..., n_head=...), nanopatch convert --n-head, or "
+    "n_head in config.json"
+)
 ASK_GELU = (
-    "the weights do not say which GELU they were trained with: give load(..., activation_function=...), or "
-    "activation_function in config.json: 'gelu_new' is the tanh form (minGPT, makemore, nanoGPT before May 2023), "
-    "'gelu' the exact one (nanoGPT since, minGPT before July 2022)"
+    "the weights do not say which GELU they were trained with: give load(..., activation_function=...), nanopatch "
+    "convert --activation-function, or activation_function in config.json: 'gelu_new' is the tanh form (minGPT, "
+    "makemore, nanoGPT before May 2023), 'gelu' the exact one (nanoGPT since, minGPT before July 2022)"
 )
 
 

@@ -494,8 +494,8 @@ class Model:
         if self.vocabulary is None:
             raise NanopatchError(
                 f"this model's vocabulary is not known, so text cannot be turned into its tokens: give token ids, not "
-                f"{prompt!r:.60}, or say whose it is by load(..., vocabulary=...), which is 'gpt2' or a file (a "
-                'tokenizer.json needs pip install "nanopatch[tokenizers]")'
+                f"{prompt!r:.60}, or say whose it is by load(..., vocabulary=...) or nanopatch convert --vocabulary, "
+                'which is gpt2 or a file (a tokenizer.json needs pip install "nanopatch[tokenizers]")'
             )
         return self.vocabulary
 

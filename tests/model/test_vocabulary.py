@@ -7,13 +7,15 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import REFERENCE, tiny_model
+from conftest import REFERENCE, tiny_config, tiny_model
+from writers import llmc
 
 import nanopatch
 from nanopatch import Experiment, NanopatchError, generate, load, sweep
 from nanopatch.cli import main
 from nanopatch.experiments.pairs import read_pairs
 from nanopatch.model import hub, tokenizer
+from nanopatch.model.checkpoint import tensor_shapes
 from nanopatch.model.convert import save_checkpoint
 from nanopatch.model.vocabulary import GPT2, Characters, Tokenizers, read
 from nanopatch.results.sweep import Sweep
@@ -214,6 +216,15 @@ def test_the_real_gpt2_is_known_by_its_hash(tmp_path, monkeypatch):
     assert load(folder, vocabulary="gpt2").tokenize("Hello").tolist() == [15496]
     monkeypatch.setattr(hub, "SHA256", frozenset({unknown.source.sha256}))
     assert load(folder).tokenize("Hello").tolist() == [15496]
+
+
+def test_llm_cs_checkpoints_have_gpt2s(tmp_path):
+    for n_vocab, known in ((50257, True), (50256, False)):
+        config = tiny_config(vocab_size=n_vocab, n_embd=2, n_head=1, n_layer=1, n_inner=8)
+        weights = {name: np.ones(shape) for name, shape in tensor_shapes(config).items()}
+        (tmp_path / "gpt2.bin").write_bytes(llmc(weights, 1, n_padding=47))
+        model = load(tmp_path / "gpt2.bin")
+        assert (model.n_vocab, isinstance(model.vocabulary, GPT2)) == (n_vocab, known)
 
 
 # ---- GPT-2's, padded or extended --------------------------------------------------------------------
