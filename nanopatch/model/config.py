@@ -91,7 +91,10 @@ def read_config(terms: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]],
                     refuse(f"{name} must be a positive whole number, not {value!r:.60}")
                 return value
         if from_shapes is None:
-            refuse(ASK_HEADS if names[0] == "n_head" else f"{names[0]} is missing")
+            if names[0] == "n_head":
+                refuse(ASK_HEADS)
+            some = ", ".join(f"{name:.60}" for name in list(shapes)[:3])
+            refuse(f"no tensor tells {names[0]}: names such as wte.weight and h.0.ln_1.weight are expected, not {some}")
         return from_shapes
 
     def switch(name: str, default: bool) -> bool:
