@@ -32,13 +32,13 @@ MINGPT_SIZES = {
 }
 
 ASK_HEADS = (
-    "the weights do not say how many heads there are: give load(..., n_head=...), nanopatch convert --n-head, or n_head "
-    "in config.json"
+    "the weights do not say how many heads there are: give load(..., n_head=...), nanopatch convert --n-head, or "
+    "n_head in config.json"
 )
 ASK_GELU = (
     "the weights do not say which GELU they were trained with: give load(..., activation_function=...), nanopatch "
-    "convert --activation-function, or activation_function in config.json: 'gelu_new' is the tanh form (minGPT, makemore, nanoGPT before May 2023), "
-    "'gelu' the exact one (nanoGPT since, minGPT before July 2022)"
+    "convert --activation-function, or activation_function in config.json: 'gelu_new' is the tanh form (minGPT, "
+    "makemore, nanoGPT before May 2023), 'gelu' the exact one (nanoGPT since, minGPT before July 2022)"
 )
 
 
@@ -96,7 +96,10 @@ def read_config(terms: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]],
                     refuse(f"{name} must be a positive whole number, not {value!r:.60}")
                 return value
         if from_shapes is None:
-            refuse(ASK_HEADS if names[0] == "n_head" else f"{names[0]} is missing")
+            if names[0] == "n_head":
+                refuse(ASK_HEADS)
+            some = ", ".join(f"{name:.60}" for name in list(shapes)[:3])
+            refuse(f"no tensor tells {names[0]}: names such as wte.weight and h.0.ln_1.weight are expected, not {some}")
         return from_shapes
 
     def switch(name: str, default: bool) -> bool:

@@ -15,6 +15,7 @@ from ..errors import NanopatchError
 from ..files import opened
 from ..types import Array
 from .stored import Stored
+from .tokenizer import N_VOCAB
 
 MODEL_MAGIC, STATE_MAGIC = 20240326, 20240327
 HEADER = 256  # numbers
@@ -92,7 +93,10 @@ def read_llmc(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
             start += item_size * math.prod(shape)
     wte = tensors["wte.weight"]
     tensors["wte.weight"] = Stored(path, wte.start, number_format, (n_vocab, d))
-    return tensors, sizes | {"activation_function": "gelu_new", "tie_word_embeddings": True}
+    said: dict[str, Any] = {**sizes, "activation_function": "gelu_new", "tie_word_embeddings": True}
+    if n_vocab == N_VOCAB:  # llm.c has no other tokenizer of this size
+        said["vocabulary"] = "gpt2"
+    return tensors, said
 
 
 def read_debug_state(path: Path, n_layer: int, d: int, n_vocab: int, n_ctx: int) -> DebugState:
