@@ -31,7 +31,7 @@ from .gradients.edges import circuit, edge_attribution, faithfulness
 from .lenses.heads import head_scores
 from .model import hub
 from .model.checkpoint import load
-from .model.convert import save_checkpoint
+from .model.convert import check_new_folder, save_checkpoint
 from .model.gpt2 import Model
 from .model.layers import ACTIVATIONS
 from .model.tokenizer import visible
@@ -211,7 +211,9 @@ def add_question(command: argparse.ArgumentParser, endings: tuple[str, ...]) -> 
 
 def add_tokens(command: argparse.ArgumentParser) -> None:
     """How prompts and answers are read."""
-    command.add_argument("--bos", action="store_true", help="put <|endoftext|> before each prompt")
+    command.add_argument(
+        "--bos", action="store_true", help="put <|endoftext|>, or the model's own such token, before each prompt"
+    )
     command.add_argument("--special-tokens", action="store_true", help="read <|endoftext|> in a prompt as that token")
     command.add_argument("--ids", action="store_true", help="prompts and answers are token ids: 15,3,7")
 
@@ -283,11 +285,13 @@ def demo_command(options: Namespace) -> None:
     for name in NAMED:
         check_writable(folder / f"{name}.png")
     model = load(options.model)
-    if not model.reads_text:
-        raise NanopatchError(
-            "the demo's prompts are texts, and this model's vocabulary is not GPT-2's: give token ids to the other "
-            "commands, such as nanopatch patch --ids"
-        )
+    for experiment in NAMED.values():
+        try:
+            experiment.tokens(model)
+        except NanopatchError as error:
+            raise NanopatchError(
+                f"this model cannot read the demo's prompts: give your own to the other commands ({error})"
+            ) from None
     print(model)
     for name, experiment in NAMED.items():
         print(f"\n=== {name}: {experiment.clean!r} / {experiment.corrupted!r}\n")
@@ -437,6 +441,7 @@ def tokens_command(options: Namespace) -> None:
 
 def convert_command(options: Namespace) -> None:
     """Write any checkpoint that can be loaded as `config.json` and `model.safetensors`, and print the folder."""
+    check_new_folder(options.folder)
     model = load(
         options.source,
         n_head=options.n_head,

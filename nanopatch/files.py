@@ -197,12 +197,7 @@ def write_whole(path: PathLike, content: bytes) -> None:
 
     target, temporary = check_writable(path), None
     try:
-        if target.exists():
-            mode = stat.S_IMODE(target.stat().st_mode)
-        else:
-            umask = os.umask(0)
-            os.umask(umask)
-            mode = 0o666 & ~umask  # mkstemp lets only the owner read it
+        mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else new_file_mode()
         descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=".nanopatch-")
         with open(descriptor, "wb") as file:
             file.write(content)
@@ -214,6 +209,13 @@ def write_whole(path: PathLike, content: bytes) -> None:
     finally:  # also after Ctrl-C
         if temporary:
             Path(temporary).unlink(missing_ok=True)
+
+
+def new_file_mode() -> int:
+    """The mode that `open` gives a new file. Temporary files, which only the owner may read, get it afterwards."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
 
 
 def sha256(*paths: PathLike) -> str:

@@ -144,6 +144,34 @@ def forward(options):
         yield row(f"forward, {n_tokens} tokens, last logits: nanopatch / Hugging Face", ratios, last_bound)
 
 
+def gelu(options):
+    """The exact GELU beside the tanh form, and its share of a forward and a backward pass at 124M's shape."""
+    import numpy as np
+
+    from nanopatch.model.backward import gelu_slope
+    from nanopatch.model.layers import by_blocks, gelu, gelu_new
+
+    def all_of(function, arrays):
+        for x in arrays:  # a list would hold the results, and so hinder the allocator
+            function(x)
+
+    rng, repeats = np.random.default_rng(0), 3 * options.repeats
+    for n_tokens in (11, 64):
+        x = [rng.standard_normal((n_tokens, 3072), dtype=np.float32)] * 10
+        ratios = alternate(lambda x=x: all_of(gelu, x), lambda x=x: all_of(gelu_new, x), repeats)
+        yield row(f"GELU of {n_tokens} tokens: exact form / tanh form", ratios, 8)
+    model = random_model("124M", "gelu")
+    run = model.run(rng.integers(0, model.n_vocab, 11))
+    d_logits = np.zeros_like(run.logits)
+    d_logits[-1, [3, 7]] = 1, -1
+    ratios = alternate(lambda: all_of(gelu, run.mlp_pre), lambda: model.run(run.tokens), repeats)
+    yield row("exact GELU of all layers, 11 tokens / one forward pass", ratios, 0.08)
+    ratios = alternate(
+        lambda: all_of(lambda x: by_blocks(gelu_slope, x), run.mlp_pre), lambda: model.backward(run, d_logits), repeats
+    )
+    yield row("its slope in all layers / one backward pass", ratios, 0.08)
+
+
 def sweeps(options):
     """The sweep of resid_pre at 124M's shape, 12 x 11 patches: for README's prompts, and for a pair that needs all."""
     model = random_model("124M")
@@ -351,6 +379,7 @@ PARTS = {
     "import": imports,
     "demo": demo,
     "forward": forward,
+    "gelu": gelu,
     "sweep": sweeps,
     "memory": memory,
     "load": loading,
@@ -368,19 +397,20 @@ def nanopatch():
     return nanopatch
 
 
-def shape_config(shape):
+def shape_config(shape, activation="gelu_new"):
     from nanopatch.model.gpt2 import Config
 
     n_layer, n_head, n_embd = SHAPES[shape]
-    return Config(n_layer, n_head, n_embd, n_positions=1024, vocab_size=50257, n_inner=4 * n_embd)
+    sizes = dict(n_positions=1024, vocab_size=50257, n_inner=4 * n_embd)
+    return Config(n_layer, n_head, n_embd, **sizes, activation_function=activation)
 
 
-def random_model(shape):
+def random_model(shape, activation="gelu_new"):
     import numpy as np
 
     from nanopatch.model.checkpoint import build, tensor_shapes
 
-    config, rng = shape_config(shape), np.random.default_rng(0)
+    config, rng = shape_config(shape, activation), np.random.default_rng(0)
     tensors = {}
     for name, size in tensor_shapes(config).items():
         if name != "lm_head.weight":

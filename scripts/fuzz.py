@@ -3,11 +3,11 @@
     python scripts/fuzz.py                             # 1,000 cases of each part
     python scripts/fuzz.py results pairs -n 5000 --seed 1
 
-Parts: checkpoints (config.json, weights, index), results (saved .npz and .json), pairs (.jsonl and .csv), commands
-(command lines of `nanopatch`). A case is made from its seed and number alone, so that it can be repeated:
-`python scripts/fuzz.py commands --only 37`. Prints how many cases ended right and how many in an error, and every case
-that ended otherwise: another exception, a warning, an error of several lines, a loaded thing that is not what the
-file says. The exit status is 1 if there is one.
+Parts: checkpoints (config.json, weights, index), formats (files of PyTorch, minGPT, nanoGPT and llm.c), results (saved
+.npz and .json), pairs (.jsonl and .csv), commands (command lines of `nanopatch`). A case is made from its seed and
+number alone, so that it can be repeated: `python scripts/fuzz.py commands --only 37`. Prints how many cases ended right
+and how many in an error, and every case that ended otherwise: another exception, a warning, an error of several lines,
+a loaded thing that is not what the file says. The exit status is 1 if there is one.
 """
 
 import argparse
@@ -17,12 +17,15 @@ import csv
 import io
 import json
 import os
+import pickle
 import struct
 import sys
 import tempfile
 import time
 import traceback
+import tracemalloc
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +33,11 @@ import numpy as np
 import nanopatch
 from nanopatch import NanopatchError, cli
 from nanopatch.experiments import NAMED
+from nanopatch.model.backward import named_weights
 from nanopatch.model.checkpoint import build, tensor_shapes
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+import writers  # noqa: E402  (of the tests)
 
 SIZES = dict(n_layer=2, n_head=2, n_embd=8, n_inner=12, n_positions=12, vocab_size=29)
 CONFIG = {"model_type": "gpt2", **SIZES}
@@ -274,6 +281,310 @@ def clear(place):
     place.mkdir(exist_ok=True)
     for path in place.iterdir():
         path.unlink()
+
+
+# ---- formats -------------------------------------------------------------------------------------
+
+
+#: What reading a small file may take, in bytes; a larger one, twice its size.
+MEMORY = 8 * 2**20
+KNOWN_NAMES = {("collections", "OrderedDict"), ("torch._utils", "_rebuild_tensor_v2")}
+KNOWN_NAMES |= {("torch._utils", "_rebuild_parameter"), *(("torch", name) for name in writers.STORAGES.values())}
+RUN = writers.Call(writers.Name("os", "system"), ("touch touched",))
+EVIL = [
+    RUN,
+    writers.Kept(RUN),
+    writers.Code(b"(X\x0d\x00\x00\x00touch touchedios\nsystem\n"),
+    writers.Code(b"\x82\x01"),
+]
+EVIL += [writers.Call(writers.Name("builtins", "eval"), ("open('touched', 'w')",)), writers.Code(b"]" * 10_000)]
+EVIL += [
+    writers.Code(b"\x8d" + b"\xff" * 7 + b"\x00"),
+    writers.Code(b"X\xff\xff\xff\xff"),
+    writers.Code(b"\x8b\xff\xff\xff\x7f"),
+]
+EVIL += [
+    writers.Code(b"]q\x00" + b"".join(b"h%c\x86q%c" % (i, i + 1) for i in range(60))),
+    writers.Code(b"Nr\xff\xff\xff\xff"),
+]
+PATHS = [
+    "../touched",
+    "/tmp/touched",
+    "a/../../touched",
+    "archive/data/../touched",
+    "data.pkl",
+    "b/data.pkl",
+    "a\n",
+    "x" * 9000,
+]
+
+
+def formats(folder):
+    """Mutated files of other programs: what loads has the numbers that Python's own readers find in the file."""
+    rng = np.random.default_rng(0)
+    sizes = SIZES | {"n_inner": 32}
+    shapes = tensor_shapes(nanopatch.Config(**sizes))
+    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    del weights["lm_head.weight"]
+    no_biases = {name: array for name, array in weights.items() if not name.endswith("bias")}
+    args = {"n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 12, "bias": False, "vocab_size": 29, "dropout": 0.0}
+    ways = ["plain", "transposed", "sliced", "offset", "parameter"]
+
+    def state_dict(rng):
+        """Tensors as minGPT or nanoGPT name them, some of them with something wrong."""
+        linear = writers.in_layout(weights if rng.integers(2) else no_biases, "linear", 2)
+        prefix = pick(rng, ["", "transformer.", "_orig_mod.transformer."])
+        found = {prefix + name: writers.tensor(array, how=pick(rng, ways)) for name, array in linear.items()}
+        for _ in range(rng.integers(0, 3)):
+            name, other = pick(rng, [*found]), pick(rng, [*found])
+            one = found[name]
+            if not isinstance(one, writers.Tensor) or not isinstance(found[other], writers.Tensor):
+                continue
+            n = pick(rng, [-1, 0, 1, 2, 7, 8, 9, 10**3, 2**31, 2**63, 2**70])
+            axis = int(rng.integers(len(one.shape)))
+            how = rng.integers(12)
+            if how == 0:
+                found[name] = one._replace(offset=n)
+            elif how == 1:
+                found[name] = one._replace(shape=(*one.shape[:axis], n, *one.shape[axis + 1 :]))
+            elif how == 2:
+                found[name] = one._replace(strides=(*one.strides[:axis], n, *one.strides[axis + 1 :]))
+            elif how == 3:
+                found[name] = one._replace(shape=one.shape[::-1], strides=one.strides[::-1])
+            elif how == 4:
+                found[name], found[other] = found[other], one
+            elif how == 5:
+                del found[name]
+            elif how == 6:
+                found[name] = pick(rng, [*EVIL, 3, None, "a", [], {}, (1,), 2**80])
+            elif how == 7:
+                found[pick(rng, ["x", "h.0.attn.bias", "lm_head.weight", "module." + name, "\ud800\n", "y" * 500])] = (
+                    one
+                )
+            elif how == 8:
+                found[name] = one._replace(number_format=pick(rng, [*writers.STORAGES]))
+            elif how == 9:
+                found[name] = one._replace(storage=one.storage[: int(rng.integers(one.storage.size + 1))])
+            elif how == 10:
+                found[name] = one._replace(shape=one.shape * 40, strides=one.strides * 40)
+            else:
+                found[name] = one._replace(shape=tuple(map(float, one.shape)))
+        return found
+
+    def zip_entries(rng, entries):
+        """The entries of a zip, some of them renamed, swapped, left out, cut or of other content."""
+        names = [*entries]
+        name, other = pick(rng, names), pick(rng, names)
+        how = rng.integers(6)
+        if how == 0:
+            entries[pick(rng, PATHS)] = entries.pop(name)
+        elif how == 1:
+            entries[name], entries[other] = entries[other], entries[name]
+        elif how == 2:
+            del entries[name]
+        elif how == 3:
+            entries[name] = damaged(rng, entries[name])
+        elif how == 4:
+            entries[pick(rng, PATHS)] = b"x"
+        else:
+            entries[name] = entries[name] + bytes(int(rng.integers(1, 9)))
+        return entries
+
+    def torch_file(rng):
+        found = state_dict(rng)
+        content = pick(rng, [writers.ordered, dict])(found)
+        if rng.integers(2):
+            given = dict(args)
+            if rng.integers(4) == 0:
+                given[pick(rng, [*given])] = pick(rng, [-1, 0, 3, 2**31, 2**100, None, "a", [1], 1.5, True, *EVIL])
+            content = {pick(rng, ["model", "state_dict"]): content, "model_args": given, "iter_num": 3, "optimizer": {}}
+            if rng.integers(4) == 0:
+                content[pick(rng, ["config", "model", "optimizer", "x"])] = pick(
+                    rng, [*EVIL, None, 3, {}, {"model": {}}]
+                )
+        if rng.integers(2):
+            return writers.torch_older(content)
+        made = writers.torch_zip(content, edit=(lambda e: zip_entries(rng, e)) if rng.integers(3) == 0 else None)
+        if rng.integers(8) == 0:  # compressed, or a bomb
+            with zipfile.ZipFile(io.BytesIO(made)) as archive:
+                entries = {name: archive.read(name) for name in archive.namelist()}
+            if rng.integers(2):
+                entries[pick(rng, [*entries])] = bytes(10 * 2**20)
+            made = writers.zipped(entries, zipfile.ZIP_DEFLATED)
+        return made
+
+    def llmc_file(rng):
+        header = {}
+        for _ in range(rng.integers(0, 2)):
+            values = [-1, 0, 1, 2, 3, 5, 8, 12, 29, 30, 2**31 - 1, -(2**31), 20240327]
+            header[f"n{rng.integers(9)}"] = pick(rng, values)
+        return writers.llmc(weights, 2, pick(rng, ["F32", "BF16"]), int(rng.integers(3)), **header)
+
+    def safetensors_file(rng):
+        names = writers.in_layout(weights, pick(rng, writers.LAYOUTS), 2)
+        number_format = pick(rng, ["F32", "F16", "BF16", "F64"])
+        return writers.safetensors({name: (array, number_format) for name, array in names.items()})
+
+    @np.errstate(all="ignore")
+    def case(rng):
+        place = folder / "model"
+        clear(place)
+        os.chdir(place)
+        kind = pick(rng, [torch_file, torch_file, torch_file, llmc_file, safetensors_file])
+        content = kind(rng)
+        if rng.integers(3) == 0:
+            n = pick(rng, [64, 1100, 4000, len(content)])
+            at = int(pick(rng, [0, 0, len(content) - n]))
+            content = content[: max(at, 0)] + damaged(rng, content[max(at, 0) :][:n]) + content[max(at, 0) + n :]
+        ending = {llmc_file: ".bin", safetensors_file: ".safetensors"}.get(
+            kind, pick(rng, [".pt", ".pth", ".ckpt", ".bin"])
+        )
+        path = place / f"model{ending}"
+        path.write_bytes(content)
+        known = {path.name}
+        if rng.integers(8) == 0:
+            known.add("config.json")
+            terms = pick(rng, [args, {"model": {**args, "model_type": None}}, {**sizes, "model_type": "gpt2"}])
+            Path("config.json").write_text(json.dumps(edited(rng, terms)))
+        if rng.integers(8) == 0:
+            known.add("meta.pkl")
+            ids = {chr(97 + i): i for i in range(26)}
+            if rng.integers(2):
+                ids[pick(rng, ["a", "ab", "é"])] = pick(rng, [*EVIL, -1, 29, 2**70, 1.5, None, [[]]])
+            meta = writers.pickled({"stoi": ids, "itos": {i: c for c, i in ids.items() if type(i) is int}})
+            Path("meta.pkl").write_bytes(damaged(rng, meta) if rng.integers(2) else meta)
+        traced, begin = rng.integers(10) == 0, time.perf_counter()
+        if traced:
+            tracemalloc.start()
+        try:
+            dtype = pick(rng, [np.float32, np.float64])
+            model = nanopatch.load(path, dtype, n_head=2, activation_function=pick(rng, ["gelu", "gelu_new"]))
+        finally:
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            if {file.name for file in place.iterdir()} != known:
+                raise Wrong("it ran something: there are new files")
+            if peak > max(MEMORY, 2 * len(content)):
+                raise Wrong(f"it took {peak:,} bytes for a file of {len(content):,}")
+            if time.perf_counter() - begin > 20:
+                raise Wrong("it took very long")
+        check_numbers(model, plain_tensors(content), dtype)
+        if isinstance(model.vocabulary, nanopatch.model.vocabulary.Characters):
+            ids = PlainUnpickler(io.BytesIO(Path("meta.pkl").read_bytes())).load()["stoi"]
+            if ids != model.vocabulary.ids:
+                raise Wrong("another vocabulary than the file's")
+
+    return case
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Python's own, and nothing to call but what stands for PyTorch's. A tensor: (storage, offset, shape, strides)."""
+
+    def __init__(self, file):
+        super().__init__(file)
+        self.kinds = {}
+
+    def find_class(self, module, name):
+        if (module, name) not in KNOWN_NAMES:
+            raise ValueError(name)
+        calls = {"OrderedDict": collections.OrderedDict, "_rebuild_parameter": lambda tensor, *_: tensor}
+        return calls.get(name, (lambda *arguments: arguments[:4]) if name == "_rebuild_tensor_v2" else name)
+
+    def persistent_load(self, id):
+        _, kind, key, *_ = id
+        self.kinds[key] = kind
+        return kind, key
+
+
+def plain_tensors(content):
+    """{name: array} of a file, by Python's own zipfile and pickle, or straight from the bytes."""
+    if content[4:9] == b"\0\0\0\0{":
+        (length,) = struct.unpack("<Q", content[:8])
+        numbers, found = content[8 + length :], {}
+        for name, entry in json.loads(content[8 : 8 + length]).items():
+            begin, end = entry["data_offsets"]
+            found[name] = plain_numbers(numbers[begin:end], entry["dtype"]).reshape(entry["shape"])
+        return found
+    if content[:4] == b"PK\x03\x04":
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            root = next(name for name in archive.namelist() if name.split("/")[1:] == ["data.pkl"])[: -len("data.pkl")]
+            unpickler = PlainUnpickler(io.BytesIO(archive.read(f"{root}data.pkl")))
+            found = plain_state_dict(unpickler.load())
+            numbers = {key: archive.read(f"{root}data/{key}") for (_, key), *_ in found.values()}
+    elif content[:1] == b"\x80":
+        file = io.BytesIO(content)
+        for _ in range(3):
+            PlainUnpickler(file).load()
+        unpickler = PlainUnpickler(file)
+        found, numbers = plain_state_dict(unpickler.load()), {}
+        for key in PlainUnpickler(file).load():
+            numbers[key] = file.read(struct.unpack("<q", file.read(8))[0] * plain_dtype(unpickler.kinds[key]).itemsize)
+    else:
+        return plain_llmc(content)
+    tensors = {}
+    for name, ((kind, key), offset, shape, strides) in found.items():
+        places = np.full(shape, offset)
+        for axis, (n, stride) in enumerate(zip(shape, strides, strict=True)):
+            places += (np.arange(n) * stride).reshape([-1] + [1] * (len(shape) - axis - 1))
+        whole = len(numbers[key]) // plain_dtype(kind).itemsize * plain_dtype(kind).itemsize
+        tensors[name] = plain_numbers(numbers[key][:whole], kind)[places]
+    return tensors
+
+
+def plain_state_dict(found):
+    for _ in range(3):
+        known = [name for name in ("model", "state_dict", "model_state_dict") if isinstance(found.get(name), dict)]
+        found = found[known[0]] if known else found
+    return found
+
+
+def plain_dtype(kind):
+    """The dtype of a number format, by safetensors' or PyTorch's name."""
+    kind = {storage: name for name, storage in writers.STORAGES.items()}.get(kind, kind)
+    return np.dtype("<u2" if kind == "BF16" else writers.NUMPY[kind])
+
+
+def plain_numbers(content, kind):
+    array = np.frombuffer(content, plain_dtype(kind))
+    return (array.astype(np.uint32) << 16).view(np.float32) if kind in ("BF16", "BFloat16Storage") else array
+
+
+def plain_llmc(content):
+    _, version, n_ctx, n_vocab, n_layer, _, d, padded = np.frombuffer(content[:32], "<i4").tolist()
+    numbers = plain_numbers(content[1024:], "F32" if version == 3 else "BF16")
+    found, at = {}, 0
+    parts = {"ln_1": (d,), "attn.c_attn": (3 * d, d), "attn.c_proj": (d, d), "ln_2": (d,)}
+    parts |= {"mlp.c_fc": (4 * d, d), "mlp.c_proj": (d, 4 * d)}
+    names = [("wte.weight", (padded, d)), ("wpe.weight", (n_ctx, d))]
+    for part, shape in parts.items():
+        names += [(f"h.{i}.{part}.weight", shape) for i in range(n_layer)]
+        names += [(f"h.{i}.{part}.bias", shape[:1]) for i in range(n_layer)]
+    for name, shape in [*names, ("ln_f.weight", (d,)), ("ln_f.bias", (d,))]:
+        n = int(np.prod(shape))
+        found[name], at = numbers[at : at + n].reshape(shape), at + n
+    return found | {"wte.weight": found["wte.weight"][:n_vocab]}
+
+
+def check_numbers(model, tensors, dtype):
+    """Raise Wrong if a model has other numbers than a state dict in one of the layouts."""
+    found = {}
+    for name, array in tensors.items():
+        while prefix := next((p for p in ("transformer.", "module.", "_orig_mod.") if name.startswith(p)), ""):
+            name = name[len(prefix) :]
+        found[name] = array
+    layout = {"embed.W_E": "TransformerLens", "pos_emb": "old minGPT"}
+    layout = next((layout[name] for name in layout if name in found), "published")
+    if found.get("h.0.attn.c_attn.weight", np.zeros(0)).shape == (3 * model.d_model, model.d_model):
+        layout = "linear"
+    weights = named_weights(model) | {"lm_head.weight": model.lm_head}
+    for name, array in writers.in_layout(weights, layout, model.n_head).items():
+        told = found.get(name)
+        if told is None and name in ("wte.weight", "lm_head.weight", "head.weight", "unembed.W_U", "unembed.b_U"):
+            told = found.get({"wte.weight": "lm_head.weight"}.get(name, "wte.weight"), array)
+        if told is None and name.endswith("bias") and not array.any():
+            continue
+        if told is None or not np.array_equal(told.astype(dtype), array):
+            raise Wrong(f"{name} has other numbers than the file")
 
 
 # ---- saved results -------------------------------------------------------------------------------
@@ -605,7 +916,7 @@ def run_command(line):
         json.loads(printed, parse_constant=lambda name: (_ for _ in ()).throw(Wrong(f"{line}: {name} in JSON")))
 
 
-PARTS = {"checkpoints": checkpoints, "results": results, "pairs": pairs, "commands": commands}
+PARTS = {"checkpoints": checkpoints, "formats": formats, "results": results, "pairs": pairs, "commands": commands}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -120,12 +120,21 @@ def answer_token(model: Model, answer: str | int) -> int:
         raise NanopatchError("the answer is empty: give one token, such as ' Jones'")
     ids = model.tokenize(answer if isinstance(answer, str) else [answer])
     if len(ids) != 1:
-        spaced = f" {answer}"
-        hint = f"; with a leading space it is one: {spaced!r}" if len(model.tokenize(spaced)) == 1 else ""
+        spaced = spaced_token(model, str(answer))
+        hint = "" if spaced is None else f"; with a leading space it is one: {f' {answer}'!r}"
         raise NanopatchError(
             f"the answer {answer!r} is {len(ids)} tokens, {model.token_strings(ids)}, and must be one{hint}"
         )
     return int(ids[0])
+
+
+def spaced_token(model: Model, answer: str) -> int | None:
+    """The token id of an answer with a leading space; None if that is not one token."""
+    try:
+        ids = model.tokenize(f" {answer}")
+    except NanopatchError:  # such as a vocabulary without a space
+        return None
+    return int(ids[0]) if len(ids) == 1 else None
 
 
 # The first three are the experiments of the report that this library follows.

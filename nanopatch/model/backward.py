@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import NanopatchError
 from ..types import Array, Sites
-from .layers import BLOCK_WEIGHTS, affine, erf, layer_norm, softmax, standardise
+from .layers import BLOCK_WEIGHTS, affine, by_blocks, layer_norm, normal_cdf, softmax, standardise
 from .sites import ATTENTION_SITES, BLOCK_SITES, HEAD_SITES, SITES, Run, known_sites
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def block_backward(model: Model, layer: int, run: Run, d_resid_post: Array) -> d
     # mlp_out = affine(mlp_post, *mlp.c_proj)
     d_mlp_post = affine(d_mlp_out, block.mlp.c_proj.weight.T)  # (n_tokens, d_mlp)
     # mlp_post = activation(mlp_pre)
-    d_mlp_pre = d_mlp_post * SLOPES[model.config.activation_function](run.mlp_pre[layer])
+    d_mlp_pre = d_mlp_post * by_blocks(SLOPES[model.config.activation_function], run.mlp_pre[layer])
     # mlp_pre = affine(layer_norm(mlp_in), *mlp.c_fc)
     d_mlp_normed = affine(d_mlp_pre, block.mlp.c_fc.weight.T)  # (n_tokens, d_model)
     d_mlp_in = layer_norm_backward(d_mlp_normed, run.mlp_in[layer], block.ln_2.weight, eps)
@@ -319,7 +319,11 @@ def gelu_new_slope(x: Array) -> Array:
 
 def gelu_slope(x: Array) -> Array:
     """dy/dx of y = x Phi(x): Phi(x) + x phi(x). Phi is the normal distribution function, phi its density."""
-    return 0.5 * (1 + erf(x * math.sqrt(0.5))) + x * np.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+    slope = np.clip(x, -40, 40)  # beyond, x phi(x) is 0, and infinity times 0 would be NaN
+    slope *= np.exp(-0.5 * slope * slope)
+    slope *= 1 / math.sqrt(2 * math.pi)
+    slope += normal_cdf(x)
+    return slope
 
 
 def relu_slope(x: Array) -> Array:

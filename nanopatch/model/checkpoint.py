@@ -133,12 +133,15 @@ def load(
         tensors |= shard
         said |= of_shard
     published = published_layout(tensors, place)
-    terms = config_terms(folder, said) | published.config
+    terms = config_terms(folder, said | published.config)
     given = {"n_head": n_head, "activation_function": activation_function}
     terms |= {key: value for key, value in given.items() if value is not None}
     shapes = {key: tensor.shape for key, tensor in published.tensors.items()}
     config_file = folder / "config.json"
     config = read_config(terms, shapes, config_file if config_file.is_file() else place)
+    head = published.tensors.get("lm_head.weight")
+    if not config.tie_word_embeddings and head is not None and published.tensors["wte.weight"] is head:
+        raise NanopatchError(f"{place} lacks wte.weight, and its config says that lm_head.weight is another")
     if terms.get("bias") is True and "no biases" in published.seen:
         raise NanopatchError(f"{place} has no biases, and its config says bias true: it is not whole")
     model = build(config, published.tensors, dtype, where=place, seen=published.seen)
@@ -197,8 +200,6 @@ def config_terms(folder: Path, said: Mapping[str, Any]) -> dict[str, Any]:
     Raises NanopatchError if the two differ.
     """
     own = published_terms(said, "the file of weights") if said else {}
-    if "n_positions" in said:  # llm.c's say all of it
-        return own
     path = folder / "config.json"
     try:
         terms = published_terms(read_json(path), path)
@@ -244,7 +245,9 @@ def build(
         if not isinstance(tensor, np.ndarray) and tensor.number_format not in FORMATS:
             raise NanopatchError(f"{where}: {name} must be in one of the number formats {', '.join(FORMATS)}")
         if tensor.shape != expected[name]:
-            raise NanopatchError(f"{where}: {name} has shape {tensor.shape}; config.json expects {expected[name]}")
+            raise NanopatchError(
+                f"{where}: {name} has shape {str(tensor.shape):.60}; config.json expects {expected[name]}"
+            )
         if not isinstance(tensor, np.ndarray):
             array = tensor.read(np.dtype(dtype))
         else:
@@ -291,7 +294,7 @@ def _all_finite(array: Array) -> bool:
 
 def _some(names: Iterable[str]) -> str:
     """The first three names, and how many more there are."""
-    names = list(names)
+    names = [f"{name:.100}" for name in names]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

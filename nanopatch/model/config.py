@@ -31,11 +31,14 @@ MINGPT_SIZES = {
     "gpt-nano": (3, 3, 48),
 }
 
-ASK_HEADS = "the weights do not say how many heads there are: give load(..., n_head=...), or n_head in config.json"
+ASK_HEADS = (
+    "the weights do not say how many heads there are: give load(..., n_head=...), nanopatch convert --n-head, or "
+    "n_head in config.json"
+)
 ASK_GELU = (
-    "the weights do not say which GELU they were trained with: give load(..., activation_function=...), or "
-    "activation_function in config.json: 'gelu_new' is the tanh form (minGPT, makemore, nanoGPT before May 2023), "
-    "'gelu' the exact one (nanoGPT since, minGPT before July 2022)"
+    "the weights do not say which GELU they were trained with: give load(..., activation_function=...), nanopatch "
+    "convert --activation-function, or activation_function in config.json: 'gelu_new' is the tanh form (minGPT, "
+    "makemore, nanoGPT before May 2023), 'gelu' the exact one (nanoGPT since, minGPT before July 2022)"
 )
 
 
@@ -51,12 +54,15 @@ def published_terms(given: Any, where: PathLike) -> dict[str, Any]:
         given = given["model"]
     terms = dict(given)
     model_type = given.get("model_type")
+    if not isinstance(model_type, (str, type(None))):
+        raise NanopatchError(f"{where}: model_type must be a text, not {model_type!r:.60}")
     is_mingpt = "model_type" in given and ("block_size" in given or model_type in set(MINGPT_SIZES) - {"gpt2"})
     if is_mingpt:
-        if model_type is not None and model_type not in MINGPT_SIZES:
+        if model_type and model_type not in MINGPT_SIZES:
             raise NanopatchError(f"{where}: model_type is {model_type!r:.60}; minGPT has {', '.join(MINGPT_SIZES)}")
-        sizes = dict(zip(("n_layer", "n_head", "n_embd"), MINGPT_SIZES.get(model_type, (None,) * 3), strict=True))
-        terms |= {name: size for name, size in sizes.items() if terms.get(name) is None}
+        sizes = MINGPT_SIZES[model_type] if model_type else (None, None, None)
+        for name, size in zip(("n_layer", "n_head", "n_embd"), sizes, strict=True):
+            terms[name] = size if terms.get(name) is None else terms[name]
         terms |= {"activation_function": "gelu_new", "tie_word_embeddings": False} | {
             name: value for name, value in given.items() if name in ("activation_function", "tie_word_embeddings")
         }
@@ -65,7 +71,9 @@ def published_terms(given: Any, where: PathLike) -> dict[str, Any]:
     elif "block_size" not in given and {"model_type", "architectures", "n_positions", "n_ctx"} & given.keys():
         terms.setdefault("activation_function", Config.activation_function)  # Hugging Face's default
     terms.pop("model_type", None)
-    if "block_size" in given:
+    if given.get("n_positions") not in (None, given.get("block_size")) and given.get("block_size") is not None:
+        raise NanopatchError(f"{where} says both block_size and n_positions, and they differ: which?")
+    if given.get("block_size") is not None:
         terms["n_positions"] = given["block_size"]
     return terms
 
@@ -88,7 +96,10 @@ def read_config(terms: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]],
                     refuse(f"{name} must be a positive whole number, not {value!r:.60}")
                 return value
         if from_shapes is None:
-            refuse(ASK_HEADS if names[0] == "n_head" else f"{names[0]} is missing")
+            if names[0] == "n_head":
+                refuse(ASK_HEADS)
+            some = ", ".join(f"{name:.60}" for name in list(shapes)[:3])
+            refuse(f"no tensor tells {names[0]}: names such as wte.weight and h.0.ln_1.weight are expected, not {some}")
         return from_shapes
 
     def switch(name: str, default: bool) -> bool:

@@ -393,13 +393,14 @@ class Model:
         prepend_bos : bool
             Put the checkpoint's `bos_token_id` first, which is GPT-2's `<|endoftext|>`.
         special_tokens : bool
-            Read `<|endoftext|>` inside the text as that token. By default it is ordinary text.
+            Read `<|endoftext|>` inside the text as that token, or the special tokens that the vocabulary has in its
+            place. By default it is ordinary text.
 
         Raises
         ------
         NanopatchError
-            If the prompt is empty or longer than n_ctx, an id is outside the vocabulary, or text is given where the
-            vocabulary is not GPT-2's.
+            If the prompt is empty or longer than n_ctx, an id is outside the vocabulary, text is given where the
+            vocabulary is not known or cannot spell it, or `special_tokens` where it has none.
 
         Examples
         --------
@@ -408,7 +409,12 @@ class Model:
         array([48736,  5437])
         """
         if isinstance(prompt, str):
-            tokens = np.array(self._known_vocabulary(prompt).encode(prompt, special_tokens), dtype=np.int64)
+            vocabulary = self._known_vocabulary(prompt)
+            if special_tokens and not vocabulary.special_tokens:
+                raise NanopatchError(
+                    "this model's vocabulary has no special tokens: leave out special_tokens (--special-tokens)"
+                )
+            tokens = np.array(vocabulary.encode(prompt, special_tokens), dtype=np.int64)
         else:
             try:
                 tokens = np.asarray(prompt)
@@ -421,18 +427,19 @@ class Model:
             if tokens.ndim not in (1, 2):
                 raise NanopatchError(f"token ids have shape (n_tokens,) or (batch, n_tokens), not {tokens.shape}")
             tokens = tokens.astype(np.int64)
+        bos = self.config.bos_token_id
+        if bos is not None and not 0 <= bos < self.n_vocab:
+            bos = None
         if prepend_bos:
-            bos = self.config.bos_token_id
-            if bos is None or not 0 <= bos < self.n_vocab:
+            if bos is None:
                 raise NanopatchError(
-                    f"this model has no token to put before a prompt: its config.json has bos_token_id {bos}, its "
-                    f"vocabulary 0 to {self.n_vocab - 1}; leave out prepend_bos (--bos)"
+                    "this model has no token to put before a prompt: its config.json has bos_token_id "
+                    f"{self.config.bos_token_id}, its vocabulary 0 to {self.n_vocab - 1}; leave out prepend_bos (--bos)"
                 )
             tokens = np.concatenate([np.full((*tokens.shape[:-1], 1), bos), tokens], axis=-1)
         if tokens.size == 0:
-            raise NanopatchError(
-                "the prompt is empty: give it at least one token (or <|endoftext|>: prepend_bos=True, --bos)"
-            )
+            first = "" if bos is None else f" (or {self.token_strings(bos)[0]}: prepend_bos=True, --bos)"
+            raise NanopatchError(f"the prompt is empty: give it at least one token{first}")
         if tokens.shape[-1] > self.n_ctx:
             raise NanopatchError(
                 f"the prompt has {tokens.shape[-1]} tokens, and this model reads {self.n_ctx} at most: shorten it"
@@ -444,7 +451,7 @@ class Model:
         return self._known_vocabulary("token ids").decode(self._ids(tokens))
 
     def token_strings(self, tokens: Prompt | int) -> list[str]:
-        r"""Each token of (n_tokens,) ids as a text of its own, for labels; `#id` if the vocabulary is not GPT-2's.
+        r"""Each token of (n_tokens,) ids as a text of its own, for labels; `#id` if it has none.
 
         Different tokens have different texts: bytes that are only part of a character stand as `\xf0`.
         """
@@ -489,8 +496,8 @@ class Model:
         if self.vocabulary is None:
             raise NanopatchError(
                 f"this model's vocabulary is not known, so text cannot be turned into its tokens: give token ids, not "
-                f"{prompt!r:.60}, or say whose it is by load(..., vocabulary=...), which is 'gpt2' or a file (a "
-                'tokenizer.json needs pip install "nanopatch[tokenizers]")'
+                f"{prompt!r:.60}, or say whose it is by load(..., vocabulary=...) or nanopatch convert --vocabulary, "
+                'which is gpt2 or a file (a tokenizer.json needs pip install "nanopatch[tokenizers]")'
             )
         return self.vocabulary
 

@@ -4,7 +4,9 @@
 traffic if the input is not needed any more. Without `out` the input stays as it is.
 """
 
+import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -86,13 +88,79 @@ def gelu_new(x: Array, out: Array | None = None) -> Array:
 
 
 def gelu(x: Array, out: Array | None = None) -> Array:
-    """GELU, exact form: x Phi(x) = 0.5 x (1 + erf(x / sqrt(2))), with Phi the normal distribution function."""
-    return np.multiply(0.5 * x, 1 + erf(x * math.sqrt(0.5)), out=out)
+    """GELU, exact form: x Phi(x), with Phi the normal distribution function (arXiv 1606.08415, section 2).
+
+    The error is below 1.5 eps |x|, with eps the spacing of the dtype at 1.
+    """
+
+    def of_block(part: Array) -> Array:
+        result = normal_cdf(part)
+        result *= part
+        return result
+
+    return by_blocks(of_block, x, out)
 
 
-def erf(x: Array) -> Array:
-    """The error function. NumPy has none; Python's is exact, but slow."""
-    return np.asarray(np.frompyfunc(math.erf, 1, 1)(x), x.dtype)
+def by_blocks(function: Callable[[Array], Array], x: Array, out: Array | None = None) -> Array:
+    """`function` of every number of x, of as many at once as stay in the processor's cache between its steps."""
+    out, size = np.empty(x.shape, x.dtype) if out is None else out, 2**14
+    numbers, results = x.reshape(-1), out.reshape(-1)
+    for i in range(0, numbers.size, size):
+        results[i : i + size] = function(numbers[i : i + size])
+    return out
+
+
+def normal_cdf(x: Array) -> Array:
+    """The normal distribution function Phi(x) = (1 + erf(x / sqrt(2))) / 2. Its error is below eps.
+
+    NumPy has no erf. Python's takes one number at a time, and SciPy is large for one function. This is the method of
+    `erf` in Arm's Optimized Routines (github.com/ARM-software/optimized-routines, math/aarch64/advsimd/erf.c), for Phi:
+    a Taylor series around the nearest point of a table. It has no branches and no fitted coefficients.
+    """
+    # With r the nearest point, d = x - r, and phi the density, the derivative of Phi:
+    # Phi(x) = Phi(r) + phi(r) d (g_0 / 1! + g_1 / 2! + g_2 / 3! + ...), where g_n = (-d)^n He_n(r).
+    # The Hermite polynomials He_n have g_0 = 1, g_1 = -r d and g_(n+1) = -r d g_n - n d^2 g_(n-1).
+    # Clenshaw's method (1955) sums such a series from its last term to its first.
+    cdf, density = _normal_table(x.dtype)
+    n_terms = 3 if x.dtype == np.float32 else 8  # the next is below rounding, in float32 from -8 on
+    d, r, squared, total, after, step = np.empty((6, *x.shape), x.dtype)  # one allocation is faster than six
+    np.clip(x, _LEFT, _RIGHT, out=d)
+    np.multiply(d, _STEPS, out=r)
+    np.rint(r, out=r)
+    with np.errstate(invalid="ignore"):  # NaN becomes some integer. Its d stays NaN, and so does its result.
+        index = r.astype(np.intp)
+    index -= _LEFT * _STEPS
+    r *= -1 / _STEPS
+    d += r
+    r *= d  # -r d
+    np.multiply(d, d, out=squared)
+    after.fill(1 / math.factorial(n_terms))
+    np.multiply(r, after, out=total)
+    total += 1 / math.factorial(n_terms - 1)
+    for n in range(n_terms - 2, 0, -1):
+        np.multiply(r, total, out=step)
+        step += 1 / math.factorial(n)
+        after *= squared
+        after *= n
+        step -= after
+        total, after, step = step, total, after
+    total *= d
+    total *= density.take(index, out=step, mode="clip")  # clip: whatever NaN became is brought into the table
+    total += cdf.take(index, out=step, mode="clip")
+    return total
+
+
+#: The table has `_STEPS` points to the unit. Left of it Phi is 0 in both dtypes, and right of it 1.
+_LEFT, _RIGHT, _STEPS = -39, 9, 128
+
+
+@functools.cache
+def _normal_table(dtype: np.dtype) -> tuple[Array, Array]:
+    """Phi and phi at the points of the table."""
+    points = [i / _STEPS for i in range(_LEFT * _STEPS, _RIGHT * _STEPS + 1)]
+    cdf = [0.5 * math.erfc(-r * math.sqrt(0.5)) for r in points]
+    density = [math.exp(-0.5 * r * r) / math.sqrt(2 * math.pi) for r in points]
+    return np.array(cdf, dtype), np.array(density, dtype)
 
 
 def relu(x: Array, out: Array | None = None) -> Array:

@@ -15,12 +15,14 @@ import numpy as np
 
 from ..errors import NanopatchError
 from ..types import Array, PathLike
-from .stored import Rearranged, Stored
+from .stored import FORMATS, Rearranged, Stored
 
 Tensors = Mapping[str, "Stored | Rearranged | Array"]
 
 #: What wrappers put before the names, in any order: Hugging Face and nanoGPT; DataParallel; torch.compile.
 PREFIXES = ("transformer.", "module.", "_orig_mod.")
+#: The longest name of a tensor, with room for several prefixes.
+MAX_NAME = 200
 #: The weights of a block that are stored in one of the two layouts.
 LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
@@ -74,6 +76,8 @@ def published_layout(given: Tensors, where: PathLike) -> Published:
     seen: list[str] = []
     tensors: dict[str, Any] = {}
     for name, tensor in given.items():
+        if len(name) > MAX_NAME:
+            raise NanopatchError(f"{where} has a tensor whose name has {len(name)} characters: not a GPT-2")
         short = name
         while prefix := next((p for p in PREFIXES if short.startswith(p)), None):
             short = short.removeprefix(prefix)
@@ -94,6 +98,7 @@ def published_layout(given: Tensors, where: PathLike) -> Published:
         seen.append("minGPT's old names")
         tensors = _from_old_mingpt(tensors, where)
 
+    _check_prefixes(tensors, where)
     if "wte.weight" not in tensors and "lm_head.weight" in tensors:
         tensors["wte.weight"] = tensors["lm_head.weight"]  # tied, and stored once
     if _is_linear(tensors, where):
@@ -106,10 +111,23 @@ def published_layout(given: Tensors, where: PathLike) -> Published:
         biases = {
             name.removesuffix("weight") + "bias": tensor.shape[-1:]
             for name, tensor in tensors.items()
-            if re.fullmatch(r"(h\.\d+\.\w+(\.\w+)?|ln_f)\.weight", name)
+            if re.fullmatch(r"(h\.\d+\.\w+(\.\w+)?|ln_f)\.weight", name) and 0 not in tensor.shape
         }
-        tensors |= {name: np.zeros(shape, np.float32) for name, shape in biases.items()}
+        tensors |= {name: np.broadcast_to(np.float32(0), shape) for name, shape in biases.items()}  # takes no memory
     return Published(tensors, config, tuple(seen))
+
+
+def _check_prefixes(tensors: Tensors, where: PathLike) -> None:
+    """Raise NanopatchError if there are names of a GPT-2, but only after a prefix that is unknown."""
+    known = r"(wte\.weight|wpe\.weight|h\.\d+\.ln_1\.weight|blocks\.\d+\.ln1\.w(eight)?)"
+    if any(re.fullmatch(known, name) for name in tensors):
+        return
+    for name in tensors:
+        if match := re.fullmatch(r"(.*?\.)(transformer\.)?" + known, name):
+            raise NanopatchError(
+                f"{where}: its keys start with {match[1]!r:.60}, such as {name!r:.100}: rename them; the prefixes that "
+                f"are known are {', '.join(PREFIXES)}"
+            )
 
 
 def transposed(tensor: Stored | Rearranged | Array) -> Stored | Rearranged | Array:
@@ -126,7 +144,7 @@ def _is_linear(tensors: Tensors, where: PathLike) -> bool:
     for name, tensor in tensors.items():
         match = re.fullmatch(r"h\.\d+\.(attn\.c_attn|mlp\.c_fc|mlp\.c_proj)\.weight", name)
         embedding = tensors.get("wte.weight")
-        if match is None or embedding is None or len(tensor.shape) != 2:
+        if match is None or embedding is None or len(tensor.shape) != 2 or len(embedding.shape) != 2:
             continue
         n_in, n_out = tensor.shape
         d = embedding.shape[-1]
@@ -165,12 +183,14 @@ def _layers(tensors: Tensors, part: str) -> list[str]:
 def _from_old_mingpt(tensors: dict[str, Any], where: PathLike) -> dict[str, Any]:
     tensors = _renamed(tensors, OLD_MINGPT, where)
     if "pos_emb" in tensors:
-        positions = tensors.pop("pos_emb")  # (1, n_positions, d_model)
+        (positions,) = _taken(tensors, ["pos_emb"], 3, where)  # (1, n_positions, d_model)
+        if positions.shape[0] != 1:
+            raise NanopatchError(f"{where}: pos_emb has shape {positions.shape}; its first axis must be 1")
         tensors["wpe.weight"] = Rearranged((positions,), lambda p: p[0], positions.shape[1:])
     for kind in ("weight", "bias"):
         for i in _layers(tensors, f"attn.query.{kind}"):
             names = [f"blocks.{i}.attn.{which}.{kind}" for which in ("query", "key", "value")]
-            parts = _taken(tensors, names, where)
+            parts = _taken(tensors, names, 2 if kind == "weight" else 1, where)
             n_out, *n_in = parts[0].shape
             shape = (3 * n_out, *n_in)
             tensors[f"h.{i}.attn.c_attn.{kind}"] = Rearranged(parts, lambda *rows: np.concatenate(rows), shape)
@@ -182,12 +202,16 @@ def _from_transformer_lens(tensors: dict[str, Any], where: PathLike) -> tuple[di
     tensors = _renamed(tensors, TRANSFORMER_LENS, where)
     n_head = 0
     for i in _layers(tensors, "attn.W_Q"):
-        weights = _taken(tensors, [f"blocks.{i}.attn.W_{name}" for name in "QKV"], where)
-        biases = _taken(tensors, [f"blocks.{i}.attn.b_{name}" for name in "QKV"], where)
-        (out,) = _taken(tensors, [f"blocks.{i}.attn.W_O"], where)
-        if len(weights[0].shape) != 3 or len(out.shape) != 3:
-            raise NanopatchError(f"{where}: blocks.{i}.attn.W_Q and W_O must have three axes, a head being the first")
-        n_head, d, d_head = weights[0].shape
+        weights = _taken(tensors, [f"blocks.{i}.attn.W_{name}" for name in "QKV"], 3, where)
+        biases = _taken(tensors, [f"blocks.{i}.attn.b_{name}" for name in "QKV"], 2, where)
+        (out,) = _taken(tensors, [f"blocks.{i}.attn.W_O"], 3, where)
+        heads, d, d_head = weights[0].shape
+        if biases[0].shape != (heads, d_head) or out.shape != (heads, d_head, d) or n_head not in (0, heads):
+            raise NanopatchError(
+                f"{where}: blocks.{i}.attn has W_Q {weights[0].shape}, b_Q {biases[0].shape} and W_O {out.shape}: not "
+                "(n_head, d_model, d_head), (n_head, d_head) and (n_head, d_head, d_model) of one number of heads"
+            )
+        n_head = heads
         width = n_head * d_head
         tensors[f"h.{i}.attn.c_attn.weight"] = Rearranged(weights, _side_by_side, (d, 3 * width))
         tensors[f"h.{i}.attn.c_attn.bias"] = Rearranged(
@@ -195,11 +219,14 @@ def _from_transformer_lens(tensors: dict[str, Any], where: PathLike) -> tuple[di
         )
         tensors[f"h.{i}.attn.c_proj.weight"] = Rearranged((out,), lambda o: o.reshape(-1, o.shape[-1]), (width, d))
     if "unembed.W_U" in tensors:
-        tensors["lm_head.weight"] = transposed(tensors.pop("unembed.W_U"))
-    if "unembed.b_U" in tensors and np.any(tensors.pop("unembed.b_U").read(np.dtype(np.float32))):
-        raise NanopatchError(
-            f"{where}: unembed.b_U is not 0; save the model without processing (from_pretrained_no_processing)"
-        )
+        (unembed,) = _taken(tensors, ["unembed.W_U"], 2, where)
+        tensors["lm_head.weight"] = transposed(unembed)
+    if "unembed.b_U" in tensors:
+        (bias,) = _taken(tensors, ["unembed.b_U"], 1, where)
+        if bias.number_format not in FORMATS or np.any(bias.read(np.dtype(np.float32))):
+            raise NanopatchError(
+                f"{where}: unembed.b_U is not 0; save the model without processing (from_pretrained_no_processing)"
+            )
     if "ln_f.weight" not in tensors:
         raise NanopatchError(
             f"{where} lacks ln_final.w: its LayerNorms are folded into the weights; save the model without processing "
@@ -213,12 +240,15 @@ def _side_by_side(*weights: Array) -> Array:
     return np.concatenate([w.transpose(1, 0, 2).reshape(w.shape[1], -1) for w in weights], axis=1)
 
 
-def _taken(tensors: dict[str, Any], names: list[str], where: PathLike) -> tuple[Any, ...]:
-    """Take tensors out of the state dict. NanopatchError if one is missing, or has not the shape of the first."""
+def _taken(tensors: dict[str, Any], names: list[str], n_axes: int, where: PathLike) -> tuple[Any, ...]:
+    """Take tensors out of the state dict. NanopatchError if one is missing, or has another shape than the first."""
     missing = [name for name in names if name not in tensors]
     if missing:
         raise NanopatchError(f"{where} lacks {', '.join(missing)}: not a whole GPT-2")
     parts = tuple(tensors.pop(name) for name in names)
-    if any(part.shape != parts[0].shape for part in parts):
-        raise NanopatchError(f"{where}: {', '.join(names)} have different shapes")
+    shapes = list(dict.fromkeys(part.shape for part in parts))
+    if len(shapes) > 1:
+        raise NanopatchError(f"{where}: {', '.join(names)} have different shapes ({str(shapes)[1:-1]})")
+    if len(shapes[0]) != n_axes:
+        raise NanopatchError(f"{where}: {names[0]} has shape {shapes[0]}; it must have {n_axes} axes")
     return parts

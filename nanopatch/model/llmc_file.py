@@ -15,11 +15,14 @@ from ..errors import NanopatchError
 from ..files import opened
 from ..types import Array
 from .stored import Stored
+from .tokenizer import N_VOCAB
 
 MODEL_MAGIC, STATE_MAGIC = 20240326, 20240327
 HEADER = 256  # numbers
 #: Versions of a checkpoint: their number format and the bytes of a number. 1 and 2 were before padded vocabularies.
 VERSIONS = {3: ("F32", 4), 5: ("BF16", 2)}
+#: More layers than any GPT-2 has: blocks of one number each would need far more memory than the file.
+MAX_LAYERS = 1000
 STATE_VERSION = 2
 
 
@@ -74,7 +77,7 @@ def read_llmc(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
     if version not in VERSIONS:
         raise NanopatchError(f"{path} is a checkpoint of llm.c of version {version}; versions 3 and 5 can be read")
     sizes = dict(n_positions=n_ctx, vocab_size=n_vocab, n_layer=n_layer, n_head=n_head, n_embd=d)
-    if min(*sizes.values(), padded) < 1 or padded < n_vocab:
+    if min(*sizes.values(), padded) < 1 or padded < n_vocab or n_layer > MAX_LAYERS:
         raise NanopatchError(f"{path}: its header has sizes that cannot be ({sizes}, padded to {padded})")
     number_format, item_size = VERSIONS[version]
     start, size = 4 * HEADER, path.stat().st_size
@@ -90,7 +93,10 @@ def read_llmc(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
             start += item_size * math.prod(shape)
     wte = tensors["wte.weight"]
     tensors["wte.weight"] = Stored(path, wte.start, number_format, (n_vocab, d))
-    return tensors, sizes | {"activation_function": "gelu_new", "tie_word_embeddings": True}
+    said: dict[str, Any] = {**sizes, "activation_function": "gelu_new", "tie_word_embeddings": True}
+    if n_vocab == N_VOCAB:  # llm.c has no other tokenizer of this size
+        said["vocabulary"] = "gpt2"
+    return tensors, said
 
 
 def read_debug_state(path: Path, n_layer: int, d: int, n_vocab: int, n_ctx: int) -> DebugState:

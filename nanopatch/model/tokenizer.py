@@ -48,14 +48,19 @@ def encode(text: str, special_tokens: bool = False) -> list[int]:
     >>> len(encode("<|endoftext|>")), encode("<|endoftext|>", special_tokens=True)
     (7, [50256])
     """
+    check_text(text)
+    return encoding().encode(text, allowed_special={ENDOFTEXT} if special_tokens else set(), disallowed_special=())
+
+
+def check_text(text: str) -> None:
+    """Raise NanopatchError if a text holds half of a character, which tiktoken would read as U+FFFD."""
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError as error:  # tiktoken would read it as U+FFFD
+    except UnicodeEncodeError as error:
         raise NanopatchError(
             f"character {error.start} of the text {text!r:.60} is a byte that is not UTF-8, or half of a character: "
             "give text in UTF-8"
         ) from None
-    return encoding().encode(text, allowed_special={ENDOFTEXT} if special_tokens else set(), disallowed_special=())
 
 
 def decode(token_ids: Iterable[int]) -> str:

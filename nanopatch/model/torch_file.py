@@ -10,7 +10,9 @@ need PyTorch.
 
 from __future__ import annotations
 
+import io
 import math
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from typing import IO, Any, NamedTuple
 from ..errors import NanopatchError
 from ..files import opened
 from .stored import Stored
-from .unpickle import MAX_PICKLE, Known, unpickle
+from .unpickle import MAX_PICKLE, Known, Name, one_line, unpickle
 
 #: PyTorch's classes of storages: the number format by safetensors' name, and the bytes of a number.
 STORAGES = {
@@ -39,6 +41,8 @@ STORAGES = {
 MAGIC = 0x1950A86A20F9469CFC6C
 #: Where training programs put the state dict, and nanoGPT its sizes.
 STATE_DICTS = ("model", "state_dict", "model_state_dict")
+#: No tensor of a GPT-2 has more axes (attention's mask has four).
+MAX_AXES = 8
 SIZES = "model_args"
 
 
@@ -71,28 +75,42 @@ def read_torch(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
     Raises NanopatchError if the file is not whole, if it holds anything but tensors, dicts, lists, numbers and texts,
     or if it holds no state dict.
     """
-    try:
-        with opened(path) as file:
+    with opened(path) as file:
+        try:
             is_zip = file.peek(4)[:4] == b"PK\x03\x04"
-            content, storages = _read_zip(path, file) if is_zip else _read_older(path, file)
+            bounded = Bounded(io.FileIO(file.fileno(), closefd=False))
+            content = _read_zip(path, bounded) if is_zip else _read_older(path, file)
             state_dict = _state_dict(path, content)
             size = path.stat().st_size
-            tensors = {name: _stored(path, name, view) for name, view in state_dict.items()}
+            tensors = {name: _stored(path, name, view, size) for name, view in state_dict.items()}
             if sum(v.storage.item_size * math.prod(v.shape) for v in state_dict.values()) > 2 * size:  # lm_head is wte
-                raise NanopatchError(f"{path}: many of its tensors share their numbers, which a GPT-2's do not")
+                raise ValueError("many of its tensors share their numbers, which a GPT-2's do not")
             if is_zip:
-                used = {view.storage.key: view.storage.entry for view in state_dict.values()}
-                _check_sums(path, file, used)
-    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
-        if isinstance(error, NanopatchError):
+                _check_sums(bounded, {view.storage.key: view.storage.entry for view in state_dict.values()})
+            return tensors, _sizes(content)
+        except NanopatchError:
             raise
-        what = " ".join(str(error).split())[:100]
-        raise NanopatchError(f"{path} is not a whole file of PyTorch ({what}): fetch or save it again") from None
-    sizes = content.get(SIZES)
-    return tensors, sizes if type(sizes) is dict else {}
+        except (zipfile.BadZipFile, zlib.error, struct.error, OSError, ValueError, OverflowError) as error:
+            raise _not_whole(path, error) from None
+        except (KeyError, NotImplementedError, RuntimeError, EOFError) as error:
+            raise _not_whole(path, error) from None
 
 
-def _read_zip(path: Path, file: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
+def _not_whole(path: Path, error: Exception) -> NanopatchError:
+    what = one_line(str(error)) or type(error).__name__
+    return NanopatchError(f"{path} is not a whole file of PyTorch ({what}): fetch or save it again")
+
+
+class Bounded(io.BufferedReader):
+    """A file that `zipfile` may read. It would read a table of any length at once, and make 600 bytes of each 46."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > MAX_PICKLE:
+            raise ValueError(f"the zip's table, or data.pkl, has more than {MAX_PICKLE} bytes")
+        return super().read(size)
+
+
+def _read_zip(path: Path, file: Bounded) -> Any:
     with zipfile.ZipFile(file) as archive:
         entries: dict[str, zipfile.ZipInfo] = {}
         for entry in archive.infolist():
@@ -113,14 +131,12 @@ def _read_zip(path: Path, file: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
         if root + "byteorder" in entries and content("byteorder") != b"little":
             raise ValueError("its numbers are not little-endian")
         storages: dict[str, Storage] = {}
-        import io
-
         found = unpickle(io.BytesIO(content("data.pkl")), path, KNOWN, lambda id: _storage(id, storages))
         for storage in storages.values():
             storage.entry = entries.get(f"{root}data/{storage.key}")
             if storage.entry is not None:
                 storage.start = _first_byte(file, storage.entry)
-        return found, storages
+        return found
 
 
 def _first_byte(file: IO[bytes], entry: zipfile.ZipInfo) -> int | None:
@@ -134,7 +150,7 @@ def _first_byte(file: IO[bytes], entry: zipfile.ZipInfo) -> int | None:
     return entry.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:], "little")
 
 
-def _check_sums(path: Path, file: IO[bytes], used: dict[str, zipfile.ZipInfo | None]) -> None:
+def _check_sums(file: Bounded, used: dict[str, zipfile.ZipInfo | None]) -> None:
     """Raise BadZipFile if the numbers of an entry do not have the check sum that the zip says."""
     with zipfile.ZipFile(file) as archive:
         for entry in used.values():
@@ -144,26 +160,29 @@ def _check_sums(path: Path, file: IO[bytes], used: dict[str, zipfile.ZipInfo | N
                         pass
 
 
-def _read_older(path: Path, file: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
+def _read_older(path: Path, file: IO[bytes]) -> Any:
     """The format before PyTorch 1.6: pickles of a magic number, version, machine, content and keys; the numbers."""
-    if unpickle(file, path) != MAGIC:
+    storages: dict[str, Storage] = {}
+
+    def next_pickle() -> Any:
+        return unpickle(file, path, KNOWN, lambda id: _storage(id, storages))
+
+    if next_pickle() != MAGIC:
         raise ValueError("it does not begin as a file of PyTorch does")
-    unpickle(file, path)
-    machine = unpickle(file, path)
+    next_pickle()
+    machine = next_pickle()
     if type(machine) is not dict or machine.get("little_endian") is not True:
         raise ValueError("its numbers are not little-endian")
-    storages: dict[str, Storage] = {}
-    found = unpickle(file, path, KNOWN, lambda id: _storage(id, storages))
-    keys = unpickle(file, path)
-    if type(keys) is not list or len(keys) != len(storages) or any(key not in storages for key in map(str, keys)):
+    found, keys = next_pickle(), next_pickle()
+    if type(keys) is not list or any(type(key) is not str for key in keys) or sorted(keys) != sorted(storages):
         raise ValueError("its list of storages is not that of its tensors")
     for key in keys:
-        storage, n_items = storages[str(key)], int.from_bytes(file.read(8), "little")
+        storage, n_items = storages[key], int.from_bytes(file.read(8), "little")
         if n_items != storage.n_items:
             raise ValueError(f"the storage {key!r:.50} has {n_items} numbers, not {storage.n_items}")
         storage.start = file.tell()
         file.seek(storage.start + n_items * storage.item_size)
-    return found, storages
+    return found
 
 
 # ---- what stands for PyTorch's objects ------------------------------------------------------------
@@ -171,9 +190,11 @@ def _read_older(path: Path, file: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
 
 def _storage(persistent_id: Any, storages: dict[str, Storage]) -> Storage:
     """The storage that a tensor names: ("storage", class, key, device, number of items[, None])."""
-    what, kind, key, _, n_items, *more = persistent_id
-    if what != "storage" or kind.name not in STORAGES or more not in ([], [None]):
-        raise ValueError(f"a tensor's numbers are kept in an unknown way: {str(persistent_id)[:80]}")
+    if type(persistent_id) is not tuple or len(persistent_id) not in (5, 6) or persistent_id[5:] not in ((), (None,)):
+        raise ValueError("a tensor's numbers are kept in an unknown way")
+    what, kind, key, _, n_items = persistent_id[:5]
+    if what != "storage" or not isinstance(kind, Name) or kind.name not in STORAGES:
+        raise ValueError("a tensor's numbers are of an unknown kind")
     if type(key) is not str or type(n_items) is not int or n_items < 0:
         raise ValueError("a storage's key or size is no such thing")
     number_format, item_size = STORAGES[kind.name]
@@ -191,6 +212,8 @@ def _rebuild_tensor(
     numbers = [offset, *shape, *strides]
     if not isinstance(storage, Storage) or len(shape) != len(strides) or any(type(n) is not int for n in numbers):
         raise ValueError("a tensor is described by other things than numbers")
+    if len(shape) > MAX_AXES:
+        raise ValueError(f"a tensor has {len(shape)} axes")
     return View(storage, offset, tuple(shape), tuple(strides))
 
 
@@ -227,7 +250,17 @@ def _state_dict(path: Path, content: Any) -> dict[str, View]:
     return found
 
 
-def _stored(path: Path, name: str, view: View) -> Stored:
+def _sizes(content: Any) -> dict[str, Any]:
+    """nanoGPT's sizes. ValueError if they are other things than numbers, texts and switches."""
+    sizes = content.get(SIZES)
+    if sizes is None:
+        return {}
+    if type(sizes) is not dict or not all(type(v) in (int, float, str, bool, type(None)) for v in sizes.values()):
+        raise ValueError(f"{SIZES} holds other things than sizes")
+    return sizes
+
+
+def _stored(path: Path, name: str, view: View, size: int) -> Stored:
     """Where the numbers of a tensor are in the file. ValueError if they are not all inside its storage."""
     storage, offset, shape, strides = view
     where = f"the tensor {name!r:.100}"
@@ -236,16 +269,17 @@ def _stored(path: Path, name: str, view: View) -> Stored:
     if offset < 0 or min(shape, default=0) < 0 or min(strides, default=0) < 0:
         raise ValueError(f"{where} has a negative shape or place")
     n = math.prod(shape)
-    span = n and 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    span = n and 1 + sum((n_items - 1) * stride for n_items, stride in zip(shape, strides, strict=True))
     if n > span:
         raise ValueError(f"{where} repeats its numbers: save a copy of it (.contiguous())")
     end = storage.n_items if storage.entry is None else storage.entry.file_size // storage.item_size
     if (
-        offset + span > min(end, storage.n_items)
-        or storage.start + (offset + span) * storage.item_size > path.stat().st_size
+        max(shape, default=0) > size
+        or offset + span > min(end, storage.n_items)
+        or storage.start + (offset + span) * storage.item_size > size
     ):
         raise ValueError(f"{where} reaches beyond its storage")
     by_rows = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
-    plain = all(size <= 1 or stride == row for size, stride, row in zip(shape, strides, by_rows, strict=True))
+    plain = all(n_items <= 1 or stride == row for n_items, stride, row in zip(shape, strides, by_rows, strict=True))
     start = storage.start + offset * storage.item_size
     return Stored(path, start, storage.number_format, shape, None if plain or n == 0 else strides)

@@ -7,6 +7,7 @@ out only those that make dicts, lists, tuples, numbers and texts. A name that th
 
 from __future__ import annotations
 
+import io
 import pickletools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -14,8 +15,11 @@ from typing import IO, Any, NamedTuple
 
 from ..errors import NanopatchError
 
-#: The longest pickle that is read, in bytes: every byte can make an object of 60. nanoGPT's of gpt2-xl has 600,000.
-MAX_PICKLE = 2**21
+#: The longest pickle that is read, in bytes, and in instructions, each of which can make an object of 100 bytes.
+#: nanoGPT's of gpt2-xl, with the state of its optimizer, has 600,000 bytes and 80,000 instructions.
+MAX_PICKLE, MAX_INSTRUCTIONS = 2**21, 2**18
+#: The largest key of a dict that is a number, and the deepest nesting. More could make Python hang or crash.
+MAX_KEY, MAX_DEPTH = 2**31, 100
 
 #: Instructions that put their argument on the stack, and those that put a fixed value there.
 ARGUMENTS = {"BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4", "BINFLOAT", "FLOAT"}
@@ -55,26 +59,53 @@ def unpickle(
     Traceback (most recent call last):
     nanopatch.errors.NanopatchError: meta.pkl holds builtins.print, which could run code: it is not read; save a ...
     """
+    start = file.tell()
+    content = io.BytesIO(file.read(MAX_PICKLE))  # so that a length in the file reserves no more memory than this
     try:
-        return _carry_out(file, where, known, persistent)
+        found = _carry_out(content, where, known, persistent)
+        _check_size(found)
+        file.seek(start + content.tell())
+        return found
     except NanopatchError:
         raise
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        what = " ".join(str(error).split())[:100] or type(error).__name__
+        what = one_line(str(error)) or type(error).__name__
+        if len(content.getbuffer()) == MAX_PICKLE:
+            what += f"; it may be longer than {MAX_PICKLE} bytes, which are not read"
         raise NanopatchError(f"{where} is not a whole pickle ({what}): fetch or save it again") from None
+
+
+def one_line(text: str) -> str:
+    """The beginning of a text that a file may have chosen, fit for an error message."""
+    text = " ".join(text.split())[:100]
+    return text if text.isprintable() else ascii(text)
+
+
+def _check_size(found: Any) -> None:
+    """Raise ValueError if what a pickle holds is nested deeply, or would be longer than MAX_PICKLE with nothing reused.
+
+    A list of ten lists that are one list of ten lists ... is small until something goes through it.
+    """
+    left, waiting = MAX_PICKLE, [(found, 0)]
+    while waiting:
+        item, depth = waiting.pop()
+        left -= 4 + len(item) if type(item) is str else 4
+        if left < 0 or depth > MAX_DEPTH:
+            raise ValueError("it is nested too deeply, or uses the same objects too often")
+        if type(item) is dict:
+            waiting += [(each, depth + 1) for pair in item.items() for each in pair]
+        elif type(item) in (list, tuple):
+            waiting += [(each, depth + 1) for each in item]
 
 
 def _carry_out(file: IO[bytes], where: object, known: Known, persistent: Callable[[Any], Any] | None) -> Any:
     stack: list[Any] = []
     marks: list[int] = []  # where on the stack the items of a list, dict or tuple begin
     memo: dict[int, Any] = {}  # objects to be used again
-    begin = file.tell()
 
     def refuse(what: str) -> NanopatchError:
-        return NanopatchError(
-            f"{where} holds {what:.100}, which could run code: it is not read; save a state dict of tensors alone "
-            "(model.state_dict())"
-        )
+        better = "a state dict of tensors alone (model.state_dict())" if persistent else "texts and numbers alone"
+        return NanopatchError(f"{where} holds {one_line(what)}, which could run code: it is not read; save {better}")
 
     def since_mark() -> list[Any]:
         start = marks.pop()
@@ -86,14 +117,17 @@ def _carry_out(file: IO[bytes], where: object, known: Known, persistent: Callabl
         if type(into) is not dict or len(keys) != len(values):
             raise ValueError("items of a dict without a dict")
         for key, value in zip(keys, values, strict=True):
-            if type(key) not in (str, int):  # the hash of a tuple of tuples of ... can take for ever
-                raise ValueError(f"a dict's key is a {type(key).__name__}")
+            # The hash of a tuple of tuples of ... can take for ever. Large numbers can be chosen to have the same hash.
+            if type(key) is not str and (type(key) is not int or abs(key) > MAX_KEY):
+                raise ValueError(f"a dict's key is a {type(key).__name__}, or too large")
             into[key] = value
 
-    for operation, argument, position in pickletools.genops(file):
+    for number, (operation, argument, _) in enumerate(pickletools.genops(file)):
         name = operation.name
-        if (position or 0) - begin > MAX_PICKLE:
-            raise ValueError(f"it is longer than {MAX_PICKLE} bytes")
+        if number > MAX_INSTRUCTIONS:
+            raise ValueError(f"it has more than {MAX_INSTRUCTIONS} instructions")
+        if isinstance(argument, int) and argument.bit_length() > 128:
+            raise ValueError("it holds a number of more than 128 bits")
         if name in ARGUMENTS:
             stack.append(argument)
         elif name in CONSTANTS:
@@ -131,6 +165,8 @@ def _carry_out(file: IO[bytes], where: object, known: Known, persistent: Callabl
             items = since_mark()
             put(stack[-1], items[::2], items[1::2])
         elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            if int(argument or 0) > MAX_KEY:
+                raise ValueError(f"it numbers its objects up to {argument}")
             memo[int(argument or 0)] = stack[-1]
         elif name == "MEMOIZE":
             memo[len(memo)] = stack[-1]
@@ -141,6 +177,8 @@ def _carry_out(file: IO[bytes], where: object, known: Known, persistent: Callabl
                 named = str(argument).replace(" ", ".", 1)
             else:
                 last, module = stack.pop(), stack.pop()
+                if type(module) is not str or type(last) is not str:
+                    raise ValueError("a name is not a text")
                 named = f"{module}.{last}"
             if named not in known:
                 raise refuse(named)

@@ -15,13 +15,12 @@ import numpy as np
 from ..errors import NanopatchError
 from ..experiments.align import Columns
 from ..experiments.corruption import Corruption, Mean, Noise, Resample, Zero
-from ..experiments.experiment import Experiment, ExperimentTokens
+from ..experiments.experiment import Experiment, ExperimentTokens, spaced_token
 from ..experiments.metrics import Metric, Target, measure, rounding_of
 from ..model.generation import random_generator
 from ..model.gpt2 import Model
 from ..model.layers import softmax
 from ..model.sites import ATTENTION_SITES, BLOCK_SITES, Run, known_sites, record
-from ..model.tokenizer import ENDOFTEXT
 from ..results.prediction import Prediction
 from ..results.sweep import DIRECTIONS
 from ..types import Array, Sites
@@ -206,9 +205,10 @@ def predict(model: Model, experiment: Experiment, tokens: ExperimentTokens, logi
     predicted, answer = int(probabilities.argmax()), tokens.answer
     rank = None if answer is None else int((logits > logits[answer]).sum())
     spaced_rank = None
-    if isinstance(experiment.answer, str) and len(spaced := model.tokenize(f" {experiment.answer}")) == 1:
-        spaced_rank = int((logits > logits[spaced[0]]).sum())
+    if isinstance(experiment.answer, str) and (spaced := spaced_token(model, experiment.answer)) is not None:
+        spaced_rank = int((logits > logits[spaced]).sum())
     texts = [text for text in (experiment.clean, experiment.corrupted) if isinstance(text, str)]
+    special_tokens = model.vocabulary.special_tokens if model.vocabulary else ()
     unread = []
     if texts and model.trained_tokens is not None:
         unread = [t for t in np.concatenate(tokens[:2]).tolist() if t not in model.trained_tokens]
@@ -220,7 +220,7 @@ def predict(model: Model, experiment: Experiment, tokens: ExperimentTokens, logi
         predicted_probability=float(probabilities[predicted]),
         spaced_rank=spaced_rank if spaced_rank is not None and rank is not None and spaced_rank < rank else None,
         unread=tuple(dict.fromkeys(model.token_strings(unread))),
-        as_text=not experiment.special_tokens and any(ENDOFTEXT in text for text in texts),
+        as_text=not experiment.special_tokens and any(special in text for text in texts for special in special_tokens),
         n_unpredicted=int(bool(rank)),
     )
 

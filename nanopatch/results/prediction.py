@@ -15,8 +15,8 @@ class Prediction:
     answer: the answer's text; None, as are rank and probability, where the experiment has none. rank: how many tokens
     are likelier than the answer. probability: of the answer. predicted, predicted_probability: the likeliest token.
     spaced_rank: the rank of the answer with a leading space, if it is better. unread: tokens of the prompts that the
-    model was not trained on, where that is known. as_text: whether `<|endoftext|>` in a prompt was read as ordinary
-    text. n_unpredicted: in how many pairs the answer is not predicted.
+    model was not trained on, where that is known. as_text: whether a special token, such as `<|endoftext|>`, in a
+    prompt was read as ordinary text. n_unpredicted: in how many pairs the answer is not predicted.
     """
 
     answer: str | None
@@ -57,5 +57,8 @@ class Prediction:
             more = f" and {len(self.unread) - 5} more" if len(self.unread) > 5 else ""
             notes.append(f"{model} was not trained on {', '.join(map(repr, self.unread[:5]))}{more}.")
         if self.as_text:
-            notes.append("<|endoftext|> in a prompt was read as text; special_tokens=True reads it as that token.")
+            notes.append(
+                "A special token in a prompt, such as <|endoftext|>, was read as text; special_tokens=True reads it as "
+                "that token."
+            )
         return notes

@@ -473,6 +473,14 @@ def test_what_a_config_leaves_out_is_told_by_the_shapes(tmp_path, key):
         assert nanopatch.load(tmp_path).config == expected
 
 
+def test_tensors_of_unknown_names_tell_no_sizes(tmp_path):
+    """As a wrapper leaves them whose prefix is not known."""
+    save(tmp_path, {f"net.{name}": array for name, array in random_tensors().items()})
+    write_config(tmp_path, n_layer=...)
+    message = "no tensor tells n_layer: names such as wte.weight and h.0.ln_1.weight are expected, not net."
+    assert error_of(tmp_path).startswith(f"{tmp_path / 'config.json'}: {message}")
+
+
 @pytest.mark.parametrize("changes, message", BAD_CONFIGS.values(), ids=BAD_CONFIGS)
 def test_a_config_that_cannot_be_honoured_is_refused(tmp_path, changes, message):
     save(tmp_path, random_tensors())

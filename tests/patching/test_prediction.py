@@ -78,7 +78,7 @@ def test_tokens_that_nano_was_not_trained_on_are_named(nano):
 
 def test_endoftext_that_was_read_as_text_is_told(nano):
     pair = replace(MICHELLE, clean="<|endoftext|>" + MICHELLE.clean, corrupted="<|endoftext|>" + MICHELLE.corrupted)
-    assert any("<|endoftext|> in a prompt was read as text" in note for note in sweep(nano, pair).notes)
+    assert any("<|endoftext|>, was read as text" in note for note in sweep(nano, pair).notes)
     as_token = sweep(nano, replace(pair, special_tokens=True))
     assert not as_token.notes and len(as_token.clean_tokens) == len(sweep(nano, MICHELLE).clean_tokens) + 1
     assert np.array_equal(as_token.grid, sweep(nano, replace(MICHELLE, prepend_bos=True)).grid)
