@@ -11,6 +11,7 @@ from .experiments.patch import Patch, Paths
 from .gradients.attribution import attribute
 from .gradients.edges import circuit, edge_attribution, faithfulness
 from .gradients.saliency import saliency
+from .lenses.attention import attention
 from .lenses.direct import direct_logit_attribution
 from .lenses.logit import logit_lens
 from .model.backward import named_weights, weight_gradients
@@ -20,6 +21,7 @@ from .model.generation import generate, generate_steps
 from .model.gpt2 import Config, Model
 from .model.sites import Run, Site, record
 from .patching.sweep import ablate, path_patch, sweep, trace
+from .results.attention import Attention
 from .results.comparison import Comparison
 from .results.direct import DirectAttribution
 from .results.edges import EdgeScores
@@ -32,9 +34,9 @@ __version__ = "0.1.0"
 
 # fmt: off
 __all__ = [
-    "Comparison", "Config", "DirectAttribution", "EdgeScores", "Experiment", "LogitLens", "Mean", "Metric",
-    "Model", "NanopatchError", "Noise", "Panels", "Patch", "Paths", "Resample", "Run", "Saliency", "Site",
-    "Sweep", "Zero", "ablate", "attribute", "circuit", "direct_logit_attribution", "edge_attribution",
+    "Attention", "Comparison", "Config", "DirectAttribution", "EdgeScores", "Experiment", "LogitLens", "Mean",
+    "Metric", "Model", "NanopatchError", "Noise", "Panels", "Patch", "Paths", "Resample", "Run", "Saliency", "Site",
+    "Sweep", "Zero", "ablate", "attention", "attribute", "circuit", "direct_logit_attribution", "edge_attribution",
     "experiments", "faithfulness", "generate", "generate_steps", "load", "logit_lens", "metrics",
     "named_weights", "path_patch", "read_pairs", "record", "saliency", "save_checkpoint", "sweep", "tasks",
     "trace", "weight_gradients",

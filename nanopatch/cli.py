@@ -22,7 +22,7 @@ from .errors import NanopatchError, one_line
 from .experiments.align import align
 from .experiments.corruption import Corruption, Mean, Noise, Resample, Zero
 from .experiments.experiment import NAMED, Experiment
-from .experiments.metrics import METRICS, top_tokens
+from .experiments.metrics import METRICS
 from .experiments.pairs import read_pairs
 from .experiments.patch import BETWEEN, Patch
 from .files import check_writable, expand, read_text
@@ -32,7 +32,7 @@ from .model import hub
 from .model.checkpoint import load
 from .model.convert import save_checkpoint
 from .model.gpt2 import Model
-from .model.layers import ACTIVATIONS
+from .model.layers import ACTIVATIONS, top_tokens
 from .model.tokenizer import visible
 from .patching.average import Experiments
 from .patching.case import predict

@@ -271,9 +271,9 @@ def test_panels_of_nothing_or_of_something_else(michelle, one_of_each, tmp_path)
             with pytest.raises(NanopatchError, match="there are no panels: put sweeps in"):
                 ask()
     for other in (one_of_each["edges"], 3, None):
-        with pytest.raises(NanopatchError, match="panels are sweeps, or Panels, by name"):
+        with pytest.raises(NanopatchError, match="panels are sweeps, lenses, .* or Panels, by name"):
             Panels({"a": michelle, "b": other}).plot()
-    with pytest.raises(NanopatchError, match="panels are sweeps, or Panels, by name"):
+    with pytest.raises(NanopatchError, match="panels are sweeps, lenses, .* or Panels, by name"):
         Panels({1: michelle}).save(tmp_path / "x.json")
     with pytest.raises(NanopatchError, match="normalised is True or False"):
         Panels({"a": michelle}).plot(michelle.plot().axes[0])
