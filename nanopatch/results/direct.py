@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from ..errors import NanopatchError
-from ..files import Source
+from ..files import Source, write_whole
 from ..model.tokenizer import visible
-from ..types import Array
+from ..types import Array, PathLike
 from . import plot
 from .base import Result, check, check_shape
 from .matrix import Matrix, number
@@ -122,9 +123,21 @@ class DirectAttribution(Result):
 
         Returns the matplotlib Figure (see `Result.plot`).
         """
+        self._check_kind(kind)
+        return plot.drawn(self._drawing(kind), [], ax)
+
+    def save(self, path: PathLike, kind: str = "bars") -> None:
+        """As `Result.save`; pictures are `plot(kind)`."""
+        self._check_kind(kind)
+        ending = Path(path).suffix.lower()[1:]
+        if ending in plot.FORMATS:
+            write_whole(path, plot.as_bytes(plot.picture(self._drawing(kind)), ending))
+        else:
+            super().save(path)
+
+    def _check_kind(self, kind: str) -> None:
         if kind not in KINDS:
             raise NanopatchError(f"kind must be one of {', '.join(KINDS)}, not {kind!r:.60}")
-        return plot.drawn(self._drawing(kind), [], ax)
 
     def _parts(self) -> tuple[Drawing, list[str]]:
         return self._drawing("bars"), []

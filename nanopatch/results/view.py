@@ -101,8 +101,8 @@ class View(Result):
         alike = type(self) is type(other) and list(ours) == list(theirs)
         if not alike or any(_question(a) != _question(b) for a, b in pairs):
             raise NanopatchError(
-                f"{self._title()!r:.80} and {other._title()!r:.80} cannot be subtracted: they have other rows, columns "
-                "or units"
+                f"{self._title()!r:.80} and {other._title()!r:.80} cannot be subtracted: they have other "
+                "numbers of rows and columns, or other units"
             )
         mine, its = pairs[0]
         return Difference(
