@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from . import __version__
 from .errors import NanopatchError, one_line
-from .experiments.align import align
+from .experiments.align import Columns, align
 from .experiments.corruption import Corruption, Mean, Noise, Resample, Zero
 from .experiments.experiment import NAMED, Experiment
 from .experiments.metrics import METRICS
@@ -36,15 +36,15 @@ from .model.checkpoint import load
 from .model.convert import save_checkpoint
 from .model.gpt2 import Model
 from .model.layers import ACTIVATIONS, top_tokens
-from .model.sites import Run
+from .model.sites import Run, check_position
 from .model.tokenizer import visible
-from .patching.average import Experiments
+from .patching.average import Experiments, over
 from .patching.case import predict
 from .patching.sweep import path_patch, sweep
 from .results import plot
 from .results.base import ENDINGS, jsonable
 from .results.comparison import Comparison
-from .results.direct import KINDS
+from .results.direct import KINDS, DirectAttribution
 from .results.lens import SHOWN
 from .results.matrix import number
 from .results.panels import Panels
@@ -155,6 +155,7 @@ def parser() -> Parser:
         "of one run; attribute estimates what patches would do",
     )
     add_runs(direct, several=False)
+    direct.add_argument("--pairs", metavar="FILE", help="pairs to average over, .jsonl or .csv, instead of a prompt")
     direct.add_argument("--position", type=int, default=-1, metavar="N", help="where logits are read (%(default)s)")
     direct.add_argument("--split", metavar="PART", help="take one part further apart: mlp 3, or head 2.1")
     direct.add_argument("--kind", choices=KINDS, default="bars", help="what a picture shows (%(default)s)")
@@ -426,16 +427,42 @@ def attention_command(options: Namespace) -> None:
 
 def direct_command(options: Namespace) -> None:
     """What each part of the model writes towards an answer."""
+    if options.pairs is not None:
+        give_out(direct_of_pairs(options), options, options.kind)
+        return
     if not options.experiment and options.answer is None:
         usage_error("give --answer, whose logit is taken apart, and --wrong for a difference of two")
     model, pair, runs = runs_of(options, ["clean"])
     (run,) = runs.values()
-    result = direct_logit_attribution(
-        model, run, pair.answer, pair.wrong_answer, position=options.position, split=options.split
-    )
+    result = direct_logit_attribution(model, run, pair.answer, pair.wrong_answer, options.position, options.split)
     give_out(result, options, options.kind)
     if "clean" in runs:
         print_notes(model, pair, run.logits[options.position])
+
+
+def direct_of_pairs(options: Namespace) -> DirectAttribution:
+    """The mean over a file of pairs. Pairs that cannot be used are left out, and it says so."""
+    names = ("prompt", "experiment", "corrupted", "answer", "wrong", "bos", "special_tokens", "ids")
+    given = [name if name == "prompt" else f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
+    if given:
+        usage_error(f"--pairs brings its own texts: leave out {', '.join(given)}")
+    if (options.split or "").startswith("head"):
+        usage_error("--split of a head is by position, and positions of different prompts have no mean: split an mlp")
+    check_outputs(options.output, ENDINGS)
+    file, model = read_pairs(options.pairs), load(options.model)
+
+    def one(pair: Experiment, _: int) -> dict[str, DirectAttribution]:
+        run = model.run(getattr(pair.tokens(model), options.of or "clean"))
+        return {
+            "": direct_logit_attribution(model, run, pair.answer, pair.wrong_answer, options.position, options.split)
+        }
+
+    def structure(pair: Experiment) -> Columns:
+        """Nothing that pairs must share: prompts may differ in length, if all have the position."""
+        check_position(len(getattr(pair.tokens(model), options.of or "clean")), options.position)
+        return []
+
+    return over(file, one, structure)[""]
 
 
 def top_command(options: Namespace) -> None:

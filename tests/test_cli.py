@@ -240,6 +240,31 @@ def test_direct(run, tmp_path):
         loaded.save(tmp_path / "z.csv", "pie")
 
 
+def test_direct_of_pairs(run, tmp_path):
+    """The mean of each part by name, with its standard error; pairs may differ in length."""
+    nano, file = nanopatch.load("nano"), tmp_path / "pairs.jsonl"
+    pairs = [MICHELLE, CAPITAL, *nanopatch.tasks.indirect_object(2)]
+    file.write_text("\n".join([*(json.dumps(pair.to_dict()) for pair in pairs), '{"clean": 1}']))
+    outputs = [option for ending in ENDINGS for option in ("-o", tmp_path / f"x{ending}")]
+    status, out, err = run("direct", "--pairs", file, "--json", *outputs)
+    mean = json.loads(out)
+    alone = [
+        nanopatch.direct_logit_attribution(nano, nano.run(pair.clean), pair.answer, pair.wrong_answer) for pair in pairs
+    ]
+    values = np.array([one.values for one in alone])
+    assert status == 0 and {one.names for one in alone} == {tuple(mean["names"])}
+    assert np.array_equal(mean["values"], values.mean(axis=0))
+    assert np.allclose(mean["standard_error"], values.std(axis=0, ddof=1) / 2, rtol=1e-12)
+    assert mean["n_pairs"] == 4 and mean["skipped"][0][0] == "line 5"
+    loaded = nanopatch.DirectAttribution.load(tmp_path / "x.json")
+    assert loaded.to_dict() == nanopatch.DirectAttribution.load(tmp_path / "x.npz").to_dict() == mean
+    status, out, _ = run("direct", "--pairs", file)
+    assert out == f"{loaded}\n" and "Mean of 4 pairs." in out and "Left out: line 5: " in out and " ± " in out
+    status, out, _ = run("direct", "--pairs", file, "--position", 6, "--of", "corrupted", "--split", "mlp 0", "--json")
+    assert status == 0 and json.loads(out)["n_pairs"] == 3  # the capital's prompts have 5 tokens
+    assert "standard_error" in (tmp_path / "x.csv").read_text()
+
+
 def test_runs_of_token_ids(run):
     tokens = CAPITAL.tokens(nanopatch.load("nano"))
     clean, corrupted = (",".join(map(str, prompt)) for prompt in tokens[:2])
@@ -413,6 +438,9 @@ USAGE = [
     ["direct", "--experiment", "michelle", "--of", "difference"],
     ["direct", "--experiment", "michelle", "--kind", "pie"],
     ["direct", "--experiment", "michelle", "--pairs", "pairs.jsonl"],
+    ["direct", "a", "--pairs", "pairs.jsonl"],
+    ["direct", "--pairs", "pairs.jsonl", "--split", "head 1.1"],
+    ["lens", "--pairs", "pairs.jsonl"],
     ["verify", "gpt2", "--plot", "a.npz"],
     ["verify", "gpt2", "--plot", ""],
     ["verify", "gpt2", "--plot", "a.png", "--debug-state", "state.bin"],
