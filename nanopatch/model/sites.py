@@ -249,7 +249,7 @@ class Run:
         >>> import nanopatch
         >>> run = nanopatch.load("nano").run("The capital of France is")
         >>> [row["token"] for row in run.top(2)]
-        [' Paris', ' Rome']
+        [' Paris', ' Ottawa']
         """
         if self.is_gradient:
             raise NanopatchError("derivatives predict no tokens: ask the run that they are of")
