@@ -11,6 +11,7 @@ from .experiments.patch import Patch, Paths
 from .gradients.attribution import attribute
 from .gradients.edges import circuit, edge_attribution, faithfulness
 from .gradients.saliency import saliency
+from .lenses.attention import attention
 from .lenses.direct import direct_logit_attribution
 from .lenses.heads import composition_scores, copying_scores, head_scores
 from .lenses.logit import logit_lens
@@ -21,6 +22,7 @@ from .model.generation import generate, generate_steps
 from .model.gpt2 import Config, Model
 from .model.sites import Run, Site, record
 from .patching.sweep import ablate, path_patch, sweep, trace
+from .results.attention import Attention
 from .results.comparison import Comparison
 from .results.direct import DirectAttribution
 from .results.edges import EdgeScores
@@ -34,13 +36,13 @@ __version__ = "0.1.0"
 
 # fmt: off
 __all__ = [
-    "Comparison", "Config", "DirectAttribution", "EdgeScores", "Experiment", "HeadScores", "LogitLens",
-    "Mean", "Metric", "Model", "NanopatchError", "Noise", "Panels", "Patch", "Paths", "Resample", "Run",
-    "Saliency", "Site", "Sweep", "WeightScores", "Zero", "ablate", "attribute", "circuit",
+    "Attention", "Comparison", "Config", "DirectAttribution", "EdgeScores", "Experiment", "HeadScores",
+    "LogitLens", "Mean", "Metric", "Model", "NanopatchError", "Noise", "Panels", "Patch", "Paths", "Resample",
+    "Run", "Saliency", "Site", "Sweep", "WeightScores", "Zero", "ablate", "attention", "attribute", "circuit",
     "composition_scores", "copying_scores", "direct_logit_attribution", "edge_attribution", "experiments",
     "faithfulness", "generate", "generate_steps", "head_scores", "load", "logit_lens", "metrics",
-    "named_weights", "path_patch", "read_pairs", "record", "saliency", "save_checkpoint", "sweep",
-    "tasks", "trace", "weight_gradients",
+    "named_weights", "path_patch", "read_pairs", "record", "saliency", "save_checkpoint", "sweep", "tasks",
+    "trace", "weight_gradients",
 ]
 # fmt: on
 

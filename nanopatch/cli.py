@@ -1,4 +1,4 @@
-"""The command line: `nanopatch demo`, `patch`, `attribute`, `heads`, `path`, `edges`, `top`, `tokens`, ...
+"""The command line: `nanopatch demo`, `patch`, `attribute`, `heads`, `path`, `edges`, `lens`, `direct`, `top`, ...
 
 Results go to stdout, progress and errors to stderr. An error is one line. The exit status is 0; 2 for an option or an
 argument that the command does not have or lacks; 1 for any other error, and for a failed check of `verify`.
@@ -19,35 +19,42 @@ from typing import Any, NoReturn
 
 from . import __version__
 from .errors import NanopatchError, one_line
-from .experiments.align import align
+from .experiments.align import Columns, align
 from .experiments.corruption import Corruption, Mean, Noise, Resample, Zero
 from .experiments.experiment import NAMED, Experiment
-from .experiments.metrics import METRICS, top_tokens
+from .experiments.metrics import METRICS
 from .experiments.pairs import read_pairs
 from .experiments.patch import BETWEEN, Patch
 from .files import check_writable, expand, read_text
 from .gradients.attribution import attribute
 from .gradients.edges import circuit, edge_attribution, faithfulness
+from .lenses.attention import attention
+from .lenses.direct import direct_logit_attribution
 from .lenses.heads import head_scores
+from .lenses.logit import logit_lens
 from .model import hub
 from .model.checkpoint import load
 from .model.convert import check_new_folder, save_checkpoint
 from .model.gpt2 import Model
-from .model.layers import ACTIVATIONS
+from .model.layers import ACTIVATIONS, top_tokens
+from .model.sites import Run, check_position
 from .model.tokenizer import visible
-from .patching.average import Experiments
+from .patching.average import Experiments, over
 from .patching.case import predict
 from .patching.sweep import path_patch, sweep
 from .results import plot
 from .results.base import ENDINGS, jsonable
 from .results.comparison import Comparison
+from .results.direct import KINDS, DirectAttribution
+from .results.lens import SHOWN
 from .results.matrix import number
 from .results.panels import Panels
 from .results.table import printable
-from .types import Array
+from .types import Array, Sites
 from .verify import picture, verify, verify_debug_state
 
 PICTURES = tuple(f".{file_format}" for file_format in plot.FORMATS)
+RUNS = ("clean", "corrupted", "difference")
 MODEL_HELP = "nano (the default), gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, org/name, or a folder"
 
 
@@ -147,6 +154,28 @@ def parser() -> Parser:
     edges.add_argument("-n", type=int, default=30, metavar="N", help="how many of the best edges to take (%(default)s)")
     edges.add_argument("--steps", type=int, default=1, metavar="N", help="steps; 2 or more: EAP-IG")
 
+    lens = add("lens", lens_command, "read the residual stream at every layer and position (logit lens)")
+    add_runs(lens, several=True)
+    lens.add_argument("--show", choices=SHOWN, default="prediction", help="what each cell shows (%(default)s)")
+
+    attend = add("attention", attention_command, "show where heads look")
+    add_runs(attend, several=True)
+    attend.add_argument("--layer", type=int, metavar="N", help="one layer (all by default)")
+    attend.add_argument("--head", type=int, metavar="N", help="one head of --layer (all by default)")
+    attend.add_argument("--weighted", action="store_true", help="attention times the size of what the head moves")
+
+    direct = add(
+        "direct",
+        direct_command,
+        "take a logit difference apart into what each head, MLP and bias writes (direct logit attribution): exact, and "
+        "of one run; attribute estimates what patches would do",
+    )
+    add_runs(direct, several=False)
+    direct.add_argument("--pairs", metavar="FILE", help="pairs to average over, .jsonl or .csv, instead of a prompt")
+    direct.add_argument("--position", type=int, default=-1, metavar="N", help="where logits are read (%(default)s)")
+    direct.add_argument("--split", metavar="PART", help="take one part further apart: mlp 3, or head 2.1")
+    direct.add_argument("--kind", choices=KINDS, default="bars", help="what a picture shows (%(default)s)")
+
     top = add("top", top_command, "print the most likely next tokens")
     top.add_argument("prompt")
     top.add_argument("-k", type=int, default=10, metavar="N", help="how many tokens (%(default)s)")
@@ -207,6 +236,25 @@ def add_question(command: argparse.ArgumentParser, endings: tuple[str, ...]) -> 
     add("-o", "--output", action="append", default=[], metavar="FILE", help=outputs)
     add("--plot", action="store_true", help="show the picture in a window")
     command.set_defaults(endings=endings, corrupt=None)
+
+
+def add_runs(command: argparse.ArgumentParser, several: bool) -> None:
+    """The options of commands that look at a run: of a prompt, or at both runs of an experiment. several: at once."""
+    add = command.add_argument
+    add("prompt", nargs="?", help="the (clean) prompt to run; or give --experiment")
+    add("--corrupted", metavar="TEXT", help="a second prompt, to look at both runs")
+    add("--experiment", choices=NAMED, help="a named experiment, instead of a prompt")
+    add("--answer", metavar="TOKEN", help='one token, usually with its leading space: " Jones"')
+    add("--wrong", metavar="TOKEN", help='one token: " Smith"')
+    if several:
+        of_help = f"which runs of two prompts: {', '.join(RUNS)}; several with commas (clean,corrupted)"
+        add("--of", type=names, help=of_help)
+    else:
+        add("--of", choices=RUNS[:2], help="which run of two prompts (clean)")
+    add_tokens(command)
+    add_model(command)
+    add("-o", "--output", action="append", default=[], metavar="FILE", help=f"{' '.join(ENDINGS)}; may be repeated")
+    add("--plot", action="store_true", help="show the picture in a window")
 
 
 def add_tokens(command: argparse.ArgumentParser) -> None:
@@ -396,18 +444,83 @@ def edges_command(options: Namespace) -> None:
         print("\n".join([head, *lines, f"the model with these edges alone: {kept.title}", *scores.notes]))
 
 
+def lens_command(options: Namespace) -> None:
+    """What each layer would predict, of one run or of several beside each other."""
+    needed = {"prediction": [], "logit_diff": ["answer", "wrong"]}.get(options.show, ["answer"])
+    missing = [f"--{name}" for name in needed if getattr(options, name) is None]
+    if missing and not options.experiment:
+        usage_error(f"--show {options.show} needs {' and '.join(missing)}")
+    model, pair, runs = runs_of(options, ["clean", "corrupted"], ("resid_pre", "resid_mid", "resid_post", "logits"))
+    lenses = {n: logit_lens(model, run, pair.answer, pair.wrong_answer).show(options.show) for n, run in runs.items()}
+    give_out(side_by_side(lenses, options), options)
+    if "clean" in runs:
+        print_notes(model, pair, runs["clean"].logits[-1])
+
+
+def attention_command(options: Namespace) -> None:
+    """Where heads look, in one run or in several beside each other."""
+    if options.head is not None and options.layer is None:
+        usage_error("--head is a head of one layer: give --layer too")
+    given = [name for name in ("answer", "wrong") if getattr(options, name) is not None]
+    if given:
+        usage_error(f"attention is to tokens, whatever the answer: leave out --{', --'.join(given)}")
+    model, pair, runs = runs_of(options, ["clean", "corrupted"], ("pattern", "v", "logits"))
+    shown = {n: attention(model, run, options.layer, options.head, options.weighted) for n, run in runs.items()}
+    give_out(side_by_side(shown, options), options)
+    if "clean" in runs:
+        print_notes(model, replace(pair, answer=None, wrong_answer=None), runs["clean"].logits[-1])
+
+
+def direct_command(options: Namespace) -> None:
+    """What each part of the model writes towards an answer."""
+    if options.pairs is not None:
+        give_out(direct_of_pairs(options), options, options.kind)
+        return
+    if not options.experiment and options.answer is None:
+        usage_error("give --answer, whose logit is taken apart, and --wrong for a difference of two")
+    model, pair, runs = runs_of(options, ["clean"])
+    (run,) = runs.values()
+    result = direct_logit_attribution(model, run, pair.answer, pair.wrong_answer, options.position, options.split)
+    give_out(result, options, options.kind)
+    if "clean" in runs:
+        print_notes(model, pair, run.logits[options.position])
+
+
+def direct_of_pairs(options: Namespace) -> DirectAttribution:
+    """The mean over a file of pairs. Pairs that cannot be used are left out, and it says so."""
+    names = ("prompt", "experiment", "corrupted", "answer", "wrong", "bos", "special_tokens", "ids")
+    given = [name if name == "prompt" else f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
+    if given:
+        usage_error(f"--pairs brings its own texts: leave out {', '.join(given)}")
+    if (options.split or "").startswith("head"):
+        usage_error("--split of a head is by position, and positions of different prompts have no mean: split an mlp")
+    check_outputs(options.output, ENDINGS)
+    file, model = read_pairs(options.pairs), load(options.model)
+
+    def one(pair: Experiment, _: int) -> dict[str, DirectAttribution]:
+        run = model.run(getattr(pair.tokens(model), options.of or "clean"))
+        return {
+            "": direct_logit_attribution(model, run, pair.answer, pair.wrong_answer, options.position, options.split)
+        }
+
+    def structure(pair: Experiment) -> Columns:
+        """Nothing that pairs must share: prompts may differ in length, if all have the position."""
+        check_position(len(getattr(pair.tokens(model), options.of or "clean")), options.position)
+        return []
+
+    return over(file, one, structure)[""]
+
+
 def top_command(options: Namespace) -> None:
     """The most likely next tokens of one prompt."""
     if options.k < 1:
         usage_error(f"-k {options.k}: give at least 1")
-    model, prompt = load(options.model), token_ids(options.prompt) if options.ids else options.prompt
-    pair = Experiment(prompt, prompt, prepend_bos=options.bos, special_tokens=options.special_tokens)
+    model, pair = load(options.model), one_prompt(options)
     tokens = pair.tokens(model)
     logits = model.next_logits(tokens.clean)
     rows = top_list(model, logits, options.k)
     print_json(rows) if options.json else print_top(rows)
-    for note in predict(model, pair, tokens, logits).notes(model.source.name if model.source else "the model"):
-        print(note, file=sys.stderr)
+    print_notes(model, pair, logits)
 
 
 def tokens_command(options: Namespace) -> None:
@@ -559,6 +672,46 @@ def experiments_of(options: Namespace) -> Experiments:
     return replace(pair, answer=answers[0], wrong_answer=answers[1])
 
 
+def one_prompt(options: Namespace) -> Experiment:
+    """The prompt of a command that takes one, and what goes with it, as an experiment; alone it is both prompts."""
+    texts: list[Any] = [options.prompt, getattr(options, "corrupted", None) or options.prompt]
+    clean, corrupted = map(token_ids, texts) if options.ids else texts
+    given: list[Any] = [getattr(options, name, None) for name in ("answer", "wrong")]
+    answer, wrong = (one_id(text) if options.ids and text is not None else text for text in given)
+    return Experiment(clean, corrupted, answer, wrong, prepend_bos=options.bos, special_tokens=options.special_tokens)
+
+
+def runs_of(options: Namespace, default: list[str], sites: Sites = None) -> tuple[Model, Experiment, dict[str, Run]]:
+    """The model, the experiment, and the runs to look at by name: that of a prompt alone is "clean".
+
+    default: the runs of two prompts where --of names none. For a difference, both are made.
+    """
+    if (options.prompt is None) == (options.experiment is None):
+        usage_error("give one prompt, or --experiment NAME")
+    given = [name for name in ("corrupted", "answer", "wrong") if getattr(options, name) is not None]
+    given += [name for name in ("bos", "special_tokens", "ids") if getattr(options, name)]
+    if options.experiment and given:
+        left_out = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        usage_error(f"--experiment brings its own texts: leave out {left_out}")
+    if options.wrong is not None and options.answer is None:
+        usage_error("--wrong is compared with --answer: give --answer too")
+    wanted = [options.of] if isinstance(options.of, str) else options.of or default
+    alone = options.experiment is None and options.corrupted is None
+    if options.of and alone:
+        usage_error("--of names the runs of two prompts: give --experiment, or --corrupted")
+    if not set(wanted) <= set(RUNS) or len(set(wanted)) < len(wanted):
+        usage_error(f"--of takes {', '.join(RUNS)}, each once, not {','.join(wanted)}")
+    check_outputs(options.output, ENDINGS)
+    if options.plot:
+        plot.check_matplotlib()
+    pair = NAMED[options.experiment] if options.experiment else one_prompt(options)
+    model = load(options.model)
+    tokens = pair.tokens(model)
+    needed = RUNS[:1] if alone else RUNS[:2] if "difference" in wanted else wanted
+    runs = {name: model.run(getattr(tokens, name), sites=sites) for name in needed}
+    return model, pair, runs
+
+
 def read_prompts(path: str) -> list[str]:
     """The prompts of a file, one on each line; empty lines are left out."""
     try:
@@ -584,13 +737,21 @@ def check_outputs(paths: list[str], endings: tuple[str, ...]) -> None:
 # ---- what comes out ------------------------------------------------------------------------------
 
 
-def give_out(result: Any, options: Namespace) -> None:
-    """Write a result to the requested files, show it if requested, and print it."""
+def side_by_side(views: dict[str, Any], options: Namespace) -> Any:
+    """The view of one run; or those that --of names, as panels, with their difference."""
+    wanted = options.of or [*views]
+    if "difference" in wanted:
+        views = views | {"difference": views["clean"] - views["corrupted"]}
+    return views[wanted[0]] if len(wanted) == 1 else Panels({name: views[name] for name in wanted})
+
+
+def give_out(result: Any, options: Namespace, *kind: str) -> None:
+    """Write a result to the requested files, show it if requested, and print it. kind: of a picture that has kinds."""
     for path in options.output:
-        result.save(path)
+        result.save(path, *kind)
         print(f"wrote {path}", file=sys.stderr)
     if options.plot:
-        plot.show(result.plot())
+        plot.show(result.plot(*kind))
     print_json(result.to_dict()) if options.json else print(result)
 
 
@@ -602,6 +763,13 @@ def top_list(model: Model, logits: Array, k: int) -> list[dict[str, Any]]:
 def print_top(rows: list[dict[str, Any]]) -> None:
     for rank, row in enumerate(rows, start=1):
         print(printable(f"{rank:>3}  {row['probability']:6.1%}  {visible(row['token'])}"))
+
+
+def print_notes(model: Model, pair: Experiment, logits: Array) -> None:
+    """To stderr: what a reader of the clean run must know. logits: (n_vocab,), where its answer is read."""
+    notes = predict(model, pair, pair.tokens(model), logits)
+    for note in notes.notes(model.source.name if model.source else "the model"):
+        print(note, file=sys.stderr)
 
 
 def print_json(value: Any) -> None:

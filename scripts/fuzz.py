@@ -842,10 +842,20 @@ OPTIONS = {
     "--between": ["frozen", "free mlps", "free", "none"],
     "-n": TEXTS,
     "-k": TEXTS,
+    "--show": ["prediction", "rank", "logit_diff", "none"],
+    "--of": ["clean", "corrupted", "difference", "clean,difference", "none", ""],
+    "--layer": TEXTS,
+    "--head": TEXTS,
+    "--weighted": None,
+    "--position": TEXTS,
+    "--split": [*NAMES, "mlp 3", "head 9.9"],
+    "--kind": ["bars", "heads", "cumulative", "none"],
+    "--ids": None,
+    "--special-tokens": None,
     "--json": None,
     "--nothing": None,
 }
-COMMANDS = ["patch", "attribute", "heads", "path", "edges", "top", "tokens", "none", ""]
+COMMANDS = ["patch", "attribute", "heads", "path", "edges", "lens", "attention", "direct", "top", "tokens", "none", ""]
 
 
 def commands(folder):

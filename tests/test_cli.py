@@ -11,7 +11,8 @@ import pytest
 import nanopatch
 from nanopatch import Mean, NanopatchError, Noise, Panels, Patch, Resample, Sweep, Zero, attribute, cli, sweep
 from nanopatch.cli import main
-from nanopatch.experiments import ELON, MICHELLE, NAMED
+from nanopatch.experiments import CAPITAL, ELON, MICHELLE, NAMED
+from nanopatch.results.base import ENDINGS
 
 MICHELLE_OPTIONS = [
     *("--clean", MICHELLE.clean, "--corrupted", MICHELLE.corrupted),
@@ -210,6 +211,104 @@ def test_heads_with_scores_of_prompts(run, tmp_path):
     assert (status, out) == (1, "") and "head scores need prompts of at least 2 tokens" in err
 
 
+def test_lens(run, tmp_path):
+    nano = nanopatch.load("nano")
+    status, out, err = run("lens", CAPITAL.clean)
+    assert (status, out, err) == (0, f"{nanopatch.logit_lens(nano, nano.run(CAPITAL.clean))}\n", "")
+    clean, corrupted = (
+        nanopatch.logit_lens(nano, nano.run(p), " Paris", " Rome").show("logit_diff")
+        for p in (CAPITAL.clean, CAPITAL.corrupted)
+    )
+    command = ["lens", "--experiment", "capital", "--show", "logit_diff"]
+    assert run(*command) == (0, f"{Panels({'clean': clean, 'corrupted': corrupted})}\n", "")
+    assert run(*command, "--of", "corrupted") == (0, f"{corrupted}\n", "")
+    assert run(*command, "--of", "difference") == (0, f"{clean - corrupted}\n", "")
+    texts = ["lens", CAPITAL.clean, "--corrupted", CAPITAL.corrupted, "--answer", " Paris", "--wrong", " Rome"]
+    assert run(*texts, "--show", "logit_diff") == run(*command)
+    outputs = [option for ending in ENDINGS for option in ("-o", tmp_path / f"x{ending}")]
+    result = json.loads(run(*command, "--of", "clean,difference", "--json", *outputs)[1])
+    assert result["difference"]["values"] == (clean.logit_diff - corrupted.logit_diff).tolist()
+    assert Panels.load(tmp_path / "x.npz").to_dict() == result and len(list(tmp_path.iterdir())) == len(ENDINGS)
+    status, out, err = run("lens", "<|endoftext|> a")
+    assert status == 0 and "read as text" in err
+    assert run("lens", "<|endoftext|> a", "--special-tokens")[2] == ""
+
+
+def test_attention(run, tmp_path):
+    nano = nanopatch.load("nano")
+    clean, corrupted = nano.run(MICHELLE.clean), nano.run(MICHELLE.corrupted)
+    status, out, err = run("attention", MICHELLE.clean, "--layer", 1, "--head", 2)
+    assert (status, out, err) == (0, f"{nanopatch.attention(nano, clean, 1, 2)}\n", "")
+    status, out, _ = run("attention", "--experiment", "michelle", "--weighted", "--of", "difference", "--layer", 1)
+    a, b = (nanopatch.attention(nano, r, 1, weighted=True) for r in (clean, corrupted))
+    assert (status, out) == (0, f"{a - b}\n")
+    outputs = [option for ending in ENDINGS for option in ("-o", tmp_path / f"x{ending}")]
+    status, out, _ = run("attention", MICHELLE.clean, "--bos", "--json", *outputs)
+    bos = nano.run(MICHELLE.clean, prepend_bos=True)
+    assert status == 0 and json.loads(out) == nanopatch.attention(nano, bos).to_dict()
+    assert nanopatch.Attention.load(tmp_path / "x.npz").to_dict() == json.loads(out)
+    assert len(list(tmp_path.iterdir())) == len(ENDINGS)
+
+
+def test_direct(run, tmp_path):
+    nano = nanopatch.load("nano")
+    expected = nanopatch.direct_logit_attribution(nano, nano.run(CAPITAL.clean), " Paris", " Rome")
+    assert run("direct", CAPITAL.clean, "--answer", " Paris", "--wrong", " Rome") == (0, f"{expected}\n", "")
+    assert run("direct", "--experiment", "capital") == (0, f"{expected}\n", "")
+    status, out, _ = run("direct", "--experiment", "capital", "--of", "corrupted", "--position", 3, "--split", "mlp 2")
+    other = nanopatch.direct_logit_attribution(
+        nano, nano.run(CAPITAL.corrupted), " Paris", " Rome", position=3, split="mlp 2"
+    )
+    assert (status, out) == (0, f"{other}\n")
+    files = {}
+    for kind in ("bars", "heads", "cumulative"):
+        outputs = [option for ending in ENDINGS for option in ("-o", tmp_path / f"x{ending}")]
+        status, out, err = run("direct", "--experiment", "capital", "--kind", kind, "--json", *outputs)
+        assert status == 0 and json.loads(out) == expected.to_dict() and err.count("wrote ") == len(ENDINGS)
+        files[kind] = (tmp_path / "x.png").read_bytes()
+        loaded = nanopatch.DirectAttribution.load(tmp_path / "x.npz")
+        loaded.save(tmp_path / "y.png", kind)
+        assert (tmp_path / "y.png").read_bytes() == files[kind]
+    assert len(set(files.values())) == 3
+    with pytest.raises(NanopatchError, match="kind must be one of bars, heads, cumulative, not 'pie'"):
+        loaded.save(tmp_path / "z.csv", "pie")
+
+
+def test_direct_of_pairs(run, tmp_path):
+    """The mean of each part by name, with its standard error; pairs may differ in length."""
+    nano, file = nanopatch.load("nano"), tmp_path / "pairs.jsonl"
+    pairs = [MICHELLE, CAPITAL, *nanopatch.tasks.indirect_object(2)]
+    file.write_text("\n".join([*(json.dumps(pair.to_dict()) for pair in pairs), '{"clean": 1}']))
+    outputs = [option for ending in ENDINGS for option in ("-o", tmp_path / f"x{ending}")]
+    status, out, err = run("direct", "--pairs", file, "--json", *outputs)
+    mean = json.loads(out)
+    alone = [
+        nanopatch.direct_logit_attribution(nano, nano.run(pair.clean), pair.answer, pair.wrong_answer) for pair in pairs
+    ]
+    values = np.array([one.values for one in alone])
+    assert status == 0 and {one.names for one in alone} == {tuple(mean["names"])}
+    assert np.array_equal(mean["values"], values.mean(axis=0))
+    assert np.allclose(mean["standard_error"], values.std(axis=0, ddof=1) / 2, rtol=1e-12)
+    assert mean["n_pairs"] == 4 and mean["skipped"][0][0] == "line 5"
+    loaded = nanopatch.DirectAttribution.load(tmp_path / "x.json")
+    assert loaded.to_dict() == nanopatch.DirectAttribution.load(tmp_path / "x.npz").to_dict() == mean
+    status, out, _ = run("direct", "--pairs", file)
+    assert out == f"{loaded}\n" and "Mean of 4 pairs." in out and "Left out: line 5: " in out and " ± " in out
+    status, out, _ = run("direct", "--pairs", file, "--position", 6, "--of", "corrupted", "--split", "mlp 0", "--json")
+    assert status == 0 and json.loads(out)["n_pairs"] == 3  # the capital's prompts have 5 tokens
+    assert "standard_error" in (tmp_path / "x.csv").read_text()
+
+
+def test_runs_of_token_ids(run):
+    tokens = CAPITAL.tokens(nanopatch.load("nano"))
+    clean, corrupted = (",".join(map(str, prompt)) for prompt in tokens[:2])
+    ids = [clean, "--ids", "--corrupted", corrupted]
+    answers = ["--answer", str(tokens.answer), "--wrong", str(tokens.wrong_answer)]
+    assert run("lens", *ids, *answers) == run("lens", "--experiment", "capital")
+    assert run("attention", *ids) == run("attention", "--experiment", "capital")
+    assert run("direct", *ids, *answers) == run("direct", "--experiment", "capital")
+
+
 def test_a_picture_on_a_screen_needs_a_screen(run, monkeypatch):
     import matplotlib
 
@@ -307,6 +406,14 @@ ERRORS = [
     (["edges", "--experiment", "michelle", "--steps", "0"], "steps=0"),
     (["attribute", "--experiment", "michelle", "--against-exact", "/nonexistent/a.png"], "there is no folder"),
     (["patch", "--experiment", "michelle", "--site", "z,z"], "is listed twice"),
+    (["attention", "a", "--layer", "4"], "layer 4 does not exist: this model's are 0 to 3"),
+    (["attention", "--experiment", "elon", "--of", "difference"], "cannot be subtracted"),
+    (["direct", "a", "--answer", " b", "--position", "1"], "position 1: this run has positions 0 to 0"),
+    (["direct", "a", "--answer", " b", "--split", "head 9.9"], "layer 9 does not exist"),
+    (["direct", "a", "--answer", "Musk"], "leading space it is one: ' Musk'"),
+    (["lens", "a", "--answer", " b", "--wrong", " b"], "answer and wrong answer are both"),
+    (["lens", ""], "the prompt is empty"),
+    (["lens", "a", "-o", "/nonexistent/a.png"], "there is no folder /nonexistent"),
     (["verify", "distilgpt2"], "distilgpt2"),
     (["verify", "--plot", "a.png"], "there is no published picture for 'nano'; there is one for gpt2"),
     (["verify", "gpt2", "--plot", "/nonexistent/a.png"], "there is no folder /nonexistent"),
@@ -353,6 +460,27 @@ USAGE = [
     ["heads", "--scores", "--special-tokens"],
     ["heads", "--scores", "-o", "heads.gif"],
     ["top", "a", "-k", "0"],
+    ["lens"],
+    ["lens", "a", "--experiment", "michelle"],
+    ["lens", "a", "--show", "rank"],
+    ["lens", "a", "--show", "logit_diff", "--answer", " b"],
+    ["lens", "a", "--wrong", " b"],
+    ["lens", "a", "--of", "clean"],
+    ["lens", "--experiment", "michelle", "--of", "clean,clean"],
+    ["lens", "--experiment", "michelle", "--of", "patched"],
+    ["lens", "--experiment", "michelle", "--answer", " b"],
+    ["lens", "--experiment", "michelle", "--corrupted", "b"],
+    ["lens", "a", "--ids"],
+    ["attention", "a", "--head", "1"],
+    ["attention", "a", "--answer", " b"],
+    ["attention", "a", "-o", "a.dot"],
+    ["direct", "a"],
+    ["direct", "--experiment", "michelle", "--of", "difference"],
+    ["direct", "--experiment", "michelle", "--kind", "pie"],
+    ["direct", "--experiment", "michelle", "--pairs", "pairs.jsonl"],
+    ["direct", "a", "--pairs", "pairs.jsonl"],
+    ["direct", "--pairs", "pairs.jsonl", "--split", "head 1.1"],
+    ["lens", "--pairs", "pairs.jsonl"],
     ["verify", "gpt2", "--plot", "a.npz"],
     ["verify", "gpt2", "--plot", ""],
     ["verify", "gpt2", "--plot", "a.png", "--debug-state", "state.bin"],
@@ -457,7 +585,8 @@ def test_an_output_that_cannot_be_written_is_said_before_the_work(name, capsys, 
     (tmp_path / "folder.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
     monkeypatch.setattr(cli, "load", lambda name: pytest.fail("the model was loaded first"))
-    for command in (["patch"], ["heads"], ["heads", "--scores"], ["path"], ["edges"], ["attribute"]):
+    commands = ["patch"], ["heads"], ["heads", "--scores"], ["path"], ["edges"], ["attribute"]
+    for command in (*commands, ["lens"], ["attention"], ["direct"]):
         assert cli.main([*command, "--experiment", "michelle", "-o", str(tmp_path / name)]) == 1
         error = capsys.readouterr().err
         assert error.startswith("nanopatch: cannot write ") and error.count("\n") == 1

@@ -187,6 +187,7 @@ def test_runs_that_lack_something_show_the_rest():
     run = model.run(experiments.MICHELLE.clean)
     gradient = text_of(model.backward(run, np.ones_like(run.logits))._repr_html_())
     assert "Run of derivatives" in gradient and "likeliest" not in gradient
-    recorded = text_of(nanopatch.record(model.steps("Michelle Jones"), sites=["z", "logits"])._repr_html_())
+    by_hand = model.steps_from(0, model.embed("Michelle Jones"))  # which knows neither tokens nor model
+    recorded = text_of(nanopatch.record(by_hand, sites=["z", "logits"])._repr_html_())
     assert "tokens" not in recorded.replace("likeliest next tokens", "") and "z (4, 2, 4, 32)" in recorded
     assert re.search(r"likeliest next tokens #\d+ \d", recorded)  # no model, so no texts

@@ -9,13 +9,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import NanopatchError
-from ..model.layers import softmax
+from ..model.layers import top_tokens as top_tokens  # one of the ways of reading logits
 from ..progress import progress
 from ..types import Array
 
@@ -406,15 +405,3 @@ def check_slope(metric: Metric, slope: np.floating[Any], value: float | None = N
             f"the derivative of {metric.name} is 0 for all logits: the metric is flat here, and nothing can be "
             "estimated from it; take a metric that changes with every logit, such as logit_diff, or patch with sweep"
         )
-
-
-def top_tokens(logits: Array, k: int = 10) -> list[tuple[int, float]]:
-    """The k most likely next tokens, likeliest first: [(token id, probability)]. logits: (n_vocab,)."""
-    if np.ndim(logits) != 1 or not isinstance(k, Integral) or k < 1:
-        shape = getattr(logits, "shape", type(logits).__name__)
-        raise NanopatchError(
-            f"one position's logits, (n_vocab,), and k of at least 1 are expected; not {shape}, k={k!r}"
-        )
-    probabilities = softmax(logits.astype(np.float64))
-    best = np.argsort(-probabilities, kind="stable")[:k]
-    return [(int(token), float(probabilities[token])) for token in best]

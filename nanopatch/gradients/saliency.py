@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from ..experiments.experiment import NAMED, Experiment
-from ..experiments.metrics import Target, as_metric, check_slope, measure, metric_gradient, top_tokens
+from ..experiments.metrics import Target, as_metric, check_slope, measure, metric_gradient
 from ..files import Source
 from ..model.backward import backward
 from ..model.gpt2 import Model
+from ..model.layers import top_tokens
 from ..patching.average import check_model
 from ..patching.case import check_answers, predict
 from ..results.saliency import Saliency

@@ -14,11 +14,11 @@ from ..errors import NanopatchError
 from ..files import Source
 from ..model.gpt2 import Model
 from ..model.layers import affine
-from ..model.sites import Run
+from ..model.sites import Run, check_position
 from ..model.tokenizer import visible
 from ..results.direct import DirectAttribution
 from ..types import Array
-from .given import Answer, answer_ids, answer_text, check_head, check_layer, check_position, check_run
+from .given import Answer, answer_ids, answer_text, check_head, check_layer, check_run
 
 SITES = ("resid_pre", "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
 #: Two arrays that differ by more than this, as a share of their largest |value|, in units of their dtype's eps, differ
@@ -141,7 +141,7 @@ def _parts(model: Model, run: Run, tokens: Array, position: int) -> Iterator[tup
         yield from _edit(f"edit of resid_pre {layer}", resid_pre, before)
 
         for head in range(model.n_head):
-            yield f"head {layer}.{head}", run.z[layer][position, head] @ _w_o(model, layer, head)
+            yield f"head {layer}.{head}", run.z[layer][position, head] @ w_o(model, layer, head)
         yield f"attn bias {layer}", block.attn.c_proj.bias
         written = affine(run.z[layer][position].reshape(1, -1), *block.attn.c_proj)[0]
         yield from _edit(f"edit of attn_out {layer}", attn_out, written)
@@ -165,7 +165,7 @@ def _edit(name: str, recorded: Array, made: Array) -> Iterator[tuple[str, Array]
         yield name, recorded.astype(np.float64) - made
 
 
-def _w_o(model: Model, layer: int, head: int) -> Array:
+def w_o(model: Model, layer: int, head: int) -> Array:
     """A head's rows of c_proj, (d_head, d_model)."""
     rows: Array = model.h[layer].attn.c_proj.weight.reshape(model.n_head, model.d_head, model.d_model)[head]
     return rows
@@ -203,6 +203,6 @@ def _pieces(model: Model, run: Run, tokens: Array, position: int, split: str) ->
     weights, values = run.pattern[layer, head, position], run.v[layer][:, head]  # (n_key,), (n_key, d_head)
     for key in range(position + 1):
         name = f"head {layer}.{head} from {key} {visible(model.token_strings(tokens[key])[0])}"
-        yield name, weights[key] * values[key] @ _w_o(model, layer, head)
+        yield name, weights[key] * values[key] @ w_o(model, layer, head)
     z, made = run.z[layer][position, head], weights @ values
-    yield from ((name, part @ _w_o(model, layer, head)) for name, part in _edit(f"edit of z {layer}", z, made))
+    yield from ((name, part @ w_o(model, layer, head)) for name, part in _edit(f"edit of z {layer}", z, made))

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import NanopatchError
 from ..experiments.experiment import answer_token
 from ..model.gpt2 import Model
-from ..model.sites import Run
+from ..model.sites import ATTENTION_SITES, HEAD_SITES, Run
 from ..types import Array
 
 #: An answer: one token as text or id, or several, whose logits are averaged.
@@ -29,8 +29,7 @@ def check_run(model: Model, run: Run, sites: Sequence[str], what: str) -> Array:
     missing = [name for name in sites if name not in run.names]
     if missing:
         raise NanopatchError(
-            f"{what} needs {', '.join(missing)}, which this run does not hold: record it with "
-            f"sites=({', '.join(map(repr, sites))})"
+            f"{what} needs {', '.join(missing)}, which this run does not hold: record it with sites={tuple(sites)!r}"
         )
     if run.tokens is None:
         raise NanopatchError(
@@ -41,20 +40,14 @@ def check_run(model: Model, run: Run, sites: Sequence[str], what: str) -> Array:
     for name in sites:
         array = getattr(run, name)
         sizes = {"resid": model.d_model, "logits": model.n_vocab, "ln_final": model.d_model}
+        sizes |= dict.fromkeys(HEAD_SITES, model.d_head)
         width = sizes.get(name.split("_")[0] if name.startswith("resid") else name, array.shape[-1])
         layers = model.n_layer if array.ndim > 2 else len(array)
-        if array.shape[-1] != width or len(array) != layers or (run.model is not None and run.model is not model):
+        heads = array.shape[1 if name in ATTENTION_SITES else 2] if array.ndim == 4 else model.n_head
+        fits = array.shape[-1] == width and len(array) == layers and heads == model.n_head
+        if not fits or (run.model is not None and run.model is not model):
             raise NanopatchError(f"{what}: this is a run of another model")
     return run.tokens
-
-
-def check_position(n_tokens: int, position: Any) -> int:
-    """A position of a run as 0 or above; NanopatchError if there is none."""
-    if not isinstance(position, Integral) or isinstance(position, bool) or not -n_tokens <= int(position) < n_tokens:
-        raise NanopatchError(
-            f"position {position!r:.40}: this run has positions 0 to {n_tokens - 1}, or -1 for the last"
-        )
-    return int(position) % n_tokens
 
 
 def check_layer(n_layer: int, layer: Any) -> int:

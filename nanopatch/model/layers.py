@@ -7,9 +7,11 @@ traffic if the input is not needed any more. Without `out` the input stays as it
 import functools
 import math
 from collections.abc import Callable
+from numbers import Integral
 
 import numpy as np
 
+from ..errors import NanopatchError
 from ..types import Array
 
 #: The LayerNorms and affine maps of a block, by their names in a checkpoint. Each has a weight and a bias.
@@ -169,3 +171,15 @@ def relu(x: Array, out: Array | None = None) -> Array:
 
 
 ACTIVATIONS = {"gelu_new": gelu_new, "gelu": gelu, "relu": relu}
+
+
+def top_tokens(logits: Array, k: int = 10) -> list[tuple[int, float]]:
+    """The k most likely next tokens, likeliest first: [(token id, probability)]. logits: (n_vocab,)."""
+    if np.ndim(logits) != 1 or not isinstance(k, Integral) or k < 1:
+        shape = getattr(logits, "shape", type(logits).__name__)
+        raise NanopatchError(
+            f"one position's logits, (n_vocab,), and k of at least 1 are expected; not {shape}, k={k!r}"
+        )
+    probabilities = softmax(logits.astype(np.float64))
+    best = np.argsort(-probabilities, kind="stable")[:k]
+    return [(int(token), float(probabilities[token])) for token in best]

@@ -6,7 +6,8 @@ turns a stream of sites into a run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,10 +15,13 @@ import numpy as np
 from ..errors import NanopatchError
 from ..notebook import html_table
 from ..types import Array, Sites
-from .layers import softmax
+from .layers import top_tokens
 from .tokenizer import visible
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
     from .gpt2 import Model
     from .packing import AnySegment
 
@@ -51,17 +55,18 @@ class Site:
         The array itself.
     segment : object
         For `scores` and `pattern`: which rows they belong to (see `nanopatch.model.packing`).
-    tokens : ndarray or None
-        The token ids of the run, where `Model.steps` made it.
+    tokens, model : ndarray and Model, or None
+        The token ids of the run and its model, where `Model.steps` made it.
     positions : range or None
         In generation, the positions that the rows are of.
     """
 
-    __slots__ = ("name", "layer", "segment", "tokens", "positions", "_array")
+    __slots__ = ("name", "layer", "segment", "tokens", "model", "positions", "_array")
 
     def __init__(self, name: str, layer: int | None, array: Array, segment: AnySegment | None = None) -> None:
         self.name, self.layer, self.segment, self._array = name, layer, segment, array
         self.tokens: Array | None = None
+        self.model: Model | None = None
         self.positions: range | None = None
 
     @property
@@ -233,6 +238,45 @@ class Run:
                 raise NotRecordedError(f"{name} was not recorded; this run holds {', '.join(self.names) or 'nothing'}")
             raise AttributeError(f"a run has no array {name!r}; the names are {', '.join(SITES)}")
 
+    def top(self, k: int = 10, position: int = -1) -> list[dict[str, Any]]:
+        """The k likeliest next tokens after a position, likeliest first: dicts of "id", "token" and "probability".
+
+        The token's text is `#id` where the model is not known. NanopatchError if the run has no logits, is of a batch,
+        or has no such position.
+
+        Examples
+        --------
+        >>> import nanopatch
+        >>> run = nanopatch.load("nano").run("The capital of France is")
+        >>> [row["token"] for row in run.top(2)]
+        [' Paris', ' Ottawa']
+        """
+        if self.is_gradient:
+            raise NanopatchError("derivatives predict no tokens: ask the run that they are of")
+        if "logits" not in self.names:
+            raise NanopatchError("top needs logits, which this run does not hold: record it with sites=('logits',)")
+        if self.logits.ndim != 2:
+            raise NanopatchError(f"top takes the run of one prompt, not of a batch of {len(self.logits)}")
+        found = top_tokens(self.logits[check_position(len(self.logits), position)], k)
+        texts = self._texts([token for token, _ in found])
+        return [{"id": token, "token": t, "probability": p} for (token, p), t in zip(found, texts, strict=True)]
+
+    def plot_attention(
+        self, layer: int | None = None, head: int | None = None, weighted: bool = False, ax: Axes | None = None
+    ) -> Figure:
+        """Draw the attention of one head, of all heads of a layer, or of all heads; returns the matplotlib Figure.
+
+        As `nanopatch.attention(model, run, layer, head, weighted).plot(ax)`.
+        """
+        from ..lenses.attention import attention  # the one import of a later folder: a run draws itself
+
+        if self.model is None:
+            raise NanopatchError(
+                "this run does not know its model, whose tokens are the labels: draw it by "
+                "nanopatch.attention(model, run).plot()"
+            )
+        return attention(self.model, self, layer, head, weighted).plot(ax)
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"model": None}
 
@@ -264,8 +308,8 @@ class Run:
             if prompts is not None:
                 rows.append((f"tokens{of}", _shortened([f"{n} {t}" for n, t in enumerate(self._labels(prompts[i]))])))
             if last is not None:
-                best, p = np.argsort(-last[i], kind="stable")[:5], softmax(last[i])
-                likeliest = [f"{t} {p[token]:.1%}" for token, t in zip(best, self._labels(best), strict=True)]
+                best, p = zip(*top_tokens(last[i], 5), strict=True)
+                likeliest = [f"{t} {share:.1%}" for t, share in zip(self._labels(best), p, strict=True)]
                 rows.append((f"likeliest next tokens{of}", "  ".join(likeliest)))
         return rows + ([("prompts", f"{n_prompts} in all")] if n_prompts > most else [])
 
@@ -276,8 +320,11 @@ class Run:
             names_of.setdefault(getattr(self, name).shape, []).append(name)
         return [(", ".join(names), str(shape)) for shape, names in names_of.items()]
 
-    def _labels(self, tokens: Array) -> list[str]:
-        return [visible(t) for t in self.model.token_strings(tokens)] if self.model else [f"#{t}" for t in tokens]
+    def _labels(self, tokens: Sequence[int] | Array) -> list[str]:
+        return [visible(text) for text in self._texts(tokens)]
+
+    def _texts(self, tokens: Sequence[int] | Array) -> list[str]:
+        return self.model.token_strings(tokens) if self.model else [f"#{token}" for token in tokens]
 
 
 def record(steps: Iterable[Site], sites: Sites = None) -> Run:
@@ -316,9 +363,9 @@ def record(steps: Iterable[Site], sites: Sites = None) -> Run:
     """
     keep = known_sites(sites)
     kept: dict[str, list[tuple[int | None, Array]]] = {}
-    tokens = None
+    tokens = model = None
     for site in steps:
-        tokens = site.tokens
+        tokens, model = site.tokens, site.model
         if site.name in keep:
             kept.setdefault(site.name, []).append((site.layer, site.array))
     arrays = {}
@@ -333,7 +380,7 @@ def record(steps: Iterable[Site], sites: Sites = None) -> Run:
                 f"record needs one run, every block once, from layer 0 on, so that array[l] is layer l; {name} came "
                 f"from layers {', '.join(map(str, layers))}"
             )
-    return Run(arrays, tokens)
+    return Run(arrays, tokens, model)
 
 
 def _shortened(texts: list[str], most: int = 40) -> str:
@@ -342,6 +389,15 @@ def _shortened(texts: list[str], most: int = 40) -> str:
         half = most // 2
         texts = [*texts[:half], f"… {len(texts) - 2 * half} more …", *texts[-half:]]
     return "  ".join(texts)
+
+
+def check_position(n_tokens: int, position: Any) -> int:
+    """A position of a run as 0 or above; NanopatchError if there is none."""
+    if not isinstance(position, Integral) or isinstance(position, bool) or not -n_tokens <= int(position) < n_tokens:
+        raise NanopatchError(
+            f"position {position!r:.40}: this run has positions 0 to {n_tokens - 1}, or -1 for the last"
+        )
+    return int(position) % n_tokens
 
 
 def known_sites(sites: Sites) -> frozenset[str]:

@@ -183,7 +183,8 @@ class Result:
             means[name] = float(mean) if mean is not None and not mean.ndim else mean
         if hasattr(self, "rounding"):
             means["rounding"] = max(result.rounding for result in results)  # type: ignore[attr-defined]
-        means["prediction"] = Prediction.of_pairs([result.prediction for result in results])  # type: ignore[attr-defined]
+        if hasattr(self, "prediction"):
+            means["prediction"] = Prediction.of_pairs([result.prediction for result in results])  # type: ignore[attr-defined]
         return means
 
     def _contents(self) -> dict[str, Any]:

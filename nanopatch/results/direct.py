@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from ..errors import NanopatchError
-from ..files import Source
+from ..files import Source, write_whole
 from ..model.tokenizer import visible
-from ..types import Array
+from ..types import Array, PathLike
 from . import plot
 from .base import Result, check, check_shape
 from .matrix import Matrix, number
+from .sweep import left_out
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,9 +52,16 @@ class DirectAttribution(Result):
         The part that stands there in pieces: neurons of an MLP, or source positions of a head.
     source : Source
         Where the weights came from.
+    n_pairs : int
+        How many runs the values are means over. Tokens and answers are the first one's.
+    standard_error : ndarray or None
+        Like values: the standard error of the mean; None for one run.
+    skipped : tuple
+        ((where, reason), ...) of the pairs left out.
     """
 
     kind: ClassVar[str] = "direct logit attribution"
+    averaged: ClassVar[tuple[str, ...]] = ("values",)
     derived: ClassVar[tuple[str, ...]] = ("total",)
 
     tokens: tuple[str, ...]
@@ -66,9 +75,14 @@ class DirectAttribution(Result):
     n_head: int
     split: str | None
     source: Source
+    n_pairs: int = 1
+    standard_error: Array | None = None
+    skipped: tuple[tuple[str, str], ...] = ()
 
     def _check(self) -> None:
         check_shape(self.values, (len(self.names),), "values", float)
+        check_shape(self.standard_error, self.values.shape, "standard_error", float)
+        check((self.standard_error is not None) == (self.n_pairs > 1) and self.n_pairs >= 1, "n_pairs")
         check(len(self.ids) == len(self.tokens) > self.position >= 0, "position")
         check(len(set(self.names)) == len(self.names), "names")
         check(self.n_layer > 0 and self.n_head > 0, "n_layer")
@@ -108,26 +122,51 @@ class DirectAttribution(Result):
         """What was taken apart, in one line."""
         wrong = "" if self.wrong_answer is None else f" minus {visible(self.wrong_answer)}"
         where = f"after {self.position} {visible(self.tokens[self.position])}"
-        return f"logit of {visible(self.answer)}{wrong} {where}: {number(self.total, 3)}, by the parts that wrote it"
+        mean = f", mean of {self.n_pairs} pairs" if self.n_pairs > 1 else ""
+        total = f"{number(self.total, 3)}{mean}"
+        return f"logit of {visible(self.answer)}{wrong} {where}: {total}, by the parts that wrote it"
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know, as sentences; usually none."""
+        mean = [f"Mean of {self.n_pairs} pairs. Tokens and answers are the first pair's."] if self.n_pairs > 1 else []
+        return [*mean, *left_out(self.skipped)]
 
     def __repr__(self) -> str:
         return f"<DirectAttribution: {len(self.names)} parts, total {number(self.total, 3)}>"
 
     def text(self) -> str:
         width = max(map(len, self.names))
-        return "\n".join([self.title, *(f"{name:{width}}  {number(v, 3):>9}" for name, v in self.parts.items())])
+        errors, said = [""] * len(self.names), []
+        if self.standard_error is not None:
+            errors = [f" ± {number(error, 3)}" for error in self.standard_error]
+            said = ["± is the standard error of the mean."]
+        parts = zip(self.names, self.values, errors, strict=True)
+        return "\n".join([self.title, *(f"{n:{width}}  {number(v, 3):>9}{e}" for n, v, e in parts), *said, *self.notes])
 
     def plot(self, kind: str = "bars", ax: Axes | None = None) -> Figure:
         """Draw the parts as "bars", the "heads" as layers by heads, or the sum as a "cumulative" line over the layers.
 
         Returns the matplotlib Figure (see `Result.plot`).
         """
+        self._check_kind(kind)
+        return plot.drawn(self._drawing(kind), self.notes, ax)
+
+    def save(self, path: PathLike, kind: str = "bars") -> None:
+        """As `Result.save`; pictures are `plot(kind)`."""
+        self._check_kind(kind)
+        ending = Path(path).suffix.lower()[1:]
+        if ending in plot.FORMATS:
+            write_whole(path, plot.as_bytes(plot.picture(self._drawing(kind), self.notes), ending))
+        else:
+            super().save(path)
+
+    def _check_kind(self, kind: str) -> None:
         if kind not in KINDS:
             raise NanopatchError(f"kind must be one of {', '.join(KINDS)}, not {kind!r:.60}")
-        return plot.drawn(self._drawing(kind), [], ax)
 
     def _parts(self) -> tuple[Drawing, list[str]]:
-        return self._drawing("bars"), []
+        return self._drawing("bars"), self.notes
 
     def _drawing(self, kind: str) -> Drawing:
         if kind == "heads":
@@ -157,8 +196,11 @@ class DirectAttribution(Result):
         )
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """One dict for each part: its name, what it adds."""
-        return [{"part": name, "value": value} for name, value in self.parts.items()]
+        """One dict for each part: its name, what it adds; of a mean, its standard error."""
+        rows: list[dict[str, Any]] = [{"part": name, "value": value} for name, value in self.parts.items()]
+        if self.standard_error is None:
+            return rows
+        return [{**row, "standard_error": float(e)} for row, e in zip(rows, self.standard_error, strict=True)]
 
     def to_dict(self) -> dict[str, Any]:
         """The whole result as JSON can hold it, with `total`."""

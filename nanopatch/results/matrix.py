@@ -69,9 +69,13 @@ class Matrix(NamedTuple):
     def of_one_scale(cls, matrices: Sequence[Matrix]) -> list[Matrix]:
         """Matrices that are shown together: those of one unit get the same colours."""
         shared = []
+        scales = [(matrix.unit, *matrix.scale) for matrix in matrices]
+        ends = {
+            unit: (min(low for u, low, _ in scales if u == unit), max(high for u, _, high in scales if u == unit))
+            for unit in {matrix.unit for matrix in matrices}
+        }
         for matrix in matrices:
-            scales = [other.scale for other in matrices if other.unit == matrix.unit]
-            low, high = min(low for low, _ in scales), max(high for _, high in scales)
+            low, high = ends[matrix.unit]
             shared.append(matrix._replace(signed=low < 0, largest=high, noise=math.inf))  # no scale of its own
         return shared
 

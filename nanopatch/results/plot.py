@@ -17,7 +17,7 @@ import os
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -129,15 +129,16 @@ def _draw_heatmap(matrix: Matrix, ax: Axes, cax: Axes | None) -> list[str]:
     slanted: dict[str, Any] = dict(rotation=45, ha="right", rotation_mode="anchor")
     said += _label(ax.set_xticks, matrix.columns, 0.2 / width, "column", **slanted)
     said += _label(ax.set_yticks, matrix.rows, 0.15 / height, "row")
-    in_words = {"position": "token (clean / corrupted where they differ)"}
+    differ = any(" / " in column for column in matrix.columns)  # a token's own spaces are ␣
+    in_words = {"position": "token (clean / corrupted where they differ)" if differ else "token"}
     ax.set_xlabel(in_words.get(matrix.columns_title, matrix.columns_title), **PLAIN)
     ax.set_ylabel(matrix.rows_title, **PLAIN)
     for name, before, now in zip(("row", "column"), whole.values.shape, values.shape, strict=True):
-        said += _merged(name, before, now)
+        said += merged(name, before, now)
     return said
 
 
-def _merged(what: str, before: int, now: int) -> list[str]:
+def merged(what: str, before: int, now: int) -> list[str]:
     """A sentence about rows, columns or bars that show several each; none if they do not."""
     if now == before:
         return []
@@ -145,6 +146,68 @@ def _merged(what: str, before: int, now: int) -> list[str]:
         f"There are {before} {what}s, too many to see: each {what} here is up to {math.ceil(before / now)} of them, "
         "and shows their value of largest size."
     ]
+
+
+def mosaic(matrices: Mapping[str, Matrix], in_row: int, title: str) -> Drawing:
+    """A drawing of many small heatmaps of one size and one scale, `in_row` beside each other, with one colour bar.
+
+    Rows are labelled at the left of each line of heatmaps, columns at the bottom. What does not fit is left out.
+    """
+    shown = [matrix.strongest(MOST_LINES) for matrix in Matrix.of_one_scale(list(matrices.values()))]
+    n_rows, n_columns = shown[0].values.shape
+    gap, head = 0.12, 0.26  # inches beside each heatmap, and above it for its name
+    wide = min(max(0.15 * n_columns, 1.0), (8.6 + gap) / in_row - gap)
+    high = min(max(0.15 * n_rows, 1.0), wide * max(1.0, n_rows / n_columns))
+    n_lines = min(math.ceil(len(shown) / in_row), max(1, int((LARGEST - 4) / (high + head))))
+    width, height = in_row * (wide + gap) - gap, n_lines * (high + head)
+    left_out = len(shown) - n_lines * in_row
+
+    def draw(ax: Axes, cax: Axes | None) -> list[str]:
+        from matplotlib import colormaps
+
+        low, most = shown[0].scale
+        colours = colormaps["RdBu_r" if low < 0 else "Blues"].with_extremes(bad="0.93")
+        for i, (name, matrix) in enumerate(zip(matrices, shown[: n_lines * in_row], strict=False)):
+            left, top = i % in_row * (wide + gap), i // in_row * (high + head) + head
+            where = (left, left + wide, top + high, top)
+            image = ax.imshow(
+                matrix.values, cmap=colours, vmin=low, vmax=most, extent=where, aspect="auto", interpolation="nearest"
+            )
+            text = name if wide > 0.6 else name.split()[-1]
+            written = ax.text(left, top - 0.04, drawable(text), fontsize=8 if wide > 0.6 else 6, va="bottom", **PLAIN)
+            for inside in (image, written):
+                inside.set_in_layout(False)  # they lie inside the axes anyway, and measuring them would take time
+        bar = figure_of(ax).colorbar(image, ax=ax, cax=cax)
+        unit = shortened(drawable(shown[0].unit), 2 * LONGEST_LABEL)
+        bar.set_label(wrapped(unit, size_of(ax)[1], 9, figure_of(ax)), fontsize=9, **PLAIN)
+        scale = size_of(ax)[0] / width  # axes that a user gives have their own size
+        slanted: dict[str, Any] = dict(rotation=45, ha="right", rotation_mode="anchor")
+        columns, rows, said = shown[0].columns, shown[0].rows, []
+        for set_ticks, names, side, n, start, period, look, what in (
+            (ax.set_xticks, columns, wide, in_row, 0.0, wide + gap, slanted, "column"),
+            (ax.set_yticks, rows, high, n_lines, head, high + head, {}, "row"),
+        ):
+            every = max(1, math.ceil(0.15 * len(names) / (side * scale) - 1e-6))
+            cells = range(0, len(names), every)
+            places = [start + i * period + (cell + 0.5) / len(names) * side for i in range(n) for cell in cells]
+            texts = [shortened(drawable(names[cell]), LONGEST_LABEL) for cell in cells] * n
+            set_ticks(places, texts, fontsize=7, **look, **PLAIN)
+            said += [f"One {what} in {every} is labelled."] if every > 1 else []
+        ax.set_xlim(0, width)
+        ax.set_ylim(height, 0)
+        ax.grid(False, which="both")
+        ax.set_frame_on(False)
+        ax.tick_params(length=0)
+        ax.set_xlabel(shown[0].columns_title, **PLAIN)
+        ax.set_ylabel(shown[0].rows_title, **PLAIN)
+        if left_out > 0:
+            said.append(f"{left_out} of the {len(shown)} heatmaps are left out: they do not fit into one picture.")
+        for name, before, now in zip(("row", "column"), first.values.shape, (n_rows, n_columns), strict=True):
+            said += merged(name, before, now)
+        return said
+
+    first = next(iter(matrices.values()))
+    return Drawing(width, height, [title], draw, has_bar=True)
 
 
 def _write_values(ax: Axes, matrix: Matrix, high: float) -> None:
@@ -258,7 +321,7 @@ def bars(values: Array, labels: Sequence[str], title: str) -> Drawing:
         for i in np.flatnonzero(~finite)[:1]:
             more = f", and {(~finite).sum() - 1} more" if (~finite).sum() > 1 else ""
             said.append(f"No bar where the value is not a finite number: {labels[i]} ({values[i]}){more}.")
-        return said + _merged("bar", len(values), len(shown))
+        return said + merged("bar", len(values), len(shown))
 
     return Drawing(5.0, min(0.5 + 0.25 * len(shown), 18.0), [title], draw)
 

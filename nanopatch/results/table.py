@@ -11,7 +11,7 @@ from .matrix import Matrix
 
 SHADES = " ░▒▓█"
 #: What stands for a sign that the terminal does not have.
-PLAIN = {"░": ".", "▒": ":", "▓": "*", "█": "#", "␣": "_", "…": "...", "–": "-", "≠": "!=", "·": "."}
+PLAIN = {"░": ".", "▒": ":", "▓": "*", "█": "#", "␣": "_", "…": "...", "–": "-", "≠": "!=", "·": ".", "±": "+-"}
 
 
 def table(matrix: Matrix, numbered: bool = False, width: int | None = None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,58 +21,115 @@ if TYPE_CHECKING:
 
     from .plot import Drawing
 
+#: Matrices with more rows are printed several rows, and columns, in one.
+MOST_PRINTED = 100
+
 
 class View(Result):
-    """A result that is one matrix. Two of one kind can be subtracted: `view(patched) - view(corrupted)`."""
+    """A result that is one matrix, or several alike. Two of a kind can be subtracted: `view(patched) - view(clean)`."""
 
     @property
     def notes(self) -> list[str]:
         """What a reader must know, as sentences; usually none."""
         return []
 
+    def _title(self) -> str:
+        """What it is, in one line."""
+        return self.matrix().title
+
     def matrix(self) -> Matrix:
-        """Its numbers, laid out flat with their labels."""
-        raise NotImplementedError
+        """Its numbers, laid out flat with their labels. NanopatchError if it has several matrices."""
+        matrices = self.matrices()
+        if len(matrices) > 1:
+            raise NanopatchError(f"{self._title()} has {len(matrices)} matrices: take one of `matrices()`, by name")
+        return next(iter(matrices.values()))
+
+    def matrices(self) -> dict[str, Matrix]:
+        """Its matrices by name. One alone needs no name."""
+        return {"": self.matrix()}
+
+    def _in_row(self) -> int:
+        """How many of several matrices stand side by side in the picture."""
+        return 4
 
     def plot(self, ax: Axes | None = None) -> Figure:
-        """Draw it as a heatmap; returns the matplotlib Figure (see `Result.plot`)."""
+        """Draw it as a heatmap, or as several small ones; returns the matplotlib Figure (see `Result.plot`)."""
         return plot.drawn(*self._parts(), ax)
 
     def _parts(self) -> tuple[Drawing, list[str]]:
-        return plot.heatmap(self.matrix()), self.notes
+        matrices = self.matrices()
+        if len(matrices) == 1:
+            return plot.heatmap(self.matrix()), self.notes
+        return plot.mosaic(matrices, self._in_row(), self._title()), self.notes
 
     def text(self) -> str:
-        matrix = self.matrix()
-        return "\n".join([matrix.title, f"({matrix.unit})", *table(matrix), *self.notes])
+        lines = []
+        matrices = list(self.matrices().values())
+        for matrix in matrices[: plot.MOST_PANELS]:
+            n_rows, shown = len(matrix.rows), matrix
+            if n_rows > MOST_PRINTED:
+                shown = matrix.strongest(MOST_PRINTED)
+            lines += [matrix.title, f"({matrix.unit})", *table(shown), *plot.merged("row", n_rows, len(shown.rows))]
+            lines += plot.merged("column", len(matrix.columns), len(shown.columns))
+        if len(matrices) > plot.MOST_PANELS:
+            lines.append(
+                f"{len(matrices) - plot.MOST_PANELS} more are left out here; `to_rows` and files have them all."
+            )
+        return "\n".join([*lines, *self.notes])
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """One dict for each cell: its row, its column, its value."""
-        matrix = self.matrix()
+        """One dict for each cell: its matrix, if there are several, its row, its column, its value."""
+        matrices = self.matrices()
         return [
-            {matrix.rows_title: row, matrix.columns_title: column, "value": float(value)}
+            {
+                **({"panel": name} if len(matrices) > 1 else {}),
+                matrix.rows_title: row,
+                matrix.columns_title: column,
+                "value": float(value),
+            }
+            for name, matrix in matrices.items()
             for row, values in zip(matrix.rows, matrix.values, strict=True)
             for column, value in zip(matrix.columns, values, strict=True)
         ]
 
     def __sub__(self, other: View) -> Difference:
-        """This minus another of the same kind, rows and columns. The labels are this one's."""
+        """This minus another of the same kind, rows and columns. Where labels differ, both stand there."""
         if not isinstance(other, View):
             raise NanopatchError(f"only two results of one kind can be subtracted, not {other!r:.60}")
-        mine, its = self.matrix(), other.matrix()
-        if mine.values.shape != its.values.shape or (mine.unit, mine.rows) != (its.unit, its.rows):
+        ours, theirs = self.matrices(), other.matrices()
+        pairs = list(zip(ours.values(), theirs.values(), strict=False))
+        alike = type(self) is type(other) and list(ours) == list(theirs)
+        if not alike or any(_question(a) != _question(b) for a, b in pairs):
             raise NanopatchError(
-                f"{mine.title!r:.80} and {its.title!r:.80} cannot be subtracted: they have other rows, columns or units"
+                f"{self._title()!r:.80} and {other._title()!r:.80} cannot be subtracted: they have other "
+                "numbers of rows and columns, or other units"
             )
-        columns = [a if a == b else f"{a} / {b}" for a, b in zip(mine.columns, its.columns, strict=True)]
+        mine, its = pairs[0]
         return Difference(
-            title=f"{mine.title}, minus the same of another run",
+            title=f"{self._title()}, minus the same of another run",
             unit=f"{mine.unit}, difference",
-            rows=tuple(mine.rows),
+            rows=_both(mine.rows, its.rows),
             rows_title=mine.rows_title,
-            columns=tuple(columns),
+            columns=_both(mine.columns, its.columns),
             columns_title=mine.columns_title,
-            values=mine.values - its.values,
+            values=np.array([a.values - b.values for a, b in pairs]) if len(pairs) > 1 else mine.values - its.values,
+            panels=tuple(ours) if len(pairs) > 1 else (),
+            in_row=self._in_row(),
         )
+
+
+def _question(matrix: Matrix) -> tuple[object, ...]:
+    """What two matrices must share to be subtracted."""
+    return matrix.values.shape, matrix.unit, matrix.rows_title, matrix.columns_title
+
+
+def _both(ours: Sequence[str], theirs: Sequence[str]) -> tuple[str, ...]:
+    """Labels of two runs; where they differ, both, with a number that stands before both only once."""
+    pairs = [(a, b, b.partition(" ")) for a, b in zip(ours, theirs, strict=True)]
+    return tuple(
+        a if a == b else f"{a} / {token if token and a.startswith(f'{number} ') else b}"
+        for a, b, (number, _, token) in pairs
+    )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -84,8 +142,12 @@ class Difference(View):
     rows, columns : tuple of str
         Labels; where the two runs have other tokens, both.
     rows_title, columns_title : str
-    values : ndarray, (n_rows, n_columns)
+    values : ndarray, (n_rows, n_columns) or (n_panels, n_rows, n_columns)
         float64.
+    panels : tuple of str
+        The names of several matrices; empty for one.
+    in_row : int
+        How many of them stand side by side in the picture.
     """
 
     kind: ClassVar[str] = "difference"
@@ -97,23 +159,37 @@ class Difference(View):
     columns: tuple[str, ...]
     columns_title: str
     values: Array
+    panels: tuple[str, ...] = ()
+    in_row: int = 4
 
     def _check(self) -> None:
-        check_shape(self.values, (len(self.rows), len(self.columns)), "values", float)
+        several = (len(self.panels),) if self.panels else ()
+        check_shape(self.values, (*several, len(self.rows), len(self.columns)), "values", float)
+        check(len(set(self.panels)) == len(self.panels) != 1, "panels")
+        check(self.in_row > 0, "in_row")
         check(self.rows_title != self.columns_title, "rows_title")
 
     def __repr__(self) -> str:
         return f"<Difference: {self.title}>"
 
-    def matrix(self) -> Matrix:
-        return Matrix(
-            values=self.values,
-            rows=list(self.rows),
-            rows_title=self.rows_title,
-            columns=list(self.columns),
-            columns_title=self.columns_title,
-            title=self.title,
-            unit=self.unit,
-            signed=True,
-            largest=float(np.nanmax(np.abs(self.values), initial=0.0)),
-        )
+    def _title(self) -> str:
+        return self.title
+
+    def _in_row(self) -> int:
+        return self.in_row
+
+    def matrices(self) -> dict[str, Matrix]:
+        return {
+            name: Matrix(
+                values=values,
+                rows=list(self.rows),
+                rows_title=self.rows_title,
+                columns=list(self.columns),
+                columns_title=self.columns_title,
+                title=name or self.title,
+                unit=self.unit,
+                signed=True,
+                largest=float(np.nanmax(np.abs(self.values), initial=0.0)),
+            )
+            for name, values in zip(self.panels or [""], self.values if self.panels else [self.values], strict=True)
+        }

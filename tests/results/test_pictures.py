@@ -13,7 +13,18 @@ import pytest
 from conftest import ROOT, tiny_model
 
 import nanopatch
-from nanopatch import Comparison, EdgeScores, Experiment, NanopatchError, Panels, Patch, Saliency, Sweep, sweep
+from nanopatch import (
+    Attention,
+    Comparison,
+    EdgeScores,
+    Experiment,
+    NanopatchError,
+    Panels,
+    Patch,
+    Saliency,
+    Sweep,
+    sweep,
+)
 from nanopatch.experiments import CAPITAL, ELON, MICHELLE
 from nanopatch.files import Source
 from nanopatch.results import plot
@@ -41,6 +52,8 @@ def one_of_each(michelle):
         "panels": Panels({"z": z, "resid_pre": michelle, "two": Panels({"a": z, "b": michelle})}),
         "comparison": Comparison(z, nanopatch.attribute(nano, MICHELLE, "z")),
         "saliency": nanopatch.saliency(nano, MICHELLE),
+        "attention": nanopatch.attention(nano, nano.run(MICHELLE.clean), 1, 0),
+        "all heads": nanopatch.attention(nano, nano.run(MICHELLE.clean)),
         "edges": edges,
         "faithfulness": nanopatch.faithfulness(nano, MICHELLE, edges.circuit(30)),
     }
@@ -52,6 +65,8 @@ def named(result, name):
         return Panels({key: named(value, name) for key, value in result.items()})
     if isinstance(result, Comparison):
         return Comparison(named(result.exact, name), named(result.estimate, name))
+    if isinstance(result, Attention):
+        return replace(result, tokens=(name,) * len(result.tokens))
     changes = {"metric": name}
     if isinstance(result, Saliency):
         changes["tokens"] = (name,) * len(result.tokens)
@@ -91,7 +106,7 @@ def assert_nothing_is_cut_off(figure):
         assert inside, (text.get_text(), box, figure.bbox)
 
 
-KINDS = ["sweep", "one column", "panels", "comparison", "saliency", "edges", "faithfulness"]
+KINDS = ["sweep", "one column", "panels", "comparison", "saliency", "attention", "all heads", "edges", "faithfulness"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -271,9 +286,9 @@ def test_panels_of_nothing_or_of_something_else(michelle, one_of_each, tmp_path)
             with pytest.raises(NanopatchError, match="there are no panels: put sweeps in"):
                 ask()
     for other in (one_of_each["edges"], 3, None):
-        with pytest.raises(NanopatchError, match="panels are sweeps, or Panels, by name"):
+        with pytest.raises(NanopatchError, match="panels are sweeps, lenses, .* or Panels, by name"):
             Panels({"a": michelle, "b": other}).plot()
-    with pytest.raises(NanopatchError, match="panels are sweeps, or Panels, by name"):
+    with pytest.raises(NanopatchError, match="panels are sweeps, lenses, .* or Panels, by name"):
         Panels({1: michelle}).save(tmp_path / "x.json")
     with pytest.raises(NanopatchError, match="normalised is True or False"):
         Panels({"a": michelle}).plot(michelle.plot().axes[0])

@@ -75,6 +75,12 @@ gradient: Run = model.backward(clean, d_logits)
 of_heads: np.ndarray = (clean.z * gradient.z).sum(axis=-1)
 continued: np.ndarray = nanopatch.generate(model, "The capital of France is", 2, temperature=0.5, seed=1)
 
+best: str = clean.top(1)[0]["token"]
+one_head: nanopatch.Attention = nanopatch.attention(model, clean, layer=1, head=0)
+of_heads = nanopatch.attention(model, clean, 1, weighted=True).values
+figure_of_head: Figure = patched.plot_attention(1, 0) if "pattern" in patched.names else clean.plot_attention(1)
+both = Panels({"one": one_head, "difference": one_head - one_head})
+
 # ---- questions ------------------------------------------------------------------------------------
 
 michelle: Experiment = experiments.MICHELLE
