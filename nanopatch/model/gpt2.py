@@ -199,7 +199,7 @@ class Model:
         sites = known_sites(sites)
         tokens = self.tokenize(prompt, prepend_bos=prepend_bos, special_tokens=special_tokens)
         for site in self.steps_from(0, self.embed(tokens), sites=sites):
-            site.tokens = tokens  # so that `record` knows them
+            site.tokens, site.model = tokens, self  # so that `record` knows them
             yield site
 
     def steps_from(

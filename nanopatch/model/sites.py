@@ -51,17 +51,18 @@ class Site:
         The array itself.
     segment : object
         For `scores` and `pattern`: which rows they belong to (see `nanopatch.model.packing`).
-    tokens : ndarray or None
-        The token ids of the run, where `Model.steps` made it.
+    tokens, model : ndarray, Model; or None
+        The token ids of the run, and its model, where `Model.steps` made it.
     positions : range or None
         In generation, the positions that the rows are of.
     """
 
-    __slots__ = ("name", "layer", "segment", "tokens", "positions", "_array")
+    __slots__ = ("name", "layer", "segment", "tokens", "model", "positions", "_array")
 
     def __init__(self, name: str, layer: int | None, array: Array, segment: AnySegment | None = None) -> None:
         self.name, self.layer, self.segment, self._array = name, layer, segment, array
         self.tokens: Array | None = None
+        self.model: Model | None = None
         self.positions: range | None = None
 
     @property
@@ -71,7 +72,7 @@ class Site:
         if self.positions is None:
             return self._array
         rows = self._array.view(RoundArray)
-        rows.positions = self.positions
+        rows.site = self
         return rows
 
     @array.setter
@@ -141,19 +142,54 @@ class LateArray(RunArray):
 
 
 class RoundArray(RunArray):
-    """A site's array in generation. A row that it does not have is of another round, and the error says so."""
+    """A site's array in generation. An index of a row that it does not have is of another round, and the error says so.
 
-    positions: range | None = None
+    NumPy shortens slices that reach too far, and an edit of positions that are computed in another round would be lost.
+    """
+
+    site: Site | None = None
+
+    def __getitem__(self, key: Any) -> Any:
+        self._check(key)
+        try:
+            return super().__getitem__(key)
+        except IndexError as error:
+            raise self._another_round(error) from None
 
     def __setitem__(self, key: Any, value: Any) -> None:
+        self._check(key)
         try:
             super().__setitem__(key, value)
-        except IndexError as error:
-            rows = self.positions or range(0)
-            raise NanopatchError(
-                f"{error}; in this round, row 0 is position {rows.start}, and the last row position {rows.stop - 1}: "
-                "round.row(position) is the row of a position"
-            ) from None
+        except NanopatchError:  # NumPy looks an index up by __getitem__
+            raise
+        except (IndexError, ValueError) as error:
+            raise self._another_round(error) from None
+
+    def _check(self, key: Any) -> None:
+        """NanopatchError if a slice of the axis of positions begins or ends outside it."""
+        keys = list(key) if isinstance(key, tuple) else [key]
+        if self.site is None or any(one is None or isinstance(one, np.ndarray) and one.ndim > 1 for one in keys):
+            return  # a part of the array, or an index whose entries are not those of the axes
+        for i in [i for i, one in enumerate(keys) if one is Ellipsis]:
+            keys[i : i + 1] = [slice(None)] * (self.ndim - len(keys) + 1)
+        axis = 1 if self.site.name in ATTENTION_SITES else 0
+        rows = keys[axis] if axis < len(keys) else None
+        if isinstance(rows, slice):
+            n_rows = self.shape[axis]
+            for end in (rows.start, rows.stop):
+                if end is not None and not -n_rows <= end <= n_rows:
+                    raise self._another_round(f"a slice to {end} is out of bounds for {n_rows} rows")
+
+    def _another_round(self, error: object) -> NanopatchError:
+        positions = self.site.positions if self.site is not None and self.site.positions is not None else range(0)
+        where = (
+            f"row 0 is position {positions.start}" if len(positions) == 1 else f"rows are positions {positions.start}"
+        )
+        where += "" if len(positions) == 1 else f" to {positions[-1]}"
+        return NanopatchError(
+            f"{self.site or 'part of a site'}: {error}; in this round {where}, and round.row(position) is the row of a "
+            "position"
+        )
 
 
 def _plain(array: Any) -> Any:
@@ -316,9 +352,9 @@ def record(steps: Iterable[Site], sites: Sites = None) -> Run:
     """
     keep = known_sites(sites)
     kept: dict[str, list[tuple[int | None, Array]]] = {}
-    tokens = None
+    tokens = model = None
     for site in steps:
-        tokens = site.tokens
+        tokens, model = site.tokens, site.model
         if site.name in keep:
             kept.setdefault(site.name, []).append((site.layer, site.array))
     arrays = {}
@@ -333,7 +369,22 @@ def record(steps: Iterable[Site], sites: Sites = None) -> Run:
                 f"record needs one run, every block once, from layer 0 on, so that array[l] is layer l; {name} came "
                 f"from layers {', '.join(map(str, layers))}"
             )
-    return Run(arrays, tokens)
+    return Run(arrays, tokens, model)
+
+
+def shapes(model: Model, n_tokens: int, batch: tuple[int, ...] = ()) -> dict[str, tuple[int, ...]]:
+    """The shape that each array of a run of this model has in a `Run`."""
+    last = dict.fromkeys(HEAD_SITES, (n_tokens, model.n_head, model.d_head))
+    last |= dict.fromkeys(ATTENTION_SITES, (model.n_head, n_tokens, n_tokens))
+    widths = dict.fromkeys(("mlp_pre", "mlp_post"), model.d_mlp) | {"logits": model.n_vocab}
+    return {
+        name: (
+            *((model.n_layer,) if name in BLOCK_SITES else ()),
+            *batch,
+            *last.get(name, (n_tokens, widths.get(name, model.d_model))),
+        )
+        for name in SITES
+    }
 
 
 def _shortened(texts: list[str], most: int = 40) -> str:
