@@ -47,8 +47,8 @@ class Round:
     def __iter__(self) -> Iterator[Site]:
         if self.token is not None:
             raise NanopatchError(
-                f"round {self.number} has ended, so its arrays can no longer be edited: loop over a round's sites before "
-                "the next round, and once"
+                f"round {self.number} has ended, so its arrays can no longer be edited: loop over a round's sites "
+                "before the next round, and once"
             )
         return self._sites
 
@@ -320,7 +320,9 @@ def _stop_tokens(model: Model, stop: Any) -> frozenset[int]:
         if not isinstance(one, (str, numbers.Integral)) or isinstance(one, bool):
             raise NanopatchError(f"stop={one!r:.60}: a token is expected, as text or as an id, or a list of them")
         # <|endoftext|> is what people stop at, and here it is meant as the token.
-        ids = model.tokenize(one if isinstance(one, str) else [one], special_tokens=True).tolist() if one != "" else []
+        if one == "":
+            raise NanopatchError("stop='' is no token: give one, as text or as an id")
+        ids = model.tokenize(one if isinstance(one, str) else [int(one)], special_tokens=True).tolist()
         if len(ids) != 1:
             raise NanopatchError(f"stop={one!r:.60} is {len(ids)} tokens, {model.token_strings(ids)}, and must be one")
         found.add(ids[0])

@@ -181,14 +181,12 @@ class RoundArray(RunArray):
                     raise self._another_round(f"a slice to {end} is out of bounds for {n_rows} rows")
 
     def _another_round(self, error: object) -> NanopatchError:
-        positions = self.site.positions if self.site is not None and self.site.positions is not None else range(0)
-        where = (
-            f"row 0 is position {positions.start}" if len(positions) == 1 else f"rows are positions {positions.start}"
-        )
-        where += "" if len(positions) == 1 else f" to {positions[-1]}"
+        if self.site is None or not self.site.positions:
+            return NanopatchError(f"part of a site's array: {error}")
+        first, last = self.site.positions[0], self.site.positions[-1]
+        rows = f"row 0 is position {first}" if first == last else f"rows 0 to {last - first} are {first} to {last}"
         return NanopatchError(
-            f"{self.site or 'part of a site'}: {error}; in this round {where}, and round.row(position) is the row of a "
-            "position"
+            f"{self.site}: {error}; in this round {rows}, and round.row(position) is the row of a position"
         )
 
 

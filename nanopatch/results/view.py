@@ -62,16 +62,25 @@ class View(Result):
             raise NanopatchError(
                 f"{mine.title!r:.80} and {its.title!r:.80} cannot be subtracted: they have other rows, columns or units"
             )
-        columns = [a if a == b else f"{a} / {b}" for a, b in zip(mine.columns, its.columns, strict=True)]
+        other_title = "the same of another run" if mine.title == its.title else its.title
+        texts = None
+        if mine.texts is not None and its.texts is not None:
+            pairs = zip(mine.texts, its.texts, strict=True)
+            texts = tuple(tuple(map(_both, *rows)) for rows in pairs)
         return Difference(
-            title=f"{mine.title}, minus the same of another run",
+            title=f"{mine.title}, minus {other_title}",
             unit=f"{mine.unit}, difference",
             rows=tuple(mine.rows),
             rows_title=mine.rows_title,
-            columns=tuple(columns),
+            columns=tuple(map(_both, mine.columns, its.columns)),
             columns_title=mine.columns_title,
             values=mine.values - its.values,
+            texts=texts,
         )
+
+
+def _both(mine: str, its: str) -> str:
+    return mine if mine == its else f"{mine} / {its}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -86,6 +95,8 @@ class Difference(View):
     rows_title, columns_title : str
     values : ndarray, (n_rows, n_columns)
         float64.
+    texts : tuple of tuples of str, or None
+        What stands in the cells in place of numbers; where the two differ, both.
     """
 
     kind: ClassVar[str] = "difference"
@@ -97,9 +108,12 @@ class Difference(View):
     columns: tuple[str, ...]
     columns_title: str
     values: Array
+    texts: tuple[tuple[str, ...], ...] | None = None
 
     def _check(self) -> None:
         check_shape(self.values, (len(self.rows), len(self.columns)), "values", float)
+        if self.texts is not None:
+            check(np.array(self.texts, object).shape == self.values.shape, "texts")
         check(self.rows_title != self.columns_title, "rows_title")
 
     def __repr__(self) -> str:
@@ -116,4 +130,5 @@ class Difference(View):
             unit=self.unit,
             signed=True,
             largest=float(np.nanmax(np.abs(self.values), initial=0.0)),
+            texts=None if self.texts is None else np.array(self.texts, object).reshape(self.values.shape),
         )
