@@ -33,7 +33,7 @@ def logit_diff(logits):
 
 
 def lens_times(ids):
-    """Probabilities of all tokens at every layer and position; and what each head, MLP and embedding adds at the last."""
+    """Probabilities of all tokens at every layer and position; what each head, MLP and embedding adds at the last."""
     _, cache = model.run_with_cache(torch.tensor([ids]))
     begin = time.perf_counter()
     stream = cache.accumulated_resid(incl_mid=True, apply_ln=True)
@@ -41,6 +41,7 @@ def lens_times(ids):
         logits.softmax(dim=-1).max(dim=-1)
     middle = time.perf_counter()
     direction = model.W_U[:, 3] - model.W_U[:, 7]
+    cache.compute_head_results()
     cache.stack_head_results(pos_slice=-1, apply_ln=True) @ direction
     cache.decompose_resid(pos_slice=-1, apply_ln=True) @ direction
     return {"lens": middle - begin, "direct": time.perf_counter() - middle}
