@@ -45,12 +45,13 @@ class View(Result):
         return "\n".join([matrix.title, f"({matrix.unit})", *table(matrix), *self.notes])
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """One dict for each cell: its row, its column, its value."""
+        """One dict for each cell: its row, its column, its value, and its text if it has one."""
         matrix = self.matrix()
         return [
-            {matrix.rows_title: row, matrix.columns_title: column, "value": float(value)}
-            for row, values in zip(matrix.rows, matrix.values, strict=True)
-            for column, value in zip(matrix.columns, values, strict=True)
+            {matrix.rows_title: row, matrix.columns_title: column, "value": float(matrix.values[i, j])}
+            | ({} if matrix.texts is None else {"text": matrix.texts[i, j]})
+            for i, row in enumerate(matrix.rows)
+            for j, column in enumerate(matrix.columns)
         ]
 
     def __sub__(self, other: View) -> Difference:

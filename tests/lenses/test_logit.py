@@ -151,6 +151,12 @@ def test_the_difference_of_two_lenses(tmp_path):
     for ending in ("npz", "json"):
         predictions.save(tmp_path / f"d.{ending}")
         assert Difference.load(tmp_path / f"d.{ending}").texts == predictions.texts
+    assert predictions.to_rows()[-1] == {
+        "read from": "resid_post 2",
+        "position": "2 #3",
+        "value": one.probability[-1, -1] - other.probability[-1, -1],
+        "text": predictions.texts[-1][-1],
+    }
     title = (one.show("rank") - logit_lens(model, model.run([1, 2, 3]), 7).show("rank")).title
     assert title == "logit lens: rank of #3, minus logit lens: rank of #7"
     with pytest.raises(NanopatchError, match="cannot be subtracted: they have other rows, columns or units"):
