@@ -334,6 +334,61 @@ def memory(options):
     )
 
 
+def lenses(options):
+    """Logit lens, direct logit attribution and all patterns of one run, at 124M's shape and 64 tokens."""
+    import numpy as np
+
+    from nanopatch.lenses import logit
+
+    model = random_model("124M")
+    ids = random_experiment(model, 64).clean
+    run = model.run(ids)
+    layers = [layer for pair in zip(run.resid_pre, run.resid_mid, strict=True) for layer in pair]
+    rows = np.concatenate([*layers, run.resid_post[-1]])
+    size = logit.MEMORY // (model.n_vocab * model.dtype.itemsize)
+
+    def forward():
+        return model.run(ids, sites="logits")
+
+    def lens():
+        return nanopatch().logit_lens(model, run, 3, 7)
+
+    def product():  # the rows that the lens unembeds, so many at once
+        for first in range(0, len(rows), size):
+            rows[first : first + size] @ model.lm_head.T
+
+    def direct():
+        return nanopatch().direct_logit_attribution(model, run, 3, 7)
+
+    def patterns():
+        return model.run(ids, sites="pattern")
+
+    whole, rest, of_product, theirs = [], [], [], []
+    lens(), product(), forward()
+    with contextlib.ExitStack() as stack:
+        other = stack.enter_context(TransformerLens(options)) if options.transformer_lens else None
+        for _ in range(options.repeats):
+            seconds, of_rows, of_run = timed(lens), timed(product), timed(forward)
+            whole.append(seconds / of_run)
+            rest.append((seconds - of_rows) / of_run)
+            of_product.append(of_rows / of_run)
+            if other:
+                times = other.ask(lens=ids.tolist())
+                theirs.append([times["lens"] / timed(lens), times["direct"] / timed(direct)])
+    yield row(f"logit lens, {len(rows)} cells, 64 tokens / one forward pass", whole)
+    yield row("the same: its matrix product alone / one forward pass", of_product)
+    yield row("the same: all but its matrix product / one forward pass", rest, 1)
+    ratios = alternate(direct, forward, options.repeats)
+    yield row("direct logit attribution, 64 tokens / one forward pass", ratios, 1)
+    ratios = alternate(patterns, forward, options.repeats)
+    yield row("a run that keeps all patterns, 64 tokens / one forward pass", ratios, 2)
+    if not other:
+        yield {"what": "TransformerLens: left out, it needs --transformer-lens PYTHON"}
+        return
+    for i, name in enumerate(("logit lens", "direct logit attribution")):
+        yield row(f"{name}: TransformerLens / nanopatch, from a recorded run", [ratios[i] for ratios in theirs])
+
+
 def records(model, experiment):
     """The peak of what Python and NumPy allocate in an attribution of every site, in sizes of one full record."""
     import tracemalloc
@@ -385,6 +440,7 @@ PARTS = {
     "load": loading,
     "gradients": gradients,
     "lengths": lengths,
+    "lenses": lenses,
 }
 
 
@@ -518,7 +574,10 @@ class TransformerLens:
         self.process.wait()
 
     def time(self, site, tokens, cells=None):
-        job = {"site": site, "clean": tokens.clean.tolist(), "corrupted": tokens.corrupted.tolist(), "cells": cells}
+        clean, corrupted = tokens.clean.tolist(), tokens.corrupted.tolist()
+        return self.ask(site=site, clean=clean, corrupted=corrupted, cells=cells)
+
+    def ask(self, **job):
         print(json.dumps(job), file=self.process.stdin, flush=True)
         return json.loads(self.process.stdout.readline())
 

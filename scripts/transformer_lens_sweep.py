@@ -2,8 +2,9 @@
 
 It reads lines of JSON from stdin: {"site": "resid_pre" or "z", "clean": ids, "corrupted": ids, "cells": how many, or
 null for all}. It answers each with {"base": seconds of the two base runs, "sweep": seconds of the sweep, "cell":
-seconds of one cell}. If fewer than all, cells are spread evenly over layers and positions or heads. The model has GPT-2
-124M's shape and random weights, which take as long as trained ones.
+seconds of one cell}. If fewer than all, cells are spread evenly over layers and positions or heads. {"lens": ids} is
+answered with {"lens": ..., "direct": ...}, seconds of a logit lens and of direct logit attribution of a cached run. The
+model has GPT-2 124M's shape and random weights, which take as long as trained ones.
 """
 
 import itertools
@@ -31,9 +32,27 @@ def logit_diff(logits):
     return logits[0, -1, 3] - logits[0, -1, 7]
 
 
+def lens_times(ids):
+    """Probabilities of all tokens at every layer and position; what each head, MLP and embedding adds at the last."""
+    _, cache = model.run_with_cache(torch.tensor([ids]))
+    begin = time.perf_counter()
+    stream = cache.accumulated_resid(incl_mid=True, apply_ln=True)
+    for logits in (layer @ model.W_U for layer in stream):
+        logits.softmax(dim=-1).max(dim=-1)
+    middle = time.perf_counter()
+    direction = model.W_U[:, 3] - model.W_U[:, 7]
+    cache.compute_head_results()
+    cache.stack_head_results(pos_slice=-1, apply_ln=True) @ direction
+    cache.decompose_resid(pos_slice=-1, apply_ln=True) @ direction
+    return {"lens": middle - begin, "direct": time.perf_counter() - middle}
+
+
 print("ready", flush=True)
 for line in sys.stdin:
     job = json.loads(line)
+    if "lens" in job:
+        print(json.dumps(lens_times(job["lens"])), flush=True)
+        continue
     clean, corrupted = torch.tensor([job["clean"]]), torch.tensor([job["corrupted"]])
     begin = time.perf_counter()
     _, cache = model.run_with_cache(clean)

@@ -39,12 +39,14 @@ def tiny_config(**changes):
     return Config(**{**sizes, **changes})
 
 
-def tiny_model(seed=0, dtype=np.float64, **changes):
-    """A model with random weights of about the size trained ones have; `lm_head` is tied."""
+def tiny_model(seed=0, dtype=np.float64, biases=True, **changes):
+    """A model with random weights of about the size trained ones have. `lm_head` is tied unless the config says not."""
     config = tiny_config(**changes)
     rng = np.random.default_rng(seed)
     tensors = {
-        name: rng.normal(0, 0.4, shape) for name, shape in tensor_shapes(config).items() if name != "lm_head.weight"
+        name: rng.normal(0, 0.4, shape) if biases or not name.endswith(".bias") else np.zeros(shape)
+        for name, shape in tensor_shapes(config).items()
+        if name != "lm_head.weight" or not config.tie_word_embeddings
     }
     for name in tensors:
         if "ln_" in name and name.endswith("weight"):
@@ -54,13 +56,15 @@ def tiny_model(seed=0, dtype=np.float64, **changes):
 
 
 @st.composite
-def models(draw):
+def models(draw, most_layers=4, dtypes=(np.float32, np.float64)):
     """Random tiny models, all config switches covered."""
     n_head = draw(st.integers(1, 3))
     return tiny_model(
         seed=draw(st.integers(0, 2**32 - 1)),
-        dtype=draw(st.sampled_from([np.float32, np.float64])),
-        n_layer=draw(st.integers(1, 4)),
+        dtype=draw(st.sampled_from(dtypes)),
+        biases=draw(st.booleans()),
+        tie_word_embeddings=draw(st.booleans()),
+        n_layer=draw(st.integers(1, most_layers)),
         n_head=n_head,
         n_embd=n_head * draw(st.integers(2, 8)),
         n_inner=draw(st.integers(1, 30)),

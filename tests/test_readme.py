@@ -109,12 +109,17 @@ def test_the_lesson_runs():
     assert errors[1] < errors[0] / 10  # it fails, and more steps mend it
 
 
-def test_python_of_the_other_pages_runs(tmp_path, monkeypatch):
+def test_python_of_the_other_pages_runs(tmp_path, monkeypatch, capsys):
+    """And prints what stands in the block below it, if there is one."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
     for page in DOCS[1:]:
         names = {}
-        for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
+        blocks = r"```python\n(.*?)```\n(?:\n```\n(?!\$)(.*?)```)?"
+        for block, printed in re.findall(blocks, page.read_text(encoding="utf-8"), flags=re.DOTALL):
+            capsys.readouterr()
             exec(block, names)
+            assert printed in ("", capsys.readouterr().out), page.name
 
 
 def test_what_they_link_to_is_there():

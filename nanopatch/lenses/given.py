@@ -10,8 +10,9 @@ import numpy as np
 
 from ..errors import NanopatchError
 from ..experiments.experiment import answer_token
+from ..model.backward import check_weights
 from ..model.gpt2 import Model
-from ..model.sites import ATTENTION_SITES, HEAD_SITES, Run
+from ..model.sites import Run, shapes
 from ..types import Array
 
 #: An answer: one token as text or id, or several, whose logits are averaged.
@@ -37,16 +38,15 @@ def check_run(model: Model, run: Run, sites: Sequence[str], what: str) -> Array:
         )
     if run.tokens.ndim != 1:
         raise NanopatchError(f"{what} takes the run of one prompt, not of a batch of {len(run.tokens)}")
+    check_weights(model, run)
+    expected = shapes(model, len(run.tokens))
     for name in sites:
         array = getattr(run, name)
-        sizes = {"resid": model.d_model, "logits": model.n_vocab, "ln_final": model.d_model}
-        sizes |= dict.fromkeys(HEAD_SITES, model.d_head)
-        width = sizes.get(name.split("_")[0] if name.startswith("resid") else name, array.shape[-1])
-        layers = model.n_layer if array.ndim > 2 else len(array)
-        heads = array.shape[1 if name in ATTENTION_SITES else 2] if array.ndim == 4 else model.n_head
-        fits = array.shape[-1] == width and len(array) == layers and heads == model.n_head
-        if not fits or (run.model is not None and run.model is not model):
-            raise NanopatchError(f"{what}: this is a run of another model")
+        if array.shape != expected[name] or array.dtype != model.dtype:
+            raise NanopatchError(
+                f"{what}: this is no run of a whole prompt by this model, whose {name} has shape {expected[name]} and "
+                f"dtype {model.dtype}, not {array.shape} and {array.dtype}"
+            )
     return run.tokens
 
 
@@ -66,17 +66,30 @@ def _index(what: str, n: int, index: Any) -> int:
     return int(index)
 
 
-def answer_ids(model: Model, answer: Answer) -> list[int]:
-    """The token ids of an answer; [] for None. NanopatchError if one is not one token, or if there are none."""
+def answer_ids(model: Model, answer: Answer, wrong_answer: Answer = None) -> tuple[list[int], list[int]]:
+    """The token ids of answers and of wrong answers; [] for None.
+
+    NanopatchError if one is not one token or is there twice, a list is empty, or there is a wrong answer alone.
+    """
+    ids, wrong_ids = _ids(model, answer), _ids(model, wrong_answer)
+    if wrong_ids and not ids:
+        raise NanopatchError("a wrong answer alone: give the answer too")
+    for i, token in enumerate([*ids, *wrong_ids]):
+        if token in [*ids, *wrong_ids][:i]:
+            raise NanopatchError(
+                f"{model.token_strings(token)[0]!r} is there twice in answer={answer!r:.60}, "
+                f"wrong_answer={wrong_answer!r:.60}: give different tokens"
+            )
+    return ids, wrong_ids
+
+
+def _ids(model: Model, answer: Answer) -> list[int]:
     if answer is None:
         return []
-    several = [answer] if isinstance(answer, (str, Integral)) else list(np.asarray(answer, object))
+    several = [answer] if isinstance(answer, str) or not np.iterable(answer) else list(answer)
     if not several:
         raise NanopatchError("an empty list of answers: give one answer, or None")
-    ids = [answer_token(model, one) for one in several]
-    if len(set(ids)) < len(ids):
-        raise NanopatchError(f"an answer is there twice in {answer!r:.60}")
-    return ids
+    return [answer_token(model, one) for one in several]
 
 
 def answer_text(model: Model, ids: Sequence[int]) -> str | None:

@@ -15,6 +15,8 @@ from ..results.lens import LogitLens
 from .given import Answer, answer_ids, answer_text, check_run
 
 SITES = ("resid_pre", "resid_mid", "resid_post")
+#: The most bytes of logits at once. More rows at once make the product faster, and what is done with it slower.
+MEMORY = 2**25
 
 
 def logit_lens(model: Model, run: Run, answer: Answer = None, wrong_answer: Answer = None) -> LogitLens:
@@ -24,7 +26,8 @@ def logit_lens(model: Model, run: Run, answer: Answer = None, wrong_answer: Answ
     ----------
     model : Model
     run : Run
-        Of one prompt: clean, corrupted or patched. It holds resid_pre, resid_mid and resid_post.
+        Of one prompt: clean, corrupted or patched. It holds resid_pre, resid_mid and resid_post. Edits of ln_final and
+        of logits come after these, so no lens shows them.
     answer, wrong_answer : str, int or a list of them, optional
         Tokens to follow. Of a list: the probability of any, the best rank, the mean of the logits.
 
@@ -53,32 +56,36 @@ def logit_lens(model: Model, run: Run, answer: Answer = None, wrong_answer: Answ
     (' Paris', (9, 5))
     """
     tokens = check_run(model, run, SITES, "logit_lens")
-    ids, wrong_ids = answer_ids(model, answer), answer_ids(model, wrong_answer)
+    ids, wrong_ids = answer_ids(model, answer, wrong_answer)
     stream = [getattr(run, name)[layer] for layer in range(model.n_layer) for name in ("resid_pre", "resid_mid")]
-    stream.append(run.resid_post[-1])  # n_rows of (n_tokens, d_model)
-    best, probability, answer_probability, rank, logit_diff = [], [], [], [], []
-    for resid in stream:
-        logits = model.unembed(resid)  # (n_tokens, n_vocab)
-        highest = logits.max(axis=-1)
-        sizes = np.exp(logits - highest[:, None]).sum(axis=-1, dtype=np.float64)  # softmax's denominator
-        best.append(logits.argmax(axis=-1))
-        probability.append(1 / sizes)
+    resid = np.stack([*stream, run.resid_post[-1]])  # (n_rows, n_tokens, d_model)
+    shape, rows = resid.shape[:2], resid.reshape(-1, model.d_model)
+    best, probability = np.zeros(len(rows), np.int64), np.zeros(len(rows))
+    answer_probability, rank, logit_diff = np.zeros((3, len(rows)))
+    size = max(1, MEMORY // (model.n_vocab * model.dtype.itemsize))
+    for some in (slice(first, first + size) for first in range(0, len(rows), size)):
+        logits = model.unembed(rows[some])  # (n, n_vocab)
+        answers = logits[:, ids].astype(np.float64)
         if ids:
-            answers = logits[:, ids].astype(np.float64)
-            answer_probability.append((np.exp(answers - highest[:, None]) / sizes[:, None]).sum(axis=-1))
-            rank.append((logits > answers.max(axis=-1, keepdims=True)).sum(axis=-1).astype(np.float64))
-            if wrong_ids:
-                logit_diff.append(answers.mean(axis=-1) - logits[:, wrong_ids].mean(axis=-1, dtype=np.float64))
+            rank[some] = np.count_nonzero(logits > logits[:, ids].max(axis=-1, keepdims=True), axis=-1)
+        if wrong_ids:
+            logit_diff[some] = answers.mean(axis=-1) - logits[:, wrong_ids].mean(axis=-1, dtype=np.float64)
+        best[some] = logits.argmax(axis=-1)
+        highest = np.take_along_axis(logits, best[some, None], axis=-1)
+        logits -= highest
+        sums = np.exp(logits, out=logits).sum(axis=-1)  # softmax's denominators
+        probability[some] = 1 / sums
+        answer_probability[some] = np.exp(answers - highest).sum(axis=-1) / sums
     return LogitLens(
         tokens=tuple(model.token_strings(tokens)),
         ids=tuple(map(int, tokens)),
-        predicted=tuple(tuple(model.token_strings(row)) for row in best),
-        predicted_ids=tuple(tuple(map(int, row)) for row in best),
-        probability=np.array(probability),
+        predicted=tuple(tuple(model.token_strings(row)) for row in best.reshape(shape)),
+        predicted_ids=tuple(tuple(map(int, row)) for row in best.reshape(shape)),
+        probability=probability.reshape(shape),
         answer=answer_text(model, ids),
-        wrong_answer=answer_text(model, wrong_ids) if ids else None,
-        answer_probability=np.array(answer_probability) if ids else None,
-        rank=np.array(rank) if ids else None,
-        logit_diff=np.array(logit_diff) if ids and wrong_ids else None,
+        wrong_answer=answer_text(model, wrong_ids),
+        answer_probability=answer_probability.reshape(shape) if ids else None,
+        rank=rank.reshape(shape) if ids else None,
+        logit_diff=logit_diff.reshape(shape) if wrong_ids else None,
         source=model.source or Source("unnamed"),
     )

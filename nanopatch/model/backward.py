@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import NanopatchError
 from ..types import Array, Sites
 from .layers import BLOCK_WEIGHTS, affine, by_blocks, layer_norm, normal_cdf, softmax, standardise
-from .sites import ATTENTION_SITES, BLOCK_SITES, HEAD_SITES, SITES, Run, known_sites
+from .sites import BLOCK_SITES, SITES, Run, known_sites, shapes
 
 if TYPE_CHECKING:
     from .gpt2 import Model
@@ -340,7 +340,12 @@ SLOPES = {"gelu_new": gelu_new_slope, "gelu": gelu_slope, "relu": relu_slope}
 def _check_run(model: Model, run: Run) -> None:
     """Raise NanopatchError unless `run` is a full record of this model, not of another one with the same shapes."""
     _check_record(model, run, "the run", is_gradient=False)
-    if run.model is None or run.model is model:  # None: the run was recorded from a loop of your own
+    check_weights(model, run)
+
+
+def check_weights(model: Model, run: Run) -> None:
+    """Raise NanopatchError if `run` was recorded from another model, unless the two have the same weights."""
+    if run.model is None or run.model is model:  # None: the run was unpickled, say
         return
     ours, theirs = named_weights(model), named_weights(run.model)
     if ours.keys() != theirs.keys() or not all(np.array_equal(ours[key], theirs[key]) for key in ours):
@@ -358,12 +363,8 @@ def _check_record(model: Model, record: Run, what: str, is_gradient: bool) -> No
     if missing:
         raise NanopatchError(f"{what} lacks {', '.join(missing)}: record every array, with sites=None")
     *batch, n_tokens, _ = record.logits.shape
-    last = dict.fromkeys(HEAD_SITES, (n_tokens, model.n_head, model.d_head))
-    last |= dict.fromkeys(ATTENTION_SITES, (model.n_head, n_tokens, n_tokens))
-    d_last = dict.fromkeys(("mlp_pre", "mlp_post"), model.d_mlp) | {"logits": model.n_vocab}
-    for name in SITES:
-        array, layers = getattr(record, name), (model.n_layer,) if name in BLOCK_SITES else ()
-        shape = (*layers, *batch, *last.get(name, (n_tokens, d_last.get(name, model.d_model))))
+    for name, shape in shapes(model, n_tokens, tuple(batch)).items():
+        array = getattr(record, name)
         if array.shape != shape or array.dtype != model.dtype:
             raise NanopatchError(
                 f"{what} is not of this model: its {name} has shape {array.shape} and dtype {array.dtype}, "

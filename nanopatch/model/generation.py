@@ -7,7 +7,7 @@ first round, the newest token alone in each later one. So an edit is the same as
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,9 @@ class Round:
         The prompt and what was generated, this round's token included once it is chosen.
     token : int or None
         The token that follows; None until the loop over the round has ended.
+
+    A round runs once. A second loop over it carries on where the first was left, and is an error once the round has
+    ended.
     """
 
     def __init__(self, number: int, positions: range, tokens: Array, sites: Iterator[Site]) -> None:
@@ -42,6 +45,11 @@ class Round:
         self._sites = sites
 
     def __iter__(self) -> Iterator[Site]:
+        if self.token is not None:
+            raise NanopatchError(
+                f"round {self.number} has ended, so its arrays can no longer be edited: loop over a round's sites "
+                "before the next round, and once"
+            )
         return self._sites
 
     def row(self, position: int) -> int:
@@ -154,7 +162,7 @@ def _rounds(
             steps = model.block_steps(layer, resid, sites=names | {"k", "v", "resid_post"}, rows=rows)
             for site in steps:
                 if site.name in names:
-                    site.tokens, site.positions = round.tokens, round.positions
+                    site.tokens, site.model, site.positions = round.tokens, model, round.positions
                     yield site
                 if site.name == "k":  # as it is after the edits
                     keys[layer] = np.concatenate([keys[layer], np.asarray(site.array)])
@@ -164,7 +172,7 @@ def _rounds(
         last = resid if names & set(FINAL_SITES) else resid[-1:]
         for site in model.steps_from(model.n_layer, last, sites=names | {"logits"}):
             if site.name in names:
-                site.tokens, site.positions = round.tokens, round.positions
+                site.tokens, site.model, site.positions = round.tokens, model, round.positions
                 yield site
         round.token = next_token(np.asarray(site.array)[-1], temperature, top_k, top_p, random)
         round.tokens = np.append(round.tokens, round.token)
@@ -253,7 +261,7 @@ def generate(
             top_k=top_k,
             top_p=top_p,
             stop=stop,
-            seed=seed + sample,
+            seed=int(seed) + sample,
             prepend_bos=prepend_bos,
             special_tokens=special_tokens,
             sites=(),
@@ -265,7 +273,7 @@ def generate(
 
 def _finished(round: Round) -> int:
     """Run a round to its end; its token."""
-    for _ in round:
+    for _ in round._sites:
         pass
     assert round.token is not None
     return round.token
@@ -281,10 +289,11 @@ def next_token(logits: Array, temperature: float, top_k: int | None, top_p: floa
         p = softmax((logits - logits.max()) / temperature)
     if top_k is not None or top_p < 1:
         best = np.argsort(-p, kind="stable")[:top_k]  # of equally likely ones, the first
-        before = np.cumsum(p[best]) / p[best].sum() - p[best] / p[best].sum()  # the probability of all likelier ones
-        kept = best[before < top_p]
-        p = np.where(np.isin(np.arange(len(p)), kept), p, 0)
-        p /= p.sum()
+        sums = np.cumsum(p[best])
+        best = best[: 1 + np.count_nonzero(sums[:-1] < top_p * sums[-1])]  # until the sum is at least top_p
+        kept = np.zeros_like(p)
+        kept[best] = p[best] / p[best].sum()
+        p = kept
     return int(random.choice(len(p), p=p))
 
 
@@ -306,11 +315,14 @@ def _stop_tokens(model: Model, stop: Any) -> frozenset[int]:
     """Token ids of the tokens to stop after, given as ids, texts of one token, or a list of them."""
     if stop is None:
         return frozenset()
-    several: Sequence[Any] = [stop] if isinstance(stop, (str, numbers.Integral)) else list(stop)
     found = set()
-    for one in several:
+    for one in [stop] if isinstance(stop, (str, bytes)) or not np.iterable(stop) else list(stop):
+        if not isinstance(one, (str, numbers.Integral)) or isinstance(one, bool):
+            raise NanopatchError(f"stop={one!r:.60}: a token is expected, as text or as an id, or a list of them")
         # <|endoftext|> is what people stop at, and here it is meant as the token.
-        ids = model.tokenize(one if isinstance(one, str) else [one], special_tokens=isinstance(one, str)).tolist()
+        if one == "":
+            raise NanopatchError("stop='' is no token: give one, as text or as an id")
+        ids = model.tokenize(one if isinstance(one, str) else [int(one)], special_tokens=True).tolist()
         if len(ids) != 1:
             raise NanopatchError(f"stop={one!r:.60} is {len(ids)} tokens, {model.token_strings(ids)}, and must be one")
         found.add(ids[0])

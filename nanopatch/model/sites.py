@@ -76,7 +76,7 @@ class Site:
         if self.positions is None:
             return self._array
         rows = self._array.view(RoundArray)
-        rows.positions = self.positions
+        rows.site = self
         return rows
 
     @array.setter
@@ -146,19 +146,52 @@ class LateArray(RunArray):
 
 
 class RoundArray(RunArray):
-    """A site's array in generation. A row that it does not have is of another round, and the error says so."""
+    """A site's array in generation. An index of a row that it does not have is of another round, and the error says so.
 
-    positions: range | None = None
+    NumPy shortens slices that reach too far, and an edit of positions that are computed in another round would be lost.
+    """
+
+    site: Site | None = None
+
+    def __getitem__(self, key: Any) -> Any:
+        self._check(key)
+        try:
+            return super().__getitem__(key)
+        except IndexError as error:
+            raise self._another_round(error) from None
 
     def __setitem__(self, key: Any, value: Any) -> None:
+        self._check(key)
         try:
             super().__setitem__(key, value)
-        except IndexError as error:
-            rows = self.positions or range(0)
-            raise NanopatchError(
-                f"{error}; in this round, row 0 is position {rows.start}, and the last row position {rows.stop - 1}: "
-                "round.row(position) is the row of a position"
-            ) from None
+        except NanopatchError:  # NumPy looks an index up by __getitem__
+            raise
+        except (IndexError, ValueError) as error:
+            raise self._another_round(error) from None
+
+    def _check(self, key: Any) -> None:
+        """NanopatchError if a slice of the axis of positions begins or ends outside it."""
+        keys = list(key) if isinstance(key, tuple) else [key]
+        if self.site is None or any(one is None or isinstance(one, np.ndarray) and one.ndim > 1 for one in keys):
+            return  # a part of the array, or an index whose entries are not those of the axes
+        for i in [i for i, one in enumerate(keys) if one is Ellipsis]:
+            keys[i : i + 1] = [slice(None)] * (self.ndim - len(keys) + 1)
+        axis = 1 if self.site.name in ATTENTION_SITES else 0
+        rows = keys[axis] if axis < len(keys) else None
+        if isinstance(rows, slice):
+            n_rows = self.shape[axis]
+            for end in (rows.start, rows.stop):
+                if end is not None and not -n_rows <= end <= n_rows:
+                    raise self._another_round(f"a slice to {end} is out of bounds for {n_rows} rows")
+
+    def _another_round(self, error: object) -> NanopatchError:
+        if self.site is None or not self.site.positions:
+            return NanopatchError(f"part of a site's array: {error}")
+        first, last = self.site.positions[0], self.site.positions[-1]
+        rows = f"row 0 is position {first}" if first == last else f"rows 0 to {last - first} are {first} to {last}"
+        return NanopatchError(
+            f"{self.site}: {error}; in this round {rows}, and round.row(position) is the row of a position"
+        )
 
 
 def _plain(array: Any) -> Any:
@@ -381,6 +414,21 @@ def record(steps: Iterable[Site], sites: Sites = None) -> Run:
                 f"from layers {', '.join(map(str, layers))}"
             )
     return Run(arrays, tokens, model)
+
+
+def shapes(model: Model, n_tokens: int, batch: tuple[int, ...] = ()) -> dict[str, tuple[int, ...]]:
+    """The shape that each array of a run of this model has in a `Run`."""
+    last = dict.fromkeys(HEAD_SITES, (n_tokens, model.n_head, model.d_head))
+    last |= dict.fromkeys(ATTENTION_SITES, (model.n_head, n_tokens, n_tokens))
+    widths = dict.fromkeys(("mlp_pre", "mlp_post"), model.d_mlp) | {"logits": model.n_vocab}
+    return {
+        name: (
+            *((model.n_layer,) if name in BLOCK_SITES else ()),
+            *batch,
+            *last.get(name, (n_tokens, widths.get(name, model.d_model))),
+        )
+        for name in SITES
+    }
 
 
 def _shortened(texts: list[str], most: int = 40) -> str:

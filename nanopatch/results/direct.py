@@ -44,7 +44,7 @@ class DirectAttribution(Result):
         Whose logits.
     names : tuple of str
         The parts: `embed`, `pos_embed`, `head 2.1`, `attn bias 2`, `mlp 2`, `mlp bias 2`, ..., `ln_f bias`. Where the
-        run was patched, each edit is a part of its own: `edit of resid_pre 3`.
+        run was patched, an edit is a part of its own: `edit of resid_pre 3`.
     values : ndarray, (n_parts,)
         float64.
     n_layer, n_head : int
@@ -212,7 +212,7 @@ def _point(name: str) -> str:
     match = re.match(r"(head|attn bias|mlp bias|mlp|neuron|edit of \w+) (\d+)", name)
     if match is None:
         return "ln_f" if "ln_f" in name or "ln_final" in name or "logits" in name else "embed"
-    kind = "attn" if match[1] in ("head", "attn bias", "edit of attn_out", "edit of resid_mid", "edit of z") else "mlp"
+    kind = "attn" if match[1] in ("head", "attn bias", "edit of attn_out", "edit of resid_mid") else "mlp"
     if match[1] == "edit of resid_pre":
         return f"mlp {int(match[2]) - 1}" if int(match[2]) else "embed"
     return f"{kind} {match[2]}"

@@ -24,7 +24,7 @@ class LogitLens(View):
     """The residual stream of a run, read by the unembedding at every layer and position.
 
     All arrays are float64, (2 n_layer + 1, n_tokens). Row 2 l is the residual stream before block l, row 2 l + 1 that
-    between its attention and its MLP, and the last row that after the last block: the run's own prediction.
+    between its attention and its MLP, and the last row that after the last block: the model's own prediction.
 
     Attributes
     ----------

@@ -78,18 +78,19 @@ class View(Result):
         return "\n".join([*lines, *self.notes])
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """One dict for each cell: its matrix, if there are several, its row, its column, its value."""
+        """One dict for each cell: its matrix, if there are several, its row, its column, its value, its text if any."""
         matrices = self.matrices()
         return [
             {
                 **({"panel": name} if len(matrices) > 1 else {}),
                 matrix.rows_title: row,
                 matrix.columns_title: column,
-                "value": float(value),
+                "value": float(matrix.values[i, j]),
+                **({} if matrix.texts is None else {"text": matrix.texts[i, j]}),
             }
             for name, matrix in matrices.items()
-            for row, values in zip(matrix.rows, matrix.values, strict=True)
-            for column, value in zip(matrix.columns, values, strict=True)
+            for i, row in enumerate(matrix.rows)
+            for j, column in enumerate(matrix.columns)
         ]
 
     def __sub__(self, other: View) -> Difference:
@@ -105,8 +106,12 @@ class View(Result):
                 "numbers of rows and columns, or other units"
             )
         mine, its = pairs[0]
+        texts = None
+        if len(pairs) == 1 and mine.texts is not None and its.texts is not None:
+            texts = tuple(_both(a, b) for a, b in zip(mine.texts, its.texts, strict=True))
+        other_title = "the same of another run" if self._title() == other._title() else other._title()
         return Difference(
-            title=f"{self._title()}, minus the same of another run",
+            title=f"{self._title()}, minus {other_title}",
             unit=f"{mine.unit}, difference",
             rows=_both(mine.rows, its.rows),
             rows_title=mine.rows_title,
@@ -115,6 +120,7 @@ class View(Result):
             values=np.array([a.values - b.values for a, b in pairs]) if len(pairs) > 1 else mine.values - its.values,
             panels=tuple(ours) if len(pairs) > 1 else (),
             in_row=self._in_row(),
+            texts=texts,
         )
 
 
@@ -148,6 +154,8 @@ class Difference(View):
         The names of several matrices; empty for one.
     in_row : int
         How many of them stand side by side in the picture.
+    texts : tuple of tuples of str, or None
+        What stands in the cells in place of numbers; where the two differ, both.
     """
 
     kind: ClassVar[str] = "difference"
@@ -161,12 +169,15 @@ class Difference(View):
     values: Array
     panels: tuple[str, ...] = ()
     in_row: int = 4
+    texts: tuple[tuple[str, ...], ...] | None = None
 
     def _check(self) -> None:
         several = (len(self.panels),) if self.panels else ()
         check_shape(self.values, (*several, len(self.rows), len(self.columns)), "values", float)
         check(len(set(self.panels)) == len(self.panels) != 1, "panels")
         check(self.in_row > 0, "in_row")
+        if self.texts is not None:
+            check(np.array(self.texts, object).shape == self.values.shape, "texts")
         check(self.rows_title != self.columns_title, "rows_title")
 
     def __repr__(self) -> str:
@@ -190,6 +201,7 @@ class Difference(View):
                 unit=self.unit,
                 signed=True,
                 largest=float(np.nanmax(np.abs(self.values), initial=0.0)),
+                texts=None if self.texts is None else np.array(self.texts, object).reshape(values.shape),
             )
             for name, values in zip(self.panels or [""], self.values if self.panels else [self.values], strict=True)
         }

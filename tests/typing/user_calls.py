@@ -74,6 +74,16 @@ d_logits[-1, jones], d_logits[-1, smith] = 1, -1
 gradient: Run = model.backward(clean, d_logits)
 of_heads: np.ndarray = (clean.z * gradient.z).sum(axis=-1)
 continued: np.ndarray = nanopatch.generate(model, "The capital of France is", 2, temperature=0.5, seed=1)
+texts = nanopatch.generate(model, "The capital", 2, temperature=1, top_k=5, n_samples=2, as_text=True)
+for round in nanopatch.generate_steps(model, "The capital of France is", 2, stop=["."], sites="z"):
+    for site in round:
+        site.array[round.row(-1)] *= 0.5
+    token: int | None = round.token
+
+lens: nanopatch.LogitLens = nanopatch.logit_lens(model, clean, " Jones", [" Smith", int(jones) + 1])
+change: np.ndarray = (lens.show("rank") - nanopatch.logit_lens(model, clean, " Jones").show("rank")).values
+direct: nanopatch.DirectAttribution = nanopatch.direct_logit_attribution(model, clean, " Jones", split="head 1.2")
+parts: dict[str, float] = direct.parts
 
 best: str = clean.top(1)[0]["token"]
 one_head: nanopatch.Attention = nanopatch.attention(model, clean, layer=1, head=0)
@@ -135,7 +145,7 @@ notes: list[str] = result.notes
 figure: Figure = result.plot()
 
 with tempfile.TemporaryDirectory() as folder:
-    for one in (result, panels, comparison, scores, saliency, heads, copying):
+    for one in (result, panels, comparison, scores, saliency, heads, copying, lens, direct):
         one.save(Path(folder, "result.npz"))
         figure = one.plot()
         rows: list[dict[str, object]] = one.to_rows()
