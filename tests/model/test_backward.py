@@ -511,7 +511,7 @@ def test_weight_gradients_of_what_does_not_belong_together():
         weight_gradients(model, model.run([1, 2]), gradients)
     with pytest.raises(NanopatchError, match="the record of gradients lacks resid_pre, "):
         weight_gradients(model, run, backward(model, run, d_logits, sites="logits"))
-    by_hand = record(model.steps(tokens))
+    by_hand = record(model.steps_from(0, model.embed(tokens)))
     with pytest.raises(NanopatchError, match=r"lacks its \(5,\) token ids, .* set run.tokens to them"):
         weight_gradients(model, by_hand, gradients)
     by_hand.tokens = tokens
