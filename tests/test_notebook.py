@@ -191,3 +191,5 @@ def test_runs_that_lack_something_show_the_rest():
     recorded = text_of(nanopatch.record(by_hand, sites=["z", "logits"])._repr_html_())
     assert "tokens" not in recorded.replace("likeliest next tokens", "") and "z (4, 2, 4, 32)" in recorded
     assert re.search(r"likeliest next tokens #\d+ \d", recorded)  # no model, so no texts
+    loop = text_of(nanopatch.record(model.steps("Michelle Jones"), sites="z")._repr_html_())
+    assert "Run of nano tokens 0 Michelle 1 ␣Jones" in loop
