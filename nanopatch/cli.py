@@ -12,10 +12,12 @@ import os
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
+
+import numpy as np
 
 from . import __version__
 from .errors import NanopatchError, one_line
@@ -35,12 +37,14 @@ from .lenses.logit import logit_lens
 from .model import hub
 from .model.checkpoint import load
 from .model.convert import check_new_folder, save_checkpoint
+from .model.generation import Round, generate, generate_steps
 from .model.gpt2 import Model
 from .model.layers import ACTIVATIONS, top_tokens
-from .model.sites import Run, check_position
+from .model.sites import ATTENTION_SITES, BLOCK_SITES, Run, check_position
 from .model.tokenizer import visible
 from .patching.average import Experiments, over
 from .patching.case import predict
+from .patching.edit import Edit
 from .patching.sweep import path_patch, sweep
 from .results import plot
 from .results.base import ENDINGS, jsonable
@@ -49,6 +53,7 @@ from .results.direct import KINDS, DirectAttribution
 from .results.lens import SHOWN
 from .results.matrix import number
 from .results.panels import Panels
+from .results.sweep import DIRECTIONS
 from .results.table import printable
 from .types import Array, Sites
 from .verify import picture, verify, verify_debug_state
@@ -175,6 +180,29 @@ def parser() -> Parser:
     direct.add_argument("--position", type=int, default=-1, metavar="N", help="where logits are read (%(default)s)")
     direct.add_argument("--split", metavar="PART", help="take one part further apart: mlp 3, or head 2.1")
     direct.add_argument("--kind", choices=KINDS, default="bars", help="what a picture shows (%(default)s)")
+
+    write = add("generate", generate_command, "continue a prompt; or two, and the one patched from the other")
+    write.add_argument("prompt", nargs="?", help="the (clean) prompt to continue; or give --experiment")
+    write.add_argument("--corrupted", metavar="TEXT", help="a second prompt, to continue both")
+    write.add_argument("--experiment", choices=NAMED, help="a named experiment, instead of a prompt")
+    write.add_argument("-n", type=int, default=20, metavar="N", help="how many tokens to add (%(default)s)")
+    write.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="0, the default, takes the likeliest"
+    )
+    write.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
+    write.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the fewest that add up to P")
+    write.add_argument("--stop", metavar="TOKEN", help="stop after this token")
+    write.add_argument(
+        "--samples", type=int, metavar="N", help="so many continuations, of seeds that follow each other"
+    )
+    write.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (%(default)s)")
+    write.add_argument("--site", choices=BLOCK_SITES, help="also continue one prompt with this array from the other")
+    write.add_argument("--direction", choices=tuple(DIRECTIONS), help="denoise, the default, is clean into corrupted")
+    for axis in ("layers", "positions", "heads"):
+        write.add_argument(f"--{axis}", type=pieces, metavar="LIST", help="of --site only these, together: 0,3")
+    add_tokens(write)
+    add_model(write)
+    write.set_defaults(of=None, output=[], plot=False, answer=None, wrong=None)
 
     top = add("top", top_command, "print the most likely next tokens")
     top.add_argument("prompt")
@@ -469,6 +497,69 @@ def attention_command(options: Namespace) -> None:
     give_out(side_by_side(shown, options), options)
     if "clean" in runs:
         print_notes(model, replace(pair, answer=None, wrong_answer=None), runs["clean"].logits[-1])
+
+
+def generate_command(options: Namespace) -> None:
+    """Continuations of a prompt; or of two prompts, and of one of them with an array from the other's run."""
+    chosen = {axis: getattr(options, axis) for axis in ("layers", "positions", "heads")}
+    if options.site is None and (options.direction or any(chosen.values())):
+        usage_error("--direction, --layers, --positions and --heads say what of --site is patched: give --site")
+    if options.site is not None and options.experiment is None and options.corrupted is None:
+        usage_error("a patch needs a second prompt: give --corrupted TEXT, or --experiment NAME")
+    model, _, runs = runs_of(options, list(RUNS[:2]), options.site or "resid_pre")
+    stop = one_id(options.stop) if options.ids and options.stop is not None else options.stop
+    drawing = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p, "stop": stop}
+    drawn: dict[str, Any] = {"n_samples": options.samples, "seed": options.seed, **drawing}
+    prompts = {name: run.tokens for name, run in runs.items() if run.tokens is not None}
+    found = {name: generate(model, tokens, options.n, **drawn) for name, tokens in prompts.items()}
+    if options.site is not None:
+        base, donor = DIRECTIONS[options.direction or "denoise"]
+        edits = edits_between(model, prompts[base], prompts[donor], runs[donor], options.site, chosen)
+        seeds = range(options.seed, options.seed + (options.samples or 1))
+        found["patched"] = [
+            patched(generate_steps(model, prompts[base], options.n, seed=seed, sites=options.site, **drawing), edits)
+            for seed in seeds
+        ]
+    samples = {name: ids if isinstance(ids, list) else [ids] for name, ids in found.items()}
+    if options.json:
+        as_rows = {name: [one.tolist() for one in ids] for name, ids in samples.items()}
+        texts = {name: [model.token_strings(one) for one in ids] for name, ids in samples.items()}
+        print_json({name: {"ids": as_rows[name], "tokens": texts[name]} for name in samples})
+        return
+    for name, ids in samples.items():
+        for one in ids:
+            text = model.detokenize(one) if model.reads_text else " ".join(model.token_strings(one))
+            print(printable(text if len(runs) == 1 else f"{name:>9}: {one_line(text)}"))
+
+
+def edits_between(model: Model, base: Array, other: Array, donor: Run, site: str, chosen: dict[str, Any]) -> list[Edit]:
+    """The assignments that put an array of one run into another: all that is chosen, together.
+
+    base, other: the tokens of the prompt that is patched into, and of the donor's.
+    """
+    if len(base) != len(other):
+        raise NanopatchError(
+            f"equal positions are patched, and the prompts have {len(base)} and {len(other)} tokens: give prompts of "
+            "one length"
+        )
+    lists = [None if given is None else sorted(set().union(*given)) for given in chosen.values()]
+    layers, positions, heads = lists
+    pieces = Patch(site, layers=layers, positions=positions, heads=heads).pieces(model, len(base))
+    of = {axis: sorted({int(one) for piece in some for one in piece}) for axis, some in pieces.items()}
+    rows = of["query" if site in ATTENTION_SITES else "position"]
+    return [Edit(site, layer, donor[site][layer], rows, of.get("head"), of.get("key")) for layer in of["layer"]]
+
+
+def patched(rounds: Iterable[Round], edits: list[Edit]) -> Array:
+    """The tokens of a generation whose prompt is edited."""
+    new: list[int] = []
+    for round in rounds:
+        for site in round:
+            for edit in edits:
+                if round.number == 0 and site.layer == edit.layer:
+                    edit.assign(site.array, first_position=0)
+        new.append(int(round.tokens[-1]))
+    return np.array(new, np.int64)
 
 
 def direct_command(options: Namespace) -> None:

@@ -211,6 +211,43 @@ def test_heads_with_scores_of_prompts(run, tmp_path):
     assert (status, out) == (1, "") and "head scores need prompts of at least 2 tokens" in err
 
 
+def test_generate(run):
+    nano, prompt = nanopatch.load("nano"), CAPITAL.clean
+    assert run("generate", prompt, "-n", 2) == (0, nanopatch.generate(nano, prompt, 2, as_text=True) + "\n", "")
+    drawn = dict(temperature=1.0, top_k=50, top_p=0.9, n_samples=2, seed=4)
+    options = ["--temperature", 1, "--top-k", 50, "--top-p", 0.9, "--samples", 2, "--seed", 4]
+    ids = [one.tolist() for one in nanopatch.generate(nano, prompt, 5, **drawn)]
+    status, out, _ = run("generate", prompt, "-n", 5, *options, "--json")
+    tokens = [nano.token_strings(one) for one in ids]
+    assert (status, json.loads(out)) == (0, {"clean": {"ids": ids, "tokens": tokens}})
+    given = ",".join(map(str, nano.tokenize(prompt)))
+    assert run("generate", given, "--ids", "-n", 9, "--stop", 13) == (0, " Paris.\n", "")
+
+
+def test_generate_patched(run):
+    """The arguments of `patch`, all pieces together, are the assignment in a loop over the first round."""
+    nano = nanopatch.load("nano")
+    command = ["generate", "--experiment", "michelle", "-n", 4, "--json"]
+    base, donor = nano.tokenize(MICHELLE.clean), nano.run(MICHELLE.corrupted)
+    for round in nanopatch.generate_steps(nano, base, 4):
+        for site in round:
+            if round.number == 0 and site.name == "z" and site.layer in (0, 1):
+                site.array[[1, 10], 2] = donor.z[site.layer, [1, 10], 2]
+    chosen = ["--site", "z", "--layers", "0,1", "--positions", "1,10", "--heads", 2, "--direction", "noise"]
+    status, out, _ = run(*command, *chosen)
+    assert status == 0 and list(json.loads(out)) == ["clean", "corrupted", "patched"]
+    assert json.loads(out)["patched"]["ids"] == [round.tokens[-4:].tolist()]
+    assert run("generate", "--experiment", "capital", "--site", "resid_pre", "--layers", 1, "-n", 1)[1].split("\n") == [
+        "    clean:  Paris",
+        "corrupted:  Rome",
+        "  patched:  Paris",
+        "",
+    ]
+    for wrong in (["--layers", 1], ["--direction", "noise"], ["--site", "z"], ["--site", "logits"]):
+        assert run("generate", "hi", *wrong)[0] == 2
+    assert "the prompts have 2 and 1 tokens" in run("generate", "hi", "--corrupted", "hi there", "--site", "z")[2]
+
+
 def test_lens(run, tmp_path):
     nano = nanopatch.load("nano")
     status, out, err = run("lens", CAPITAL.clean)

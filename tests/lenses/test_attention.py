@@ -258,8 +258,14 @@ def test_what_cannot_be_shown_is_said(nano, clean):
         (lambda: clean.plot_attention(head=1), "head 1 of which layer"),
         (lambda: gradient.plot_attention(), "takes a run, not derivatives"),
         (lambda: batch.plot_attention(), "one prompt, not of a batch of 2"),
-        (lambda: nanopatch.attention(other, clean), "the run is of another model|no run of a whole prompt by this model"),
-        (lambda: nanopatch.attention(other, lost), "the run is of another model|no run of a whole prompt by this model"),
+        (
+            lambda: nanopatch.attention(other, clean),
+            "the run is of another model|no run of a whole prompt by this model",
+        ),
+        (
+            lambda: nanopatch.attention(other, lost),
+            "the run is of another model|no run of a whole prompt by this model",
+        ),
         (lambda: nanopatch.attention(clean, nano), "takes the model, then a run"),
         (lambda: lost.plot_attention(), "this run does not know its model"),
         (lambda: clean.plot_attention(1, 1, ax="x.png"), "plot draws, and writes no file"),
