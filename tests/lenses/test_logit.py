@@ -159,7 +159,10 @@ def test_the_difference_of_two_lenses(tmp_path):
     }
     title = (one.show("rank") - logit_lens(model, model.run([1, 2, 3]), 7).show("rank")).title
     assert title == "logit lens: rank of #3, minus logit lens: rank of #7"
-    with pytest.raises(NanopatchError, match="cannot be subtracted: they have other rows, columns or units"):
+    message = "cannot be subtracted: they have other numbers of rows and columns, or other units"
+    with pytest.raises(NanopatchError, match=message):
+        NanopatchError, match="cannot be subtracted: they have other numbers of rows and columns, or other units"
+    ):
         one - other.show("rank")
     with pytest.raises(NanopatchError, match="only two results of one kind can be subtracted, not 3"):
         one - 3
