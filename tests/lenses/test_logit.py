@@ -161,8 +161,6 @@ def test_the_difference_of_two_lenses(tmp_path):
     assert title == "logit lens: rank of #3, minus logit lens: rank of #7"
     message = "cannot be subtracted: they have other numbers of rows and columns, or other units"
     with pytest.raises(NanopatchError, match=message):
-        NanopatchError, match="cannot be subtracted: they have other numbers of rows and columns, or other units"
-    ):
         one - other.show("rank")
     with pytest.raises(NanopatchError, match="only two results of one kind can be subtracted, not 3"):
         one - 3
