@@ -130,7 +130,7 @@ share: float = nanopatch.faithfulness(model, michelle, edges).normalised
 saliency: nanopatch.Saliency = nanopatch.saliency(model, michelle)
 
 heads: nanopatch.HeadScores = nanopatch.head_scores(model, n_tokens=10, seeds=[0])
-heads = nanopatch.head_scores(model, ["a b a", [1, 2, 1]], beside=[nanopatch.ablate(model, michelle, "z")])
+heads = nanopatch.head_scores(model, ["a b a", "c d c"], beside=[nanopatch.ablate(model, michelle, "z")])
 induction: np.ndarray = heads.induction
 spread: np.ndarray = heads.spread["induction"]
 copying: nanopatch.WeightScores = nanopatch.copying_scores(model)
