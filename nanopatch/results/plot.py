@@ -29,6 +29,7 @@ from .matrix import MOST, Matrix
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
+    from matplotlib.transforms import Bbox
 
 #: The picture files that can be written.
 FORMATS = ("png", "svg", "pdf")
@@ -402,10 +403,9 @@ def _composed(columns: Sequence[Sequence[Drawing]], footer: Sequence[str], n_lef
             cax = figure.add_axes((drawing.width + 0.12, 0, 0.14, drawing.height)) if drawing.has_bar else None
             said += drawing.draw(ax, cax)
             axes = [own for own in (ax, cax) if own]
-            boxes = [box for box in (own.get_tightbbox() for own in axes) if box is not None]
-            set_title(ax, drawing.title, max(Bbox.union(boxes).x1 / figure.dpi, 5.4 if len(columns) == 1 else 2.6))
-            boxes = [box for box in (own.get_tightbbox() for own in axes) if box is not None]
-            around = Bbox.union(boxes)
+            right = Bbox.union([_around(own) for own in axes]).x1 / figure.dpi
+            set_title(ax, drawing.title, max(right, 5.4 if len(columns) == 1 else 2.6))
+            around = Bbox.union([_around(own) for own in axes])
             block.append((axes, np.array([around.x0, around.y0, around.x1, around.y1]) / figure.dpi))
         blocks.append(block)
 
@@ -458,6 +458,15 @@ def _composed(columns: Sequence[Sequence[Drawing]], footer: Sequence[str], n_lef
     foot.set_position((SPACE / total, SPACE / high))
     figure.sca(figure.axes[0])  # what plt.title and plt.xlabel are about: no colour bar
     return figure
+
+
+def _around(ax: Axes) -> Bbox:
+    """The axes with everything that stands around them, in pixels."""
+    from matplotlib.transforms import Bbox
+
+    labels = [axis.label.get_window_extent() for axis in (ax.xaxis, ax.yaxis) if axis.label.get_text()]
+    # matplotlib 3.8 counts labels only as far as the axes are wide.
+    return Bbox.union([box for box in (ax.get_tightbbox(), *labels) if box is not None])
 
 
 def _fewer_lines(lines: list[str]) -> list[str]:
