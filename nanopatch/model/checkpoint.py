@@ -47,8 +47,8 @@ def load(
           from the Hugging Face cache, else downloaded into that cache;
         - another repository of the Hugging Face hub, as "org/name";
         - a local folder, or a file of weights in it. The weights are `model.safetensors` (or
-          `model.safetensors.index.json` and the files that it lists), or the one file of PyTorch (.pt, .pth, .ckpt,
-          .bin) or llm.c (.bin) that is there.
+          `model.safetensors.index.json` and the files that it lists), or `pytorch_model.bin` in the same two ways, or
+          the one file of PyTorch (.pt, .pth, .ckpt, .bin) or llm.c (.bin) that is there.
     dtype : np.float32 or np.float64
         The dtype of the weights and of every activation.
     n_head : int, optional
@@ -176,8 +176,13 @@ def read_weights(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
         return read_safetensors(path), {}
     if first.startswith((b"PK\x03\x04", b"\x80")):  # a zip; a pickle
         return read_torch(path)
-    if int.from_bytes(first[:4], "little") == llmc_file.MODEL_MAGIC:
+    magic = int.from_bytes(first[:4], "little")
+    if magic == llmc_file.MODEL_MAGIC:
         return llmc_file.read_llmc(path)
+    if magic in llmc_file.OTHERS:
+        raise NanopatchError(
+            f"{path} begins with {magic}: it is llm.c's {llmc_file.OTHERS[magic]}, not a model; give one"
+        )
     raise NanopatchError(
         f"{path} begins with {first[:8]!r}: it is no file of safetensors, PyTorch or llm.c, or not a whole one"
     )
