@@ -54,7 +54,8 @@ def load(
     n_head : int, optional
         The number of heads, where neither `config.json` nor the file of weights says it. It cannot be told from shapes.
     activation_function : str, optional
-        "gelu_new" (the tanh form), "gelu" (the exact form) or "relu", where nothing says it.
+        "gelu_new" (the tanh form), "gelu" (the exact form) or "relu", where nothing says it. If something says another,
+        that is an error.
     vocabulary : str or path, optional
         "gpt2", or a file: nanoGPT's `meta.pkl`, a `tokenizer.json`, or a `vocab.json`. By default such a file beside
         the weights.
@@ -135,7 +136,13 @@ def load(
     published = published_layout(tensors, place)
     terms = config_terms(folder, said | published.config)
     given = {"n_head": n_head, "activation_function": activation_function}
-    terms |= {key: value for key, value in given.items() if value is not None}
+    for key, value in published_terms({k: v for k, v in given.items() if v is not None}, "load").items():
+        if terms.get(key) not in (None, value):
+            says = f"{place} says {key} {terms[key]!r:.40}"
+            raise NanopatchError(
+                f"{says}, and the argument {value!r:.40}: leave out the argument, or change config.json"
+            )
+        terms[key] = value
     shapes = {key: tensor.shape for key, tensor in published.tensors.items()}
     config_file = folder / "config.json"
     config = read_config(terms, shapes, config_file if config_file.is_file() else place)

@@ -31,6 +31,10 @@ MINGPT_SIZES = {
     "gpt-nano": (3, 3, 48),
 }
 
+#: The tensors whose shapes tell the sizes.
+TOLD_BY = {"n_layer": "h.0.mlp.c_fc.weight", "n_embd": "wte.weight", "vocab_size": "wte.weight"}
+TOLD_BY |= {"n_positions": "wpe.weight"}
+
 ASK_HEADS = (
     "the weights do not say how many heads there are: give load(..., n_head=...), nanopatch convert --n-head, or "
     "n_head in config.json"
@@ -71,6 +75,9 @@ def published_terms(given: Any, where: PathLike) -> dict[str, Any]:
     elif "block_size" not in given and {"model_type", "architectures", "n_positions", "n_ctx"} & given.keys():
         terms.setdefault("activation_function", Config.activation_function)  # Hugging Face's default
     terms.pop("model_type", None)
+    activation = terms.get("activation_function")
+    if isinstance(activation, str):
+        terms["activation_function"] = SAME_ACTIVATIONS.get(activation, activation)
     if given.get("n_positions") not in (None, given.get("block_size")) and given.get("block_size") is not None:
         raise NanopatchError(f"{where} says both block_size and n_positions, and they differ: which?")
     if given.get("block_size") is not None:
@@ -99,7 +106,9 @@ def read_config(terms: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]],
             if names[0] == "n_head":
                 refuse(ASK_HEADS)
             others = [name for name in shapes if not re.match(r"(wte|wpe|h\.\d+|ln_f|lm_head)\.", name)]
-            some = ", ".join(f"{name:.60}" for name in (others or list(shapes))[:3])
+            some = ", ".join(f"{name:.60}" for name in others[:3])
+            if not others:
+                refuse(f"no tensor tells {names[0]}: {TOLD_BY[names[0]]} is missing, or has not two axes")
             refuse(f"no tensor tells {names[0]}: names such as wte.weight and h.0.ln_1.weight are expected, not {some}")
         return from_shapes
 

@@ -71,7 +71,8 @@ def find(name_or_path: str) -> Path:
         return Path(path)
     if os.path.isfile(path):
         if not Path(path).name.endswith(OTHER_WEIGHTS):
-            raise NanopatchError(f"{path} is no file of weights: give one, or the folder that holds it")
+            endings = ", ".join(OTHER_WEIGHTS)
+            raise NanopatchError(f"{path}: a file of weights ends in {endings}: rename it, or give its folder")
         return Path(path)
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name_or_path):
         return find_on_hub(name_or_path, Published(name_or_path, "main"))

@@ -569,11 +569,13 @@ def test_a_name_that_no_repository_can_have(server, name):
     assert server.requests == []
 
 
-@pytest.mark.parametrize("file", ["config.json", "weights", "notes.txt"])
+@pytest.mark.parametrize("file", ["config.json", "weights", "model.pkl", "checkpoint.pth.tar"])
 def test_a_file_in_place_of_a_folder(tmp_path, file):
     path = tmp_path / file
     path.write_bytes(b"")
-    assert error_of(path) == f"{path} is no file of weights: give one, or the folder that holds it"
+    assert error_of(path) == (
+        f"{path}: a file of weights ends in .bin, .pt, .pth, .ckpt, .safetensors: rename it, or give its folder"
+    )
 
 
 @pytest.mark.parametrize("file", ["pytorch_model.bin", "model.pt", "model.pth", "last.ckpt"])
