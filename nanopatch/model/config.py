@@ -134,7 +134,7 @@ def read_config(terms: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]],
     fields["n_inner"] = whole("n_inner", from_shapes=size("h.0.mlp.c_fc.weight", 1) or 4 * fields["n_embd"])
     activation = terms.get("activation_function")  # asked for only now, when the tensors are those of a GPT-2
     if activation is None:
-        refuse(ASK_GELU)
+        refuse(ASK_GELU + ("; n_head is needed, too" if terms.get("n_head") is None else ""))
     if not isinstance(activation, str) or activation not in ACTIVATIONS | SAME_ACTIVATIONS:
         refuse(
             f"activation_function is {activation!r:.60}; it must be one of {', '.join(ACTIVATIONS | SAME_ACTIVATIONS)}"

@@ -233,7 +233,8 @@ def test_without_wpe_nothing_tells_the_positions(tmp_path):
 def test_what_the_tensors_cannot_tell_is_asked_for(tmp_path):
     save(tmp_path, LINEAR)
     (tmp_path / "config.json").unlink()
-    assert "which GELU" in error_of(tmp_path, n_head=2)
+    assert "which GELU" in error_of(tmp_path) and error_of(tmp_path).endswith("; n_head is needed, too")
+    assert "which GELU" in error_of(tmp_path, n_head=2) and "needed, too" not in error_of(tmp_path, n_head=2)
     assert "how many heads" in error_of(tmp_path, activation_function="gelu_new")
     assert_same_bits(nanopatch.load(tmp_path, n_head=2, activation_function="gelu_new"), MODEL)
     assert "multiple of n_head" in error_of(tmp_path, n_head=5, activation_function="gelu_new")
