@@ -47,14 +47,15 @@ def load(
           from the Hugging Face cache, else downloaded into that cache;
         - another repository of the Hugging Face hub, as "org/name";
         - a local folder, or a file of weights in it. The weights are `model.safetensors` (or
-          `model.safetensors.index.json` and the files that it lists), or the one file of PyTorch (.pt, .pth, .ckpt,
-          .bin) or llm.c (.bin) that is there.
+          `model.safetensors.index.json` and the files that it lists), or `pytorch_model.bin` in the same two ways, or
+          the one file of PyTorch (.pt, .pth, .ckpt, .bin) or llm.c (.bin) that is there.
     dtype : np.float32 or np.float64
         The dtype of the weights and of every activation.
     n_head : int, optional
         The number of heads, where neither `config.json` nor the file of weights says it. It cannot be told from shapes.
     activation_function : str, optional
-        "gelu_new" (the tanh form), "gelu" (the exact form) or "relu", where nothing says it.
+        "gelu_new" (the tanh form), "gelu" (the exact form) or "relu", where nothing says it. If something says another,
+        that is an error.
     vocabulary : str or path, optional
         "gpt2", or a file: nanoGPT's `meta.pkl`, a `tokenizer.json`, or a `vocab.json`. By default such a file beside
         the weights.
@@ -135,7 +136,13 @@ def load(
     published = published_layout(tensors, place)
     terms = config_terms(folder, said | published.config)
     given = {"n_head": n_head, "activation_function": activation_function}
-    terms |= {key: value for key, value in given.items() if value is not None}
+    for key, value in published_terms({k: v for k, v in given.items() if v is not None}, "load").items():
+        if terms.get(key) not in (None, value):
+            says = f"{place} says {key} {terms[key]!r:.40}"
+            raise NanopatchError(
+                f"{says}, and the argument {value!r:.40}: leave out the argument, or change config.json"
+            )
+        terms[key] = value
     shapes = {key: tensor.shape for key, tensor in published.tensors.items()}
     config_file = folder / "config.json"
     config = read_config(terms, shapes, config_file if config_file.is_file() else place)
@@ -176,8 +183,13 @@ def read_weights(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
         return read_safetensors(path), {}
     if first.startswith((b"PK\x03\x04", b"\x80")):  # a zip; a pickle
         return read_torch(path)
-    if int.from_bytes(first[:4], "little") == llmc_file.MODEL_MAGIC:
+    magic = int.from_bytes(first[:4], "little")
+    if magic == llmc_file.MODEL_MAGIC:
         return llmc_file.read_llmc(path)
+    if magic in llmc_file.OTHERS:
+        raise NanopatchError(
+            f"{path} begins with {magic}: it is llm.c's {llmc_file.OTHERS[magic]}, not a model; give one"
+        )
     raise NanopatchError(
         f"{path} begins with {first[:8]!r}: it is no file of safetensors, PyTorch or llm.c, or not a whole one"
     )

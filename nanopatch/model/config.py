@@ -31,6 +31,10 @@ MINGPT_SIZES = {
     "gpt-nano": (3, 3, 48),
 }
 
+#: The tensors whose shapes tell the sizes.
+TOLD_BY = {"n_layer": "h.0.mlp.c_fc.weight", "n_embd": "wte.weight", "vocab_size": "wte.weight"}
+TOLD_BY |= {"n_positions": "wpe.weight"}
+
 ASK_HEADS = (
     "the weights do not say how many heads there are: give load(..., n_head=...), nanopatch convert --n-head, or "
     "n_head in config.json"
@@ -71,6 +75,9 @@ def published_terms(given: Any, where: PathLike) -> dict[str, Any]:
     elif "block_size" not in given and {"model_type", "architectures", "n_positions", "n_ctx"} & given.keys():
         terms.setdefault("activation_function", Config.activation_function)  # Hugging Face's default
     terms.pop("model_type", None)
+    activation = terms.get("activation_function")
+    if isinstance(activation, str):
+        terms["activation_function"] = SAME_ACTIVATIONS.get(activation, activation)
     if given.get("n_positions") not in (None, given.get("block_size")) and given.get("block_size") is not None:
         raise NanopatchError(f"{where} says both block_size and n_positions, and they differ: which?")
     if given.get("block_size") is not None:
@@ -98,7 +105,10 @@ def read_config(terms: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]],
         if from_shapes is None:
             if names[0] == "n_head":
                 refuse(ASK_HEADS)
-            some = ", ".join(f"{name:.60}" for name in list(shapes)[:3])
+            others = [name for name in shapes if not re.match(r"(wte|wpe|h\.\d+|ln_f|lm_head)\.", name)]
+            some = ", ".join(f"{name:.60}" for name in others[:3])
+            if not others:
+                refuse(f"no tensor tells {names[0]}: {TOLD_BY[names[0]]} is missing, or has not two axes")
             refuse(f"no tensor tells {names[0]}: names such as wte.weight and h.0.ln_1.weight are expected, not {some}")
         return from_shapes
 
@@ -114,9 +124,17 @@ def read_config(terms: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]],
 
     if switch("add_cross_attention", False):
         refuse("add_cross_attention is true; nanopatch has no cross-attention")
-    activation = terms.get("activation_function")
+    layers = {match[1] for match in (re.match(r"h\.(\d+)\.", name) for name in shapes) if match}
+    fields: dict[str, Any] = {
+        "n_layer": whole("n_layer", from_shapes=len(layers) or None),
+        "n_embd": whole("n_embd", from_shapes=size("wte.weight", 1)),
+        "vocab_size": whole("vocab_size", from_shapes=size("wte.weight", 0)),
+        "n_positions": whole("n_positions", "n_ctx", from_shapes=size("wpe.weight", 0)),
+    }
+    fields["n_inner"] = whole("n_inner", from_shapes=size("h.0.mlp.c_fc.weight", 1) or 4 * fields["n_embd"])
+    activation = terms.get("activation_function")  # asked for only now, when the tensors are those of a GPT-2
     if activation is None:
-        refuse(ASK_GELU)
+        refuse(ASK_GELU + ("; n_head is needed, too" if terms.get("n_head") is None else ""))
     if not isinstance(activation, str) or activation not in ACTIVATIONS | SAME_ACTIVATIONS:
         refuse(
             f"activation_function is {activation!r:.60}; it must be one of {', '.join(ACTIVATIONS | SAME_ACTIVATIONS)}"
@@ -124,15 +142,7 @@ def read_config(terms: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]],
     epsilon = terms.get("layer_norm_epsilon", Config.layer_norm_epsilon)
     if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 <= epsilon <= 1e300:
         refuse(f"layer_norm_epsilon must be a finite number of at least 0, not {epsilon!r:.60}")
-    layers = {match[1] for match in (re.match(r"h\.(\d+)\.", name) for name in shapes) if match}
-    fields: dict[str, Any] = {
-        "n_layer": whole("n_layer", from_shapes=len(layers) or None),
-        "n_head": whole("n_head"),
-        "n_embd": whole("n_embd", from_shapes=size("wte.weight", 1)),
-        "vocab_size": whole("vocab_size", from_shapes=size("wte.weight", 0)),
-        "n_positions": whole("n_positions", "n_ctx", from_shapes=size("wpe.weight", 0)),
-    }
-    fields["n_inner"] = whole("n_inner", from_shapes=size("h.0.mlp.c_fc.weight", 1) or 4 * fields["n_embd"])
+    fields["n_head"] = whole("n_head")
     if fields["n_embd"] % fields["n_head"]:
         refuse(f"n_embd {fields['n_embd']} must be a multiple of n_head {fields['n_head']}")
     bos = terms.get("bos_token_id", Config.bos_token_id)

@@ -45,10 +45,11 @@ NAMES = ("nano", *PUBLISHED)
 SHA256 = frozenset(published.sha256 for published in PUBLISHED.values() if published.sha256)
 
 WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"  # for weights in several files (shards): says which file holds which tensor
+INDEX = "model.safetensors.index.json"  # for weights in several files (shards): it says which file holds which tensor
 #: The endings of other files of weights: PyTorch's, and llm.c's.
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".safetensors")
 PYTORCH = "pytorch_model.bin"  # what Hugging Face calls PyTorch's file
+PYTORCH_INDEX = "pytorch_model.bin.index.json"
 #: The files that can hold the vocabulary of a repository, the preferred one first.
 VOCABULARIES = ("tokenizer.json", "vocab.json")
 
@@ -70,7 +71,8 @@ def find(name_or_path: str) -> Path:
         return Path(path)
     if os.path.isfile(path):
         if not Path(path).name.endswith(OTHER_WEIGHTS):
-            raise NanopatchError(f"{path} is no file of weights: give one, or the folder that holds it")
+            endings = ", ".join(OTHER_WEIGHTS)
+            raise NanopatchError(f"{path}: a file of weights ends in {endings}: rename it, or give its folder")
         return Path(path)
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name_or_path):
         return find_on_hub(name_or_path, Published(name_or_path, "main"))
@@ -99,21 +101,26 @@ def weight_files(place: PathLike) -> tuple[Path, ...]:
     if os.path.isfile(folder):
         return (folder,)
     # os.path.isfile says no to an impossible name and to a folder that cannot be read; Path.is_file may raise.
-    if os.path.isfile(folder / WEIGHTS):
-        return (folder / WEIGHTS,)
-    if os.path.isfile(folder / INDEX):
-        files = tuple(folder / name for name in shard_names(folder / INDEX))
-        missing = [path.name for path in files if not os.path.isfile(path)]
-        if missing:
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            names = ", ".join(f"{name:.100}" for name in missing[:3]) + more
-            raise NanopatchError(f"{folder} lacks {names}, which {INDEX} lists: fetch all files")
-        return files
-    if os.path.isfile(folder / PYTORCH):
-        return (folder / PYTORCH,)
+    for whole, index in ((WEIGHTS, INDEX), (PYTORCH, PYTORCH_INDEX)):
+        if os.path.isfile(folder / whole):
+            return (folder / whole,)
+        if os.path.isfile(folder / index):
+            files = tuple(folder / name for name in shard_names(folder / index))
+            missing = [path.name for path in files if not os.path.isfile(path)]
+            if missing:
+                more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+                names = ", ".join(f"{name:.100}" for name in missing[:3]) + more
+                raise NanopatchError(f"{folder} lacks {names}, which {index} lists: fetch all files")
+            return files
     others = sorted(path for path in folder.glob("*") if path.suffix in OTHER_WEIGHTS and path.is_file())
     if len(others) > 1:
         names = ", ".join(path.name for path in others[:5])
+        for path in others:
+            if match := re.fullmatch(r"(.+)-\d+-of-\d+(\.\w+)", path.name):
+                index = f"{match[1]}{match[2]}.index.json"
+                raise NanopatchError(
+                    f"{folder} has a part of the weights ({path.name:.100}) and no {index:.100}: fetch it"
+                )
         raise NanopatchError(f"{folder} has several files of weights ({names}): give the path of one")
     if others:
         return (others[0],)
@@ -123,14 +130,15 @@ def weight_files(place: PathLike) -> tuple[Path, ...]:
 
 
 def shard_names(index: Path) -> list[str]:
-    """The file names that a `model.safetensors.index.json` lists, sorted, each once."""
+    """The file names that a `model.safetensors.index.json` or `pytorch_model.bin.index.json` lists, sorted, once."""
     try:
         names = sorted(set(read_json(index)["weight_map"].values()))
     except (OSError, KeyError, TypeError, AttributeError) as error:
         raise NanopatchError(f"cannot read {index}: {error!r}") from None
+    kind = index.name.removesuffix(".index.json").rpartition(".")[2]
     for name in names:
-        if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", str(name)):  # a path could lead out of the folder
-            raise NanopatchError(f"{index} names {name!r:.100}, which is not a safetensors file beside it")
+        if not re.fullmatch(rf"[\w-][\w.-]*\.{kind}", str(name)):  # a path could lead out of the folder
+            raise NanopatchError(f"{index} names {name!r:.100}, which is not a {kind} file beside it")
     if not names:
         raise NanopatchError(f"{index} names no files")
     return names
@@ -226,10 +234,14 @@ def download(name: str, published: Published) -> Path:
         if weights is None:
             index = fetch(INDEX)
             if index is None and fetch(PYTORCH) is None:
-                raise NanopatchError(f"{published.repo} has no {WEIGHTS} and no {PYTORCH}")
-            for shard in shard_names(index) if index else ():
-                if fetch(shard) is None:
-                    raise NanopatchError(f"{published.repo} lacks {shard}, which its {INDEX} lists: it is incomplete")
+                index = fetch(PYTORCH_INDEX)
+                if index is None:
+                    raise NanopatchError(f"{published.repo} has no {WEIGHTS} and no {PYTORCH}")
+            if index is not None:
+                for shard in shard_names(index):
+                    if fetch(shard) is None:
+                        listed = f"which its {index.name} lists"
+                        raise NanopatchError(f"{published.repo} lacks {shard}, {listed}: it is incomplete")
         elif published.sha256:
             _check_sha256(weights, published.sha256)
 

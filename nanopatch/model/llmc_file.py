@@ -18,6 +18,8 @@ from .stored import Stored
 from .tokenizer import N_VOCAB
 
 MODEL_MAGIC, STATE_MAGIC = 20240326, 20240327
+#: The first numbers of its other files, and what they are. They too end in .bin.
+OTHERS = {STATE_MAGIC: "debug state", 20240328: "tokenizer", 20240520: "tokens", 20240527: "state of training"}
 HEADER = 256  # numbers
 #: Versions of a checkpoint: their number format and the bytes of a number. 1 and 2 were before padded vocabularies.
 VERSIONS = {3: ("F32", 4), 5: ("BF16", 2)}

@@ -239,7 +239,9 @@ def _state_dict(path: Path, content: Any) -> dict[str, View]:
         if nested:
             found = found[nested[0]]
     if type(found) is not dict or not any(isinstance(value, View) for value in found.values()):
-        keys = ", ".join(f"{key!r:.30}" for key in list(found)[:5]) if type(found) is dict else type(found).__name__
+        keys = "one tensor" if isinstance(found, View) else type(found).__name__
+        if type(found) is dict:
+            keys = ", ".join(f"{key!r:.30}" for key in list(found)[:5])
         raise NanopatchError(
             f"{path} holds no state dict ({keys}): save model.state_dict(), or a dict with it under "
             f"{', '.join(map(repr, STATE_DICTS))}"

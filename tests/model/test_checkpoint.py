@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from writers import tensor, torch_zip
 
 import nanopatch
 from nanopatch import NanopatchError
@@ -158,16 +159,25 @@ def test_formats_may_be_mixed(tmp_path):
     assert_weights(nanopatch.load(save(tmp_path, tensors)), tensors)
 
 
-def test_shards(tmp_path):
+def torch_bytes(tensors):
+    return torch_zip({name: tensor(array) for name, array in tensors.items()})
+
+
+@pytest.mark.parametrize(
+    "whole, content", [("model.safetensors", safetensors_bytes), ("pytorch_model.bin", torch_bytes)]
+)
+def test_shards(tmp_path, whole, content):
     tensors = random_tensors()
     save(tmp_path, tensors)
     (tmp_path / "model.safetensors").unlink()
     halves = [dict(list(tensors.items())[:9]), dict(list(tensors.items())[9:])]
-    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    names = [whole.replace(".", f"-0000{i}-of-00002.") for i in (1, 2)]
     for name, half in zip(names, halves, strict=True):
-        (tmp_path / name).write_bytes(safetensors_bytes(half))
+        (tmp_path / name).write_bytes(content(half))
     weight_map = {key: name for name, half in zip(names, halves, strict=True) for key in half}
-    index = tmp_path / "model.safetensors.index.json"
+    index = tmp_path / f"{whole}.index.json"
+    no_index = f"{tmp_path} has a part of the weights ({names[0]}) and no {index.name}: fetch it"
+    assert error_of(tmp_path) == no_index
     index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
 
     model = nanopatch.load(tmp_path)
@@ -175,15 +185,14 @@ def test_shards(tmp_path):
     assert model.source.files == tuple(tmp_path / name for name in names)
 
     (tmp_path / names[1]).unlink()
-    assert error_of(tmp_path) == (
-        f"{tmp_path} lacks {names[1]}, which model.safetensors.index.json lists: fetch all files"
-    )
+    assert error_of(tmp_path) == (f"{tmp_path} lacks {names[1]}, which {index.name} lists: fetch all files")
     for broken in ("", "{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 3, "b": "c"}}'):
         index.write_text(broken)
         assert error_of(tmp_path).startswith(f"cannot read {index}: ")
-    for outside in ("../model.safetensors", "/etc/passwd", "a/b.safetensors", "model.bin", 3):
+    kind = whole.split(".")[1]
+    for outside in (f"../model.{kind}", "/etc/passwd", f"a/b.{kind}", "model.pt", 3):
         index.write_text(json.dumps({"weight_map": {"wte.weight": outside}}))
-        assert error_of(tmp_path) == f"{index} names {outside!r}, which is not a safetensors file beside it"
+        assert error_of(tmp_path) == f"{index} names {outside!r}, which is not a {kind} file beside it"
     index.write_text('{"weight_map": {}}')
     assert error_of(tmp_path) == f"{index} names no files"
 
@@ -478,6 +487,16 @@ def test_tensors_of_unknown_names_tell_no_sizes(tmp_path):
     write_config(tmp_path, n_layer=...)
     message = "no tensor tells n_layer: names such as wte.weight and h.0.ln_1.weight are expected, not net_"
     assert error_of(tmp_path).startswith(f"{tmp_path / 'config.json'}: {message}")
+
+
+def test_nothing_is_asked_of_what_is_no_gpt2(tmp_path):
+    # makemore's bag of words has some of a GPT-2's names
+    names = ("wte.weight", "wpe.weight", "context_block.mlp.c_fc.weight", "lm_head.weight")
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(dict.fromkeys(names, np.ones((8, 8)))))
+    assert error_of(tmp_path) == (
+        f"{tmp_path}: no tensor tells n_layer: names such as wte.weight and h.0.ln_1.weight are expected, not "
+        "context_block.mlp.c_fc.weight"
+    )
 
 
 @pytest.mark.parametrize("changes, message", BAD_CONFIGS.values(), ids=BAD_CONFIGS)

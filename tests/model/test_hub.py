@@ -23,6 +23,7 @@ import pytest
 from conftest import tiny_config
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
+from writers import tensor, torch_zip
 
 import nanopatch
 from nanopatch import NanopatchError
@@ -48,15 +49,18 @@ def checkpoint(vocab_size=29):
     }
 
 
-def sharded_checkpoint():
+def sharded_checkpoint(whole="model.safetensors", save=save_tensors):
     files = checkpoint()
-    whole = files.pop("model.safetensors")
-    tensors = load_tensors(whole)
+    tensors = load_tensors(files.pop("model.safetensors"))
     halves = [dict(list(tensors.items())[:5]), dict(list(tensors.items())[5:])]
-    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    names = [whole.replace(".", f"-0000{i}-of-00002.") for i in (1, 2)]
     weight_map = {key: name for name, half in zip(names, halves, strict=True) for key in half}
-    files |= {name: save_tensors(half) for name, half in zip(names, halves, strict=True)}
-    return files | {"model.safetensors.index.json": json.dumps({"weight_map": weight_map}).encode()}
+    files |= {name: save(half) for name, half in zip(names, halves, strict=True)}
+    return files | {f"{whole}.index.json": json.dumps({"weight_map": weight_map}).encode()}
+
+
+def sharded_by_pytorch():
+    return sharded_checkpoint("pytorch_model.bin", lambda half: torch_zip({n: tensor(a) for n, a in half.items()}))
 
 
 @functools.cache
@@ -331,13 +335,14 @@ def test_a_repository_by_its_name(server):
     assert server.requests == []  # that it has no tokenizer files is remembered too
 
 
-def test_a_sharded_repository(server, cache):
-    server.repos["org/sharded"] = sharded_checkpoint()
+@pytest.mark.parametrize("files", [sharded_checkpoint(), sharded_by_pytorch()], ids=["safetensors", "PyTorch"])
+def test_a_sharded_repository(server, cache, files):
+    server.repos["org/sharded"] = files
     model = nanopatch.load("org/sharded")
     tensors = load_tensors(checkpoint()["model.safetensors"])
     np.testing.assert_array_equal(model.wte, tensors["wte.weight"], strict=True)
     np.testing.assert_array_equal(model.h[0].mlp.c_proj.weight, tensors["h.0.mlp.c_proj.weight"], strict=True)
-    assert [path.name for path in model.source.files] == [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    assert [path.name for path in model.source.files] == [name for name in files if "-of-00002" in name]
     server.close()
     np.testing.assert_array_equal(nanopatch.load("org/sharded").wte, model.wte, strict=True)
 
@@ -564,11 +569,13 @@ def test_a_name_that_no_repository_can_have(server, name):
     assert server.requests == []
 
 
-@pytest.mark.parametrize("file", ["config.json", "weights", "notes.txt"])
+@pytest.mark.parametrize("file", ["config.json", "weights", "model.pkl", "checkpoint.pth.tar"])
 def test_a_file_in_place_of_a_folder(tmp_path, file):
     path = tmp_path / file
     path.write_bytes(b"")
-    assert error_of(path) == f"{path} is no file of weights: give one, or the folder that holds it"
+    assert error_of(path) == (
+        f"{path}: a file of weights ends in .bin, .pt, .pth, .ckpt, .safetensors: rename it, or give its folder"
+    )
 
 
 @pytest.mark.parametrize("file", ["pytorch_model.bin", "model.pt", "model.pth", "last.ckpt"])

@@ -223,10 +223,18 @@ def test_untied_by_its_config_and_without_wte(tmp_path):
     assert "lacks wte.weight" in error_of(save(tmp_path, tensors, tie_word_embeddings=False))
 
 
+def test_without_wpe_nothing_tells_the_positions(tmp_path):
+    save(tmp_path, without(LINEAR, "wpe.weight"))
+    (tmp_path / "config.json").unlink()
+    message = "no tensor tells n_positions: wpe.weight is missing, or has not two axes"
+    assert error_of(tmp_path) == f"{tmp_path}: {message}"
+
+
 def test_what_the_tensors_cannot_tell_is_asked_for(tmp_path):
     save(tmp_path, LINEAR)
     (tmp_path / "config.json").unlink()
-    assert "which GELU" in error_of(tmp_path, n_head=2)
+    assert "which GELU" in error_of(tmp_path) and error_of(tmp_path).endswith("; n_head is needed, too")
+    assert "which GELU" in error_of(tmp_path, n_head=2) and "needed, too" not in error_of(tmp_path, n_head=2)
     assert "how many heads" in error_of(tmp_path, activation_function="gelu_new")
     assert_same_bits(nanopatch.load(tmp_path, n_head=2, activation_function="gelu_new"), MODEL)
     assert "multiple of n_head" in error_of(tmp_path, n_head=5, activation_function="gelu_new")
@@ -251,6 +259,20 @@ def test_a_header_of_llm_c_that_contradicts_the_config(tmp_path):
     (tmp_path / "a.bin").write_bytes(writers.llmc(named_weights(model), 2))
     write_config(tmp_path, model.config, n_head=4)
     assert "says n_head 4, and the weights say 2" in error_of(tmp_path)
+    write_config(tmp_path, model.config, activation_function="gelu_pytorch_tanh")  # another name of the same
+    assert nanopatch.load(tmp_path).config == model.config
+
+
+@pytest.mark.parametrize("wrong", [{"n_head": 3}, {"activation_function": "gelu"}])
+def test_arguments_that_contradict_the_files(tmp_path, wrong):
+    save(tmp_path, LINEAR)
+    model = nanopatch.load(tmp_path, n_head=2, activation_function="gelu_fast")
+    assert_same_bits(model, MODEL)
+    (name, value), *_ = wrong.items()
+    assert error_of(tmp_path, **wrong) == (
+        f"{tmp_path} says {name} {getattr(model.config, name)!r}, and the argument {value!r}: leave out the argument, "
+        "or change config.json"
+    )
 
 
 # ---- configs --------------------------------------------------------------------------------------

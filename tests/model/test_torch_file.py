@@ -218,6 +218,7 @@ CONTENTS = {
     "nothing": ({}, "holds no state dict"),
     "a list": ([1], r"holds no state dict \(list\)"),
     "a number": (3, r"holds no state dict \(int\)"),
+    "one tensor": (writers.tensor(np.zeros(3, np.float32)), r"holds no state dict \(one tensor\)"),
     "no tensors": ({"model": {"a": 1}, "b": 2}, r"holds no state dict \('a'\)"),
     "not a tensor": (TENSORS | {"x": 3}, "'x' of the state dict is not a tensor"),
     "no sizes": ({"model": TENSORS, "model_args": {"n_head": [2]}}, "model_args holds other things than sizes"),
