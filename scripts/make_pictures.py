@@ -26,7 +26,7 @@ def main(folder: Path = DOCS) -> None:
     for name, figure in figures.items():
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=100)
-        few_colours = Image.open(file).convert("RGB").quantize(256)  # half the size
+        few_colours = Image.open(file).convert("RGB").quantize(256, kmeans=1)  # half the size
         few_colours.save(folder / f"{name}.png", optimize=True)
 
 

@@ -77,7 +77,8 @@ def heatmap(matrix: Matrix, alone: bool = True, scale: float = 1.0) -> Drawing:
     narrowest = 0.45 if matrix.values.size <= MOST_NUMBERS else 0.22  # of a column, in inches
     if matrix.texts is not None and matrix.values.size <= MOST_TEXTS:
         narrowest = min(0.8, max(19.9 / n_columns, 0.22))  # tokens are longer than numbers
-    wide = min(max(max(0.52, narrowest) * n_columns, 1.0), max(8.0, narrowest * n_columns), 20.0 if alone else 8.0)
+    widest = 20.0 if alone or matrix.texts is not None else 8.0
+    wide = min(max(max(0.52, narrowest) * n_columns, 1.0), max(8.0, narrowest * n_columns), widest)
     high = min(max(0.34 * n_rows, 1.3), max(8.0, 0.17 * n_rows), 17.0 if alone else 8.0)
 
     def draw(ax: Axes, cax: Axes | None) -> list[str]:

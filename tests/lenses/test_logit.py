@@ -198,6 +198,8 @@ def test_tokens_are_in_the_cells_or_are_said_to_be_left_out(n_tokens, written):
     assert ("The tokens of the cells are left out" in figure.get_supxlabel()) is not written
     figure.canvas.draw()
     cell = ax.get_window_extent().width / n_tokens
+    two = nanopatch.Panels(dict.fromkeys("ab", logit_lens(model, model.run([262] * n_tokens)))).plot()
+    assert [len(own.texts) for own in two.axes[::2]] == [len(ax.texts)] * 2
     assert all(text.get_window_extent().width < cell for text in ax.texts)
 
 
