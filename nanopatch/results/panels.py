@@ -43,10 +43,12 @@ class Panels(dict[str, Union[Sweep, View, "Panels"]], Result):
 
     kind: ClassVar[str] = "panels"
 
-    def __init__(self, panels: Mapping[str, Sweep | View | Panels] = MappingProxyType({})) -> None:
+    def __init__(
+        self, panels: Mapping[str, Sweep | View | Panels] = MappingProxyType({}), **named: Sweep | View | Panels
+    ) -> None:
         if not isinstance(panels, Mapping):
             raise NanopatchError(f'panels have names: write Panels({{"a name": result}}), not {panels!r:.80}')
-        super().__init__(panels)
+        super().__init__(panels, **named)
 
     def plot(self, normalised: bool = True) -> Figure:
         """Draw them beside and below each other, panels inside panels as columns; returns the matplotlib Figure.
