@@ -42,6 +42,7 @@ from .model.gpt2 import Model
 from .model.layers import ACTIVATIONS, top_tokens
 from .model.sites import ATTENTION_SITES, BLOCK_SITES, Run, check_position
 from .model.tokenizer import visible
+from .notebook import printable
 from .patching.average import Experiments, over
 from .patching.case import predict
 from .patching.edit import Edit
@@ -54,7 +55,6 @@ from .results.lens import SHOWN
 from .results.matrix import number
 from .results.panels import Panels
 from .results.sweep import DIRECTIONS
-from .results.table import printable
 from .types import Array, Sites
 from .verify import picture, verify, verify_debug_state
 

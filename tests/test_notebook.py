@@ -191,5 +191,12 @@ def test_runs_that_lack_something_show_the_rest():
     recorded = text_of(nanopatch.record(by_hand, sites=["z", "logits"])._repr_html_())
     assert "tokens" not in recorded.replace("likeliest next tokens", "") and "z (4, 2, 4, 32)" in recorded
     assert re.search(r"likeliest next tokens #\d+ \d", recorded)  # no model, so no texts
+    assert str(nanopatch.record(model.steps("Michelle Jones"), sites=["z", "ln_final"])).splitlines() == [
+        "Run of nano",
+        "tokens: 0 Michelle  1 ␣Jones",
+        "z: (4, 2, 4, 32)",
+        "ln_final: (2, 128)",
+    ]
+    assert "\nlikeliest next tokens: ␣Jones" in str(run) and str(run).count("\n") == 8
     loop = text_of(nanopatch.record(model.steps("Michelle Jones"), sites="z")._repr_html_())
     assert "Run of nano tokens 0 Michelle 1 ␣Jones" in loop

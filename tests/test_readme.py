@@ -1,6 +1,7 @@
 """What the README and the other pages show is what happens: their Python, their pdb sessions, their commands."""
 
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -126,3 +127,16 @@ def test_what_they_link_to_is_there():
     for page in DOCS:
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert target.startswith("https://") or (page.parent / target).exists(), (page.name, target)
+
+
+def test_every_view_of_a_run_is_named_and_has_its_picture(tmp_path):
+    """And the pictures can be made again."""
+    questions = (ROOT / "docs/questions.md").read_text(encoding="utf-8")
+    for name in ("logit_lens", "direct_logit_attribution", "plot_attention", "head_scores", "generate_steps"):
+        assert name in README and name in questions
+    runpy.run_path(str(ROOT / "scripts" / "make_pictures.py"))["main"](tmp_path)
+    made = {path.name for path in tmp_path.iterdir()}
+    assert made == {"lens.png", "direct.png", "attention.png", "heads.png", "michelle.png"}
+    for name in made:
+        assert f"]({name})" in questions or f"](docs/{name})" in README
+        assert (ROOT / "docs" / name).stat().st_size < 80_000

@@ -86,6 +86,8 @@ def answer_ids(model: Model, answer: Answer, wrong_answer: Answer = None) -> tup
 def _ids(model: Model, answer: Answer) -> list[int]:
     if answer is None:
         return []
+    if isinstance(answer, bytes):  # whose items are numbers
+        raise NanopatchError(f"an answer is one token, as text or as an id, not {answer!r:.60}")
     several = [answer] if isinstance(answer, str) or not np.iterable(answer) else list(answer)
     if not several:
         raise NanopatchError("an empty list of answers: give one answer, or None")

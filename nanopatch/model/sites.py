@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..errors import NanopatchError
-from ..notebook import html_table
+from ..notebook import html_table, printable
 from ..types import Array, Sites
 from .layers import top_tokens
 from .tokenizer import visible
@@ -324,10 +324,16 @@ class Run:
         what = "Run of derivatives" if self.is_gradient else "Run"
         return f"{what}({', '.join(f'{name} {getattr(self, name).shape}' for name in self.names)})"
 
+    def __str__(self) -> str:
+        rows = [*self._described_prompts(), *self._described_shapes()]
+        return printable("\n".join([self._title(), *(f"{name}: {value}" for name, value in rows)]))
+
     def _repr_html_(self) -> str:  # how a notebook shows it
+        return html_table(self._title(), [*self._described_prompts(), *self._described_shapes()])
+
+    def _title(self) -> str:
         what = "Run of derivatives" if self.is_gradient else "Run"
-        of_model = f" of {self.model.source.name}" if self.model and self.model.source else ""
-        return html_table(f"{what}{of_model}", [*self._described_prompts(), *self._described_shapes()])
+        return f"{what} of {self.model.source.name}" if self.model and self.model.source else what
 
     def _described_prompts(self, most: int = 4) -> list[tuple[str, str]]:
         """The tokens and the likeliest next tokens, of the first prompts of a batch."""

@@ -10,7 +10,7 @@ from ..model.tokenizer import visible
 from ..types import Array
 from .base import check, check_shape
 from .matrix import Matrix
-from .view import View
+from .view import View, of_run
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,6 +55,9 @@ class Attention(View):
         """A line of the picture is a layer; the heads of one layer alone make several lines."""
         of_first = sum(layer == self.heads[0][0] for layer, _ in self.heads)
         return of_first if of_first < len(self.heads) else min(4, len(self.heads))
+
+    def about(self) -> list[str]:
+        return [of_run(self.tokens, self.source)]
 
     def __repr__(self) -> str:
         return f"<Attention: {self._title()}, {len(self.tokens)} tokens>"

@@ -21,10 +21,10 @@ from ..experiments import corruption
 from ..experiments.experiment import Experiment
 from ..files import Source, parse_json, read_bytes, write_whole
 from ..model.graph import Node, node
+from ..notebook import printable
 from ..types import Array, PathLike, Prompt
 from . import plot
 from .prediction import Prediction
-from .table import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,6 +17,7 @@ from . import plot
 from .base import Result, check, check_shape
 from .matrix import Matrix, number
 from .sweep import left_out
+from .view import of_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -126,6 +127,11 @@ class DirectAttribution(Result):
         total = f"{number(self.total, 3)}{mean}"
         return f"logit of {visible(self.answer)}{wrong} {where}: {total}, by the parts that wrote it"
 
+    def about(self) -> list[str]:
+        """The prompt and the model, as lines below the picture and the table."""
+        first = "first pair's " if self.n_pairs > 1 else ""
+        return [f"{first}{of_run(self.tokens, self.source)}"]
+
     @property
     def notes(self) -> list[str]:
         """What a reader must know, as sentences; usually none."""
@@ -142,7 +148,8 @@ class DirectAttribution(Result):
             errors = [f" ± {number(error, 3)}" for error in self.standard_error]
             said = ["± is the standard error of the mean."]
         parts = zip(self.names, self.values, errors, strict=True)
-        return "\n".join([self.title, *(f"{n:{width}}  {number(v, 3):>9}{e}" for n, v, e in parts), *said, *self.notes])
+        lines = [f"{name:{width}}  {number(value, 3):>9}{error}" for name, value, error in parts]
+        return "\n".join([self.title, *self.about(), *lines, *said, *self.notes])
 
     def plot(self, kind: str = "bars", ax: Axes | None = None) -> Figure:
         """Draw the parts as "bars", the "heads" as layers by heads, or the sum as a "cumulative" line over the layers.
@@ -150,14 +157,15 @@ class DirectAttribution(Result):
         Returns the matplotlib Figure (see `Result.plot`).
         """
         self._check_kind(kind)
-        return plot.drawn(self._drawing(kind), self.notes, ax)
+        return plot.drawn(self._drawing(kind), [*self.about(), *self.notes], ax)
 
     def save(self, path: PathLike, kind: str = "bars") -> None:
         """As `Result.save`; pictures are `plot(kind)`."""
         self._check_kind(kind)
         ending = Path(path).suffix.lower()[1:]
         if ending in plot.FORMATS:
-            write_whole(path, plot.as_bytes(plot.picture(self._drawing(kind), self.notes), ending))
+            picture = plot.picture(self._drawing(kind), [*self.about(), *self.notes])
+            write_whole(path, plot.as_bytes(picture, ending))
         else:
             super().save(path)
 
@@ -166,7 +174,7 @@ class DirectAttribution(Result):
             raise NanopatchError(f"kind must be one of {', '.join(KINDS)}, not {kind!r:.60}")
 
     def _parts(self) -> tuple[Drawing, list[str]]:
-        return self._drawing("bars"), self.notes
+        return self._drawing("bars"), [*self.about(), *self.notes]
 
     def _drawing(self, kind: str) -> Drawing:
         if kind == "heads":
@@ -179,7 +187,7 @@ class DirectAttribution(Result):
             rest = np.delete(values, large)
             names = [*(names[i] for i in large), f"the other {len(rest)}, summed"]
             values = np.append(values[large], rest.sum())
-        return plot.bars(values, names, self.title)
+        return plot.bars(values, names, self.title, "added to the logit" + (" difference" if self.wrong_answer else ""))
 
     def matrix(self) -> Matrix:
         """What each head adds, layers by heads."""

@@ -107,7 +107,8 @@ class HeadScores(Result):
         over = "1 prompt" if n == 1 else f"{n} prompts"
         if self.seeds is not None:
             draws, n_tokens = "seed" if n == 1 else "seeds", len(self.prompts[0]) // 2
-            over = f"{n_tokens} random tokens, repeated ({draws} {', '.join(map(str, self.seeds))})"
+            bos = " after a first token" if len(self.prompts[0]) % 2 else ""
+            over = f"{n_tokens} random tokens, repeated{bos} ({draws} {', '.join(map(str, self.seeds))})"
         return f"attention of each head of {self.source.name}, mean over {over}"
 
     @property

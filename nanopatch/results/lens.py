@@ -13,7 +13,7 @@ from ..model.tokenizer import visible
 from ..types import Array
 from .base import check, check_shape
 from .matrix import Matrix
-from .view import View
+from .view import View, of_run
 
 #: What the cells of a lens can show.
 SHOWN = ("prediction", "answer_probability", "rank", "logit_diff")
@@ -87,6 +87,9 @@ class LogitLens(View):
             needed = "answer=..., wrong_answer=..." if what == "logit_diff" else "answer=..."
             raise NanopatchError(f"this lens has no {what}: make it by logit_lens(model, run, {needed})")
         return replace(self, shown=what)
+
+    def about(self) -> list[str]:
+        return [of_run(self.tokens, self.source)]
 
     def __repr__(self) -> str:
         return f"<LogitLens: {len(self.predicted)} rows, {len(self.tokens)} tokens, showing {self.shown}>"

@@ -19,7 +19,8 @@ class Matrix(NamedTuple):
 
     unit: what the values are. signed: whether their sign matters; if so, colours are centred on 0. largest: the scale
     reaches this size, unless all values are much smaller. noise: smaller values are rounding. unchanged: like values;
-    True where a patch can change nothing. texts: like values, and written into the cells in place of numbers.
+    True where a patch can change nothing. texts: like values, and written into the cells in place of numbers. both:
+    what the two tokens of one label are of.
     """
 
     values: Array
@@ -34,6 +35,7 @@ class Matrix(NamedTuple):
     noise: float = 0.0
     unchanged: Array | None = None
     texts: Array | None = None
+    both: str = "clean / corrupted"
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -119,11 +121,15 @@ class Matrix(NamedTuple):
     @property
     def text(self) -> Callable[[float], str]:
         """What writes a value of it, in six to eight characters; with an exponent if it is huge or all are small."""
-        largest = np.abs(self.values[np.isfinite(self.values)]).max(initial=0)
+        finite = self.values[np.isfinite(self.values)]
+        largest = np.abs(finite).max(initial=0)
+        counts = largest > 1 and (finite == np.rint(finite)).all()  # such as ranks
 
         def text(value: float) -> str:
             if (0 < largest < 0.0095 and value) or abs(value) >= 999999.5:
                 return f"{value:.1e}"
+            if counts:
+                return f"{value:.0f}"
             if 0 < largest < 0.0995:
                 return f"{value:.3f}".replace("-0.000", "0.000")
             decimals = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0

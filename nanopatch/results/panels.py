@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Union
 
 import numpy as np
@@ -41,6 +43,13 @@ class Panels(dict[str, Union[Sweep, View, "Panels"]], Result):
 
     kind: ClassVar[str] = "panels"
 
+    def __init__(
+        self, panels: Mapping[str, Sweep | View | Panels] = MappingProxyType({}), **named: Sweep | View | Panels
+    ) -> None:
+        if not isinstance(panels, Mapping):
+            raise NanopatchError(f'panels have names: write Panels({{"a name": result}}), not {panels!r:.80}')
+        super().__init__(panels, **named)
+
     def plot(self, normalised: bool = True) -> Figure:
         """Draw them beside and below each other, panels inside panels as columns; returns the matplotlib Figure.
 
@@ -62,8 +71,10 @@ class Panels(dict[str, Union[Sweep, View, "Panels"]], Result):
         matrices = iter(Matrix.of_one_scale([*itertools.chain(*columns)]))
         columns = [list(itertools.islice(matrices, len(column))) for column in columns]
         lines = footer(self.sweeps(), normalised)
-        notes = (note for result in self.results().values() if isinstance(result, View) for note in result.notes)
-        return plot.panels(columns, [*lines, *dict.fromkeys(notes)])
+        for name, result in self.results().items():
+            if isinstance(result, View):
+                lines += [f"{name}: {line}" for line in result.about()] + result.notes
+        return plot.panels(columns, lines)
 
     def __repr__(self) -> str:
         return f"<Panels: {', '.join(map(str, self))}>"

@@ -38,12 +38,16 @@ RED, BLUE = "#b2182b", "#2166ac"
 DPI, LARGEST, READABLE = 150, 24.0, 10.6
 #: Matrices with more cells get no numbers; with more marks, a colour in place of marks. No picture has more panels.
 MOST_NUMBERS, MOST_MARKS, MOST_PANELS = 320, 4000, 36
+#: The same for texts in place of numbers, which no colour shows.
+MOST_TEXTS = 2000
 #: More rows or columns cannot be told apart, and are drawn several in one.
 MOST_LINES = 600
 #: More characters of a label or of a line of the footer are left out.
 LONGEST_LABEL, LONGEST_LINE = 40, 400
 #: More characters of a text in a cell are left out.
 LONGEST_CELL = 11
+#: Where fewer characters fit into a cell, texts are written smaller.
+SHORTEST_CELL = 8
 #: More lines at the foot are left out.
 MOST_FOOT_LINES = 40
 #: What makes a text no formula of matplotlib's or LaTeX's.
@@ -72,9 +76,10 @@ def heatmap(matrix: Matrix, alone: bool = True, scale: float = 1.0) -> Drawing:
     """A drawing of a matrix, with cells as large as there is room for. scale: they are to be so much smaller."""
     n_rows, n_columns = matrix.values.shape
     narrowest = 0.45 if matrix.values.size <= MOST_NUMBERS else 0.22  # of a column, in inches
-    if matrix.texts is not None and matrix.values.size <= MOST_NUMBERS:
-        narrowest = 0.8  # tokens are longer than numbers
-    wide = min(max(max(0.52, narrowest) * n_columns, 1.0), max(8.0, narrowest * n_columns), 20.0 if alone else 8.0)
+    if matrix.texts is not None and matrix.values.size <= MOST_TEXTS:
+        narrowest = min(0.8, max(19.9 / n_columns, 0.22))  # tokens are longer than numbers
+    widest = 20.0 if alone or matrix.texts is not None else 8.0
+    wide = min(max(max(0.52, narrowest) * n_columns, 1.0), max(8.0, narrowest * n_columns), widest)
     high = min(max(0.34 * n_rows, 1.3), max(8.0, 0.17 * n_rows), 17.0 if alone else 8.0)
 
     def draw(ax: Axes, cax: Axes | None) -> list[str]:
@@ -104,18 +109,24 @@ def _draw_heatmap(matrix: Matrix, ax: Axes, cax: Axes | None) -> list[str]:
     ax.bar(blank, n_rows, width=1, bottom=-0.5, color="none", edgecolor="0.8", hatch="////", linewidth=0)
 
     said = []
-    numbers = values.size <= MOST_NUMBERS and height > 0.12
-    longest = (
-        LONGEST_CELL if matrix.texts is not None else max(map(len, map(matrix.text, values[matrix.moving])), default=0)
-    )
-    numbers = numbers and width > 0.058 * longest
+    most = int(width / 0.058)  # characters in a cell
+    if matrix.texts is None:
+        longest = max(map(len, map(matrix.text, values[matrix.moving])), default=0)
+        numbers, size = values.size <= MOST_NUMBERS and most >= longest, 7.0
+    else:
+        size = 7.0 if most >= SHORTEST_CELL else 5.0
+        most = min(int(width / 0.058 * 7 / size), LONGEST_CELL)
+        numbers = values.size <= MOST_TEXTS and most >= 4
+    numbers = numbers and height > 0.12
     cell = min(width, height) * 72  # in points
     if numbers:
-        _write_values(ax, matrix, high)
+        _write_values(ax, matrix, high, size, most)
     elif low < 0:
         below = (matrix.moving & (values < -0.1 * high)).nonzero()
         if _mark(ax, below, "_", min(5, 0.5 * cell)):
             said.append("– marks values below 0.")
+    if matrix.texts is not None and not numbers:
+        said.append("The tokens of the cells are left out: there are too many. `to_rows` and files have them all.")
     mark = ""
     if matrix.still.any():
         dots = _mark(ax, matrix.still.nonzero(), ".", min(3, 0.5 * cell))
@@ -131,7 +142,7 @@ def _draw_heatmap(matrix: Matrix, ax: Axes, cax: Axes | None) -> list[str]:
     said += _label(ax.set_xticks, matrix.columns, 0.2 / width, "column", **slanted)
     said += _label(ax.set_yticks, matrix.rows, 0.15 / height, "row")
     differ = any(" / " in column for column in matrix.columns)  # a token's own spaces are ␣
-    in_words = {"position": "token (clean / corrupted where they differ)" if differ else "token"}
+    in_words = {"position": f"token ({matrix.both} where they differ)" if differ else "token"}
     ax.set_xlabel(in_words.get(matrix.columns_title, matrix.columns_title), **PLAIN)
     ax.set_ylabel(matrix.rows_title, **PLAIN)
     for name, before, now in zip(("row", "column"), whole.values.shape, values.shape, strict=True):
@@ -211,12 +222,16 @@ def mosaic(matrices: Mapping[str, Matrix], in_row: int, title: str) -> Drawing:
     return Drawing(width, height, [title], draw, has_bar=True)
 
 
-def _write_values(ax: Axes, matrix: Matrix, high: float) -> None:
+def _write_values(ax: Axes, matrix: Matrix, high: float, size: float, most: int) -> None:
+    """Write into each cell. size: of the font. most: more characters of a text are left out."""
     for row, column in np.argwhere(matrix.moving):
         value = matrix.values[row, column]
         colour = "white" if abs(value) > 0.6 * high else "0.25"
-        text = shortened(drawable(matrix.cell(row, column)), LONGEST_CELL)
-        cell = ax.text(column, row, text, ha="center", va="center", fontsize=7, color=colour, **PLAIN)
+        text = drawable(matrix.cell(row, column))
+        if matrix.texts is not None:  # of a narrow cell, the beginning
+            fewer = f"{text[: most - 1]}…" if len(text) > most else text
+            text = shortened(text, most) if most == LONGEST_CELL else fewer
+        cell = ax.text(column, row, text, ha="center", va="center", fontsize=size, color=colour, **PLAIN)
         cell.set_in_layout(False)  # it lies inside the axes anyway, and measuring it would take time
 
 
@@ -307,7 +322,7 @@ def _number(ax: Axes, points: Sequence[tuple[float, float]]) -> None:
         taken.append(box)
 
 
-def bars(values: Array, labels: Sequence[str], title: str) -> Drawing:
+def bars(values: Array, labels: Sequence[str], title: str, unit: str = "") -> Drawing:
     """A drawing of one horizontal bar for each value, the first on top; red above 0, blue below."""
     matrix = Matrix(values[:, None], [*labels], "", [""], "", title, "", signed=True, largest=0.0).strongest(MOST_LINES)
     shown = matrix.values[:, 0]
@@ -319,6 +334,7 @@ def bars(values: Array, labels: Sequence[str], title: str) -> Drawing:
         ax.set_ylim(len(shown) - 0.4, -0.6)
         said = _label(ax.set_yticks, matrix.rows, 0.15 * len(shown) / size_of(ax)[1], "bar")
         ax.axvline(0, color="0.6", linewidth=1)
+        ax.set_xlabel(unit, fontsize=9, **PLAIN)
         for i in np.flatnonzero(~finite)[:1]:
             more = f", and {(~finite).sum() - 1} more" if (~finite).sum() > 1 else ""
             said.append(f"No bar where the value is not a finite number: {labels[i]} ({values[i]}){more}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -10,8 +9,6 @@ import numpy as np
 from .matrix import Matrix
 
 SHADES = " ░▒▓█"
-#: What stands for a sign that the terminal does not have.
-PLAIN = {"░": ".", "▒": ":", "▓": "*", "█": "#", "␣": "_", "…": "...", "–": "-", "≠": "!=", "·": ".", "±": "+-"}
 
 
 def table(matrix: Matrix, numbered: bool = False, width: int | None = None) -> list[str]:
@@ -51,12 +48,3 @@ def _cell(value: float, text: Callable[[float], str], darkest: float, given: str
         return "" if np.isnan(value) else str(value)
     shade = SHADES[min(4, round(abs(value) / darkest * 4))]
     return f" {shade}{text(value) if given is None else given:>5}"
-
-
-def printable(text: str) -> str:
-    """The text with what stdout cannot write replaced, so that `print` never raises: on Windows, say."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    for sign, plain in PLAIN.items():
-        if sign.encode(encoding, "ignore") == b"":
-            text = text.replace(sign, plain)
-    return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from ..errors import NanopatchError
+from ..files import Source
 from ..types import Array
 from . import plot
 from .base import Result, check, check_shape
@@ -31,6 +32,10 @@ class View(Result):
     @property
     def notes(self) -> list[str]:
         """What a reader must know, as sentences; usually none."""
+        return []
+
+    def about(self) -> list[str]:
+        """The prompt and the model, as lines below the picture; none if what is shown is of no run."""
         return []
 
     def _title(self) -> str:
@@ -59,8 +64,8 @@ class View(Result):
     def _parts(self) -> tuple[Drawing, list[str]]:
         matrices = self.matrices()
         if len(matrices) == 1:
-            return plot.heatmap(self.matrix()), self.notes
-        return plot.mosaic(matrices, self._in_row(), self._title()), self.notes
+            return plot.heatmap(self.matrix()), [*self.about(), *self.notes]
+        return plot.mosaic(matrices, self._in_row(), self._title()), [*self.about(), *self.notes]
 
     def text(self) -> str:
         lines = []
@@ -102,8 +107,8 @@ class View(Result):
         alike = type(self) is type(other) and list(ours) == list(theirs)
         if not alike or any(_question(a) != _question(b) for a, b in pairs):
             raise NanopatchError(
-                f"{self._title()!r:.80} and {other._title()!r:.80} cannot be subtracted: they have other "
-                "numbers of rows and columns, or other units"
+                f"{self._title()!r:.80} and {other._title()!r:.80} cannot be subtracted: "
+                f"{_size(ours)} and {_size(theirs)} differ in rows, columns or units"
             )
         mine, its = pairs[0]
         texts = None
@@ -121,7 +126,19 @@ class View(Result):
             panels=tuple(ours) if len(pairs) > 1 else (),
             in_row=self._in_row(),
             texts=texts,
+            runs=tuple(f"{whose}: {line}" for whose, run in (("this", self), ("other", other)) for line in run.about()),
         )
+
+
+def of_run(tokens: Sequence[str], source: Source) -> str:
+    """The prompt and the model of a result, in one line."""
+    numbers = all(token.lstrip("#").isdigit() for token in tokens)  # of a model that has no text
+    return f"prompt: {(' ' if numbers else '').join(tokens)}   model {source.name}"
+
+
+def _size(matrices: Mapping[str, Matrix]) -> str:
+    first = next(iter(matrices.values()))
+    return f"{len(matrices)} x {len(first.rows)} x {len(first.columns)} ({first.unit})"
 
 
 def _question(matrix: Matrix) -> tuple[object, ...]:
@@ -156,6 +173,8 @@ class Difference(View):
         How many of them stand side by side in the picture.
     texts : tuple of tuples of str, or None
         What stands in the cells in place of numbers; where the two differ, both.
+    runs : tuple of str
+        The prompts and models of both.
     """
 
     kind: ClassVar[str] = "difference"
@@ -170,6 +189,7 @@ class Difference(View):
     panels: tuple[str, ...] = ()
     in_row: int = 4
     texts: tuple[tuple[str, ...], ...] | None = None
+    runs: tuple[str, ...] = ()
 
     def _check(self) -> None:
         several = (len(self.panels),) if self.panels else ()
@@ -179,6 +199,9 @@ class Difference(View):
         if self.texts is not None:
             check(np.array(self.texts, object).shape == self.values.shape, "texts")
         check(self.rows_title != self.columns_title, "rows_title")
+
+    def about(self) -> list[str]:
+        return [*self.runs]
 
     def __repr__(self) -> str:
         return f"<Difference: {self.title}>"
@@ -202,6 +225,7 @@ class Difference(View):
                 signed=True,
                 largest=float(np.nanmax(np.abs(self.values), initial=0.0)),
                 texts=None if self.texts is None else np.array(self.texts, object).reshape(values.shape),
+                both="this / other",
             )
             for name, values in zip(self.panels or [""], self.values if self.panels else [self.values], strict=True)
         }

@@ -152,7 +152,8 @@ def test_random_tokens_are_different_and_stand_twice(bos):
     for name, values in result.scores.items():
         assert np.array_equal(values, np.mean([scores[name] for scores in each], axis=0))
         assert np.array_equal(result.spread[name], np.std([scores[name] for scores in each], axis=0, ddof=1))
-    assert result.title == "attention of each head of unnamed, mean over 5 random tokens, repeated (seeds 3, 1)"
+    first = " after a first token" if bos else ""
+    assert result.title == f"attention of each head of unnamed, mean over 5 random tokens, repeated{first} (seeds 3, 1)"
     assert head_scores(model, n_tokens=5, seeds=[3], prepend_bos=bos).prompts == result.prompts[:1]
 
 

@@ -159,9 +159,14 @@ def test_the_difference_of_two_lenses(tmp_path):
     }
     title = (one.show("rank") - logit_lens(model, model.run([1, 2, 3]), 7).show("rank")).title
     assert title == "logit lens: rank of #3, minus logit lens: rank of #7"
-    message = "cannot be subtracted: they have other numbers of rows and columns, or other units"
+    message = "cannot be subtracted: .* differ in rows, columns or units"
     with pytest.raises(NanopatchError, match=message):
         one - other.show("rank")
+    assert apart.plot().get_supxlabel().splitlines() == [
+        "this: prompt: #1 #2 #3   model unnamed",
+        "other: prompt: #1 #5 #3   model unnamed",
+    ]
+    assert apart.plot().axes[0].get_xlabel() == "token (this / other where they differ)"
     with pytest.raises(NanopatchError, match="only two results of one kind can be subtracted, not 3"):
         one - 3
 
@@ -182,3 +187,44 @@ def test_it_is_drawn():
     lens = logit_lens(model, model.run([1, 2, 3]), 3, 7)
     for what in ("prediction", "answer_probability", "rank", "logit_diff"):
         assert lens.show(what).plot().axes
+
+
+@pytest.mark.parametrize("n_tokens, written", [(3, True), (60, True), (124, False)])
+def test_tokens_are_in_the_cells_or_are_said_to_be_left_out(n_tokens, written):
+    model = nanopatch.load("nano")
+    figure = logit_lens(model, model.run([262] * n_tokens)).plot()
+    ax = figure.axes[0]
+    assert len(ax.texts) == (9 * n_tokens if written else 0)
+    assert ("The tokens of the cells are left out" in figure.get_supxlabel()) is not written
+    figure.canvas.draw()
+    cell = ax.get_window_extent().width / n_tokens
+    two = nanopatch.Panels(dict.fromkeys("ab", logit_lens(model, model.run([262] * n_tokens)))).plot()
+    assert [len(own.texts) for own in two.axes[::2]] == [len(ax.texts)] * 2
+    assert all(text.get_window_extent().width < cell for text in ax.texts)
+
+
+def test_ranks_are_whole_numbers():
+    model = nanopatch.load("nano")
+    lens = logit_lens(model, model.run("The capital of France is"), " Paris").show("rank")
+    ranks = [[lens.matrix().cell(*at) for at in np.ndindex(1, 5)], lens.matrix().cell(8, 4)]
+    assert ranks == [["29293", "41426", "3947", "3", "2898"], "0"]
+
+
+def test_the_foot_names_prompt_and_model():
+    model = nanopatch.load("nano")
+    run = model.run("The capital of France is")
+    said = "prompt: The capital of France is   model nano"
+    direct = nanopatch.direct_logit_attribution(model, run, " Paris")
+    lens, attention = logit_lens(model, run), nanopatch.attention(model, run, 1)
+    for figure in (lens.plot(), attention.plot(), *map(direct.plot, ("bars", "heads", "cumulative"))):
+        assert said in figure.get_supxlabel().splitlines()
+    assert str(direct).splitlines()[1] == said
+    panels = nanopatch.Panels({"clean": lens, "look": attention}).plot()
+    assert {f"clean: {said}", f"look: {said}"} <= {*panels.get_supxlabel().splitlines()}
+
+
+def test_bytes_are_no_list_of_ids():
+    model = tiny_model()
+    for ask in (logit_lens, nanopatch.direct_logit_attribution):
+        with pytest.raises(NanopatchError, match="an answer is one token, as text or as an id, not b'x'"):
+            ask(model, model.run([1, 2, 3]), b"x")

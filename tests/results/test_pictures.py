@@ -616,3 +616,9 @@ def test_a_file_name_given_to_plot_says_to_save(tmp_path):
                 result.plot(name)
     with pytest.raises(NanopatchError, match="plot draws into plain matplotlib Axes, not into 3"):
         results[0].plot(3)
+
+
+def test_panels_have_names(michelle):
+    with pytest.raises(NanopatchError, match=r'panels have names: write Panels\({"a name": result}\), not \[<Sweep'):
+        Panels([michelle])
+    assert Panels() == {} and Panels({"a": michelle})["a"] is michelle
