@@ -48,7 +48,7 @@ from .patching.case import predict
 from .patching.edit import Edit
 from .patching.sweep import path_patch, sweep
 from .results import plot
-from .results.base import ENDINGS, jsonable
+from .results.base import ENDINGS, as_csv, jsonable, write_text
 from .results.comparison import Comparison
 from .results.direct import KINDS, DirectAttribution
 from .results.lens import SHOWN
@@ -202,7 +202,10 @@ def parser() -> Parser:
         write.add_argument(f"--{axis}", type=pieces, metavar="LIST", help="of --site only these, together: 0,3")
     add_tokens(write)
     add_model(write)
-    write.set_defaults(of=None, output=[], plot=False, answer=None, wrong=None)
+    write.add_argument(
+        "-o", "--output", action="append", default=[], metavar="FILE", help=".json or .csv; may be repeated"
+    )
+    write.set_defaults(of=None, plot=False, answer=None, wrong=None)
 
     top = add("top", top_command, "print the most likely next tokens")
     top.add_argument("prompt")
@@ -506,6 +509,7 @@ def generate_command(options: Namespace) -> None:
         usage_error("--direction, --layers, --positions and --heads say what of --site is patched: give --site")
     if options.site is not None and options.experiment is None and options.corrupted is None:
         usage_error("a patch needs a second prompt: give --corrupted TEXT, or --experiment NAME")
+    check_outputs(options.output, (".json", ".csv"))
     model, _, runs = runs_of(options, list(RUNS[:2]), options.site or "resid_pre")
     stop = one_id(options.stop) if options.ids and options.stop is not None else options.stop
     drawing = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p, "stop": stop}
@@ -521,15 +525,31 @@ def generate_command(options: Namespace) -> None:
             for seed in seeds
         ]
     samples = {name: ids if isinstance(ids, list) else [ids] for name, ids in found.items()}
+    contents = {
+        name: {"ids": [one.tolist() for one in ids], "tokens": [model.token_strings(one) for one in ids]}
+        for name, ids in samples.items()
+    }
+    for path in options.output:
+        is_json = Path(path).suffix.lower() == ".json"
+        write_text(json.dumps(contents, ensure_ascii=False) if is_json else as_csv(token_rows(contents)), path)
+        print(f"wrote {path}", file=sys.stderr)
     if options.json:
-        as_rows = {name: [one.tolist() for one in ids] for name, ids in samples.items()}
-        texts = {name: [model.token_strings(one) for one in ids] for name, ids in samples.items()}
-        print_json({name: {"ids": as_rows[name], "tokens": texts[name]} for name in samples})
+        print_json(contents)
         return
     for name, ids in samples.items():
         for one in ids:
             text = model.detokenize(one) if model.reads_text else " ".join(model.token_strings(one))
             print(printable(text if len(runs) == 1 else f"{name:>9}: {one_line(text)}"))
+
+
+def token_rows(contents: dict[str, Any]) -> list[dict[str, Any]]:
+    """One dict for each new token of each continuation."""
+    return [
+        {"run": name, "sample": sample, "number": number, "id": token, "token": text}
+        for name, found in contents.items()
+        for sample, (ids, texts) in enumerate(zip(found["ids"], found["tokens"], strict=True))
+        for number, (token, text) in enumerate(zip(ids, texts, strict=True))
+    ]
 
 
 def edits_between(model: Model, base: Array, other: Array, donor: Run, site: str, chosen: dict[str, Any]) -> list[Edit]:

@@ -1,5 +1,6 @@
 """The command line, as a program: output, files, exit statuses, and errors in one line."""
 
+import csv
 import json
 import os
 import subprocess
@@ -211,7 +212,7 @@ def test_heads_with_scores_of_prompts(run, tmp_path):
     assert (status, out) == (1, "") and "head scores need prompts of at least 2 tokens" in err
 
 
-def test_generate(run):
+def test_generate(run, tmp_path):
     nano, prompt = nanopatch.load("nano"), CAPITAL.clean
     assert run("generate", prompt, "-n", 2) == (0, nanopatch.generate(nano, prompt, 2, as_text=True) + "\n", "")
     drawn = dict(temperature=1.0, top_k=50, top_p=0.9, n_samples=2, seed=4)
@@ -222,6 +223,12 @@ def test_generate(run):
     assert (status, json.loads(out)) == (0, {"clean": {"ids": ids, "tokens": tokens}})
     given = ",".join(map(str, nano.tokenize(prompt)))
     assert run("generate", given, "--ids", "-n", 9, "--stop", 13) == (0, " Paris.\n", "")
+    outputs = [part for ending in ("json", "csv") for part in ("-o", tmp_path / f"new.{ending}")]
+    assert run("generate", prompt, "-n", 5, *options, *outputs)[0] == 0
+    assert json.loads((tmp_path / "new.json").read_text(encoding="utf-8")) == json.loads(out)
+    rows = list(csv.DictReader((tmp_path / "new.csv").read_text(encoding="utf-8").splitlines()))
+    assert [[int(row["id"]) for row in rows if row["sample"] == str(i)] for i in range(2)] == ids
+    assert run("generate", prompt, "-o", tmp_path / "new.png")[0] == 2
 
 
 def test_generate_patched(run):

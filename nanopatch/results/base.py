@@ -84,11 +84,7 @@ class Result:
 
     def to_csv(self, path: PathLike | None = None) -> str:
         """`to_rows()` as CSV with a header line; with a path, also written there (UTF-8)."""
-        rows, text = self.to_rows(), io.StringIO(newline="")
-        writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
-        writer.writeheader()
-        writer.writerows(rows)
-        return write_text(text.getvalue(), path)
+        return write_text(as_csv(self.to_rows()), path)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON can hold it: arrays as lists, NaN as None (a single number as "nan"), infinity as "inf"."""
@@ -203,6 +199,15 @@ def mean_of(results: Sequence[R], skipped: Sequence[tuple[str, str]] = ()) -> R:
         values = np.array([getattr(result, first.averaged[0]) for result in results])  # (n_pairs, ...)
         error = values.std(axis=0, ddof=1) / np.sqrt(n) if n > 1 else None
     return replace(first, **means, standard_error=error, n_pairs=n, skipped=tuple(skipped))  # type: ignore[type-var]
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV with a header line."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def write_text(text: str, path: PathLike | None) -> str:
