@@ -465,6 +465,7 @@ def random_model(shape, activation="gelu_new"):
     import numpy as np
 
     from nanopatch.model.checkpoint import build, tensor_shapes
+    from nanopatch.model.vocabulary import GPT2
 
     config, rng = shape_config(shape, activation), np.random.default_rng(0)
     tensors = {}
@@ -474,7 +475,9 @@ def random_model(shape, activation="gelu_new"):
             tensors[name] *= 0.02
             if name.endswith(".weight") and len(size) == 1:
                 tensors[name] += 1
-    return build(config, tensors)
+    model = build(config, tensors)
+    model.vocabulary = GPT2()
+    return model
 
 
 def weights_of(model):

@@ -63,19 +63,20 @@ def logit_lens(model: Model, run: Run, answer: Answer = None, wrong_answer: Answ
     best, probability = np.zeros(len(rows), np.int64), np.zeros(len(rows))
     answer_probability, rank, logit_diff = np.zeros((3, len(rows)))
     size = max(1, MEMORY // (model.n_vocab * model.dtype.itemsize))
-    for some in (slice(first, first + size) for first in range(0, len(rows), size)):
-        logits = model.unembed(rows[some])  # (n, n_vocab)
-        answers = logits[:, ids].astype(np.float64)
-        if ids:
-            rank[some] = np.count_nonzero(logits > logits[:, ids].max(axis=-1, keepdims=True), axis=-1)
-        if wrong_ids:
-            logit_diff[some] = answers.mean(axis=-1) - logits[:, wrong_ids].mean(axis=-1, dtype=np.float64)
-        best[some] = logits.argmax(axis=-1)
-        highest = np.take_along_axis(logits, best[some, None], axis=-1)
-        logits -= highest
-        sums = np.exp(logits, out=logits).sum(axis=-1)  # softmax's denominators
-        probability[some] = 1 / sums
-        answer_probability[some] = np.exp(answers - highest).sum(axis=-1) / sums
+    for first in range(0, len(rows), size):
+        # One row after another, because a row stays in the processor's cache between the steps.
+        for i, logits in enumerate(model.unembed(rows[first : first + size]), start=first):  # (n_vocab,) each
+            answers = logits[ids].astype(np.float64)
+            if ids:
+                rank[i] = np.count_nonzero(logits > logits[ids].max())
+            if wrong_ids:
+                logit_diff[i] = answers.mean() - logits[wrong_ids].mean(dtype=np.float64)
+            best[i] = logits.argmax()
+            highest = logits[best[i]]
+            logits -= highest
+            total = np.exp(logits, out=logits).sum()  # softmax's denominator
+            probability[i] = 1 / total
+            answer_probability[i] = np.exp(answers - highest).sum() / total
     return LogitLens(
         tokens=tuple(model.token_strings(tokens)),
         ids=tuple(map(int, tokens)),
