@@ -13,16 +13,18 @@ from __future__ import annotations
 import io
 import math
 import struct
-import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import NanopatchError
 from ..files import opened
 from .stored import Stored
 from .unpickle import MAX_PICKLE, Known, Name, one_line, unpickle
+
+if TYPE_CHECKING:
+    import zipfile
 
 #: PyTorch's classes of storages: the number format by safetensors' name, and the bytes of a number.
 STORAGES = {
@@ -75,6 +77,8 @@ def read_torch(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
     Raises NanopatchError if the file is not whole, if it holds anything but tensors, dicts, lists, numbers and texts,
     or if it holds no state dict.
     """
+    from zipfile import BadZipFile  # here, because it loads four compression libraries
+
     with opened(path) as file:
         try:
             is_zip = file.peek(4)[:4] == b"PK\x03\x04"
@@ -90,7 +94,7 @@ def read_torch(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
             return tensors, _sizes(content)
         except NanopatchError:
             raise
-        except (zipfile.BadZipFile, zlib.error, struct.error, OSError, ValueError, OverflowError) as error:
+        except (BadZipFile, zlib.error, struct.error, OSError, ValueError, OverflowError) as error:
             raise _not_whole(path, error) from None
         except (KeyError, NotImplementedError, RuntimeError, EOFError) as error:
             raise _not_whole(path, error) from None
@@ -111,7 +115,9 @@ class Bounded(io.BufferedReader):
 
 
 def _read_zip(path: Path, file: Bounded) -> Any:
-    with zipfile.ZipFile(file) as archive:
+    from zipfile import ZIP_STORED, ZipFile
+
+    with ZipFile(file) as archive:
         entries: dict[str, zipfile.ZipInfo] = {}
         for entry in archive.infolist():
             if entry.filename in entries:
@@ -124,7 +130,7 @@ def _read_zip(path: Path, file: Bounded) -> Any:
 
         def content(name: str) -> bytes:
             entry = entries[root + name]
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > MAX_PICKLE:
+            if entry.compress_type != ZIP_STORED or entry.file_size > MAX_PICKLE:
                 raise ValueError(f"{name} is compressed, or longer than {MAX_PICKLE} bytes")
             return archive.read(entry)
 
@@ -141,7 +147,9 @@ def _read_zip(path: Path, file: Bounded) -> Any:
 
 def _first_byte(file: IO[bytes], entry: zipfile.ZipInfo) -> int | None:
     """Where the content of an entry begins in the file; None if it is compressed. PyTorch compresses none."""
-    if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.compress_size != entry.file_size:
+    from zipfile import ZIP_STORED
+
+    if entry.compress_type != ZIP_STORED or entry.flag_bits & 1 or entry.compress_size != entry.file_size:
         return None
     file.seek(entry.header_offset)  # 30 bytes, then the name and extra fields, whose lengths are in the last four
     header = file.read(30)
@@ -152,7 +160,9 @@ def _first_byte(file: IO[bytes], entry: zipfile.ZipInfo) -> int | None:
 
 def _check_sums(file: Bounded, used: dict[str, zipfile.ZipInfo | None]) -> None:
     """Raise BadZipFile if the numbers of an entry do not have the check sum that the zip says."""
-    with zipfile.ZipFile(file) as archive:
+    from zipfile import ZipFile
+
+    with ZipFile(file) as archive:
         for entry in used.values():
             if entry is not None:
                 with archive.open(entry) as content:
