@@ -115,7 +115,7 @@ def _draw_heatmap(matrix: Matrix, ax: Axes, cax: Axes | None) -> list[str]:
         numbers, size = values.size <= MOST_NUMBERS and most >= longest, 7.0
     else:
         size = 7.0 if most >= SHORTEST_CELL else 5.0
-        most = min(int(width / 0.058 * 7 / size), LONGEST_CELL)
+        most = min(int(width / 0.064 * 7 / size), LONGEST_CELL)  # letters are wider than digits
         numbers = values.size <= MOST_TEXTS and most >= 4
     numbers = numbers and height > 0.12
     cell = min(width, height) * 72  # in points
