@@ -88,7 +88,7 @@ def published_terms(given: Any, where: PathLike) -> dict[str, Any]:
 def read_config(terms: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: PathLike) -> Config:
     """A `Config` from its terms; what is missing or null is told by the shapes of the tensors, where they tell it.
 
-    terms: as Hugging Face's `config.json` has them. shapes: {checkpoint key: shape}, in the published names and layout.
+    terms: as `published_terms` gives them. shapes: {checkpoint key: shape}, in the published names and layout.
     Raises NanopatchError if a value is no such thing, or if neither tells the number of heads or the GELU.
     """
 
@@ -135,7 +135,7 @@ def read_config(terms: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]],
     activation = terms.get("activation_function")  # asked for only now, when the tensors are those of a GPT-2
     if activation is None:
         refuse(ASK_GELU + ("; n_head is needed, too" if terms.get("n_head") is None else ""))
-    if not isinstance(activation, str) or activation not in ACTIVATIONS | SAME_ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:  # its other names are gone: `published_terms`
         refuse(
             f"activation_function is {activation!r:.60}; it must be one of {', '.join(ACTIVATIONS | SAME_ACTIVATIONS)}"
         )
@@ -151,5 +151,4 @@ def read_config(terms: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]],
     fields["bos_token_id"] = bos
     for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"):
         fields[name] = switch(name, getattr(Config, name))  # a dataclass keeps its defaults as class attributes
-    fields["activation_function"] = SAME_ACTIVATIONS.get(activation, activation)
-    return Config(**fields, layer_norm_epsilon=float(epsilon))
+    return Config(**fields, layer_norm_epsilon=float(epsilon), activation_function=activation)

@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from ..errors import NanopatchError
 from ..files import opened
 from .stored import Stored
-from .unpickle import MAX_PICKLE, Known, Name, one_line, unpickle
+from .unpickle import MAX_PICKLE, Known, Name, beginning, unpickle
 
 if TYPE_CHECKING:
     import zipfile
@@ -101,7 +101,7 @@ def read_torch(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
 
 
 def _not_whole(path: Path, error: Exception) -> NanopatchError:
-    what = one_line(str(error)) or type(error).__name__
+    what = beginning(str(error)) or type(error).__name__
     return NanopatchError(f"{path} is not a whole file of PyTorch ({what}): fetch or save it again")
 
 

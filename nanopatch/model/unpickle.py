@@ -69,14 +69,14 @@ def unpickle(
     except NanopatchError:
         raise
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        what = one_line(str(error)) or type(error).__name__
+        what = beginning(str(error)) or type(error).__name__
         if len(content.getbuffer()) == MAX_PICKLE:
             what += f"; it may be longer than {MAX_PICKLE} bytes, which are not read"
         raise NanopatchError(f"{where} is not a whole pickle ({what}): fetch or save it again") from None
 
 
-def one_line(text: str) -> str:
-    """The beginning of a text that a file may have chosen, fit for an error message."""
+def beginning(text: str) -> str:
+    """The beginning of a text that a file may have chosen, for an error message; quoted if it cannot be printed."""
     text = " ".join(text.split())[:100]
     return text if text.isprintable() else ascii(text)
 
@@ -105,7 +105,7 @@ def _carry_out(file: IO[bytes], where: object, known: Known, persistent: Callabl
 
     def refuse(what: str) -> NanopatchError:
         better = "a state dict of tensors alone (model.state_dict())" if persistent else "texts and numbers alone"
-        return NanopatchError(f"{where} holds {one_line(what)}, which could run code: it is not read; save {better}")
+        return NanopatchError(f"{where} holds {beginning(what)}, which could run code: it is not read; save {better}")
 
     def since_mark() -> list[Any]:
         start = marks.pop()
