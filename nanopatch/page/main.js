@@ -1,0 +1,160 @@
+// The page: a state, the questions it leads to, and the views that draw the replies.
+//
+// A view is {name, title, questions(state), draw(state, answer, width)}. `questions` says what must be known; `draw` makes
+// the elements; answer(question) is its reply, or undefined while it is computed. Views change the state by page.set(...).
+
+import { h, redraw } from "./dom.js";
+import { onTheme } from "./colours.js";
+import { EXPERIMENT, readState, writeState } from "./state.js";
+import { fileSource, liveSource } from "./source.js";
+import { promptsView } from "./prompts.js";
+import { gridView } from "./grid.js";
+import { patchView } from "./patch.js";
+import { attentionView } from "./attention.js";
+import { lensView } from "./lens.js";
+import { directView } from "./direct.js";
+import { stepsView } from "./steps.js";
+import { circuitView } from "./circuit.js";
+
+const start = JSON.parse(document.getElementById("start").textContent);
+const source = start.form === "file" ? fileSource() : liveSource();
+const defaults = { ...start.state, ...start.experiment };
+
+const page = { start, state: null, set, answer };
+const above = [promptsView(page), gridView(page), patchView(page)];
+const tabs = [attentionView(page), lensView(page), directView(page), stepsView(page), circuitView(page)];
+const frames = new Map([...above, ...tabs].map((view) => [view, h("section", { id: view.name, "aria-label": view.title, class: "view" })]));
+const remark = h("p", { class: "error", role: "alert", hidden: true });
+const tabRow = h("div", { class: "tabs", role: "tablist", "aria-label": "Views of a run", onkeydown: walkTabs });
+
+document.getElementById("page").append(
+  remark,
+  frames.get(above[0]),
+  h("div", { class: "side" }, frames.get(above[1]), frames.get(above[2])),
+  tabRow,
+  ...tabs.map((view) => frames.get(view)),
+);
+addEventListener("hashchange", follow);
+addEventListener("keydown", (event) => shown().keys?.(event, page.state));
+onTheme(draw);
+let room = innerWidth;
+addEventListener("resize", () => innerWidth !== room && ((room = innerWidth), draw()));
+addEventListener("beforeprint", draw);
+follow();
+
+/** Show what the link says. */
+function follow() {
+  const { state, unread } = readState(location.hash, defaults);
+  page.state = state;
+  const wrong = repair(state);
+  complain([...unread.map((name) => `The link's ${name} cannot be read.`), ...wrong].join(" "));
+  update();
+}
+
+/** What a link asks for and this page does not have is replaced by the default. Returns a sentence for each. */
+function repair(state) {
+  const { menu } = start, said = [];
+  const fix = (name, holds) => {
+    if (holds) return;
+    said.push(`This page has no ${name} ${state[name]}: it shows ${defaults[name] ?? "none"}.`);
+    state[name] = defaults[name];
+  };
+  fix("site", menu.sites.includes(state.site));
+  if (!menu.axes[state.site].some((axes) => String(axes) === String(state.axes))) {
+    if (String(state.axes) !== String(defaults.axes)) said.push(`This page has no grid of ${state.site} by ${state.axes}.`);
+    state.axes = menu.axes[state.site][0];
+  }
+  fix("direction", menu.directions.includes(state.direction));
+  fix("metric", menu.metrics.includes(state.metric));
+  fix("view", tabs.some((view) => view.name === state.view));
+  fix("run", ["clean", "corrupted", "patched", "difference"].includes(state.run));
+  return said;
+}
+
+/** Change the state. What is patched, or in which prompts, decides what a cell means: a new one starts without a cell. */
+function set(changes) {
+  const state = { ...page.state, ...changes };
+  const moved = [...EXPERIMENT, "site", "axes", "window", "direction"].some((name) => name in changes && String(changes[name]) !== String(page.state[name]));
+  if (moved && !("cell" in changes)) state.cell = null;
+  if (state.cell === null && state.run === "patched") state.run = "clean";
+  page.state = state;
+  repair(state);
+  const said = writeState(state, defaults);
+  history.replaceState(null, "", said ? `#${said}` : location.pathname + location.search);
+  update();
+}
+
+function shown() {
+  return tabs.find((view) => view.name === page.state.view);
+}
+
+/** The experiment of a state: what the server is asked about. */
+function experimentOf(state) {
+  return Object.fromEntries(EXPERIMENT.map((name) => [name, state[name] ?? null]));
+}
+
+function answer(question) {
+  return source.known(experimentOf(page.state), question);
+}
+
+/** Ask what the state needs, and draw what is known. */
+function update() {
+  const questions = [...above, shown()].flatMap((view) => view.questions(page.state)).filter(Boolean);
+  source.ask(experimentOf(page.state), questions, (failed) => {
+    complain(failed ?? "");
+    drawSoon();
+  });
+  drawSoon();
+}
+
+let waiting = false;
+
+function drawSoon() {
+  if (waiting) return;
+  waiting = true;
+  requestAnimationFrame(() => {
+    waiting = false;
+    draw();
+  });
+}
+
+function complain(text) {
+  remark.textContent = text;
+  remark.hidden = !text;
+}
+
+function draw() {
+  const [prompts] = above, { state } = page;
+  const mistake = answer({ view: "prompts" })?.error;
+  redraw(tabRow, tabs.map((view) => tabOf(view)));
+  for (const [view, frame] of frames) {
+    const hidden = tabs.includes(view) && view !== shown();
+    frame.hidden = hidden;
+    if (hidden) continue;
+    // While something is computed, or the prompts cannot be read, what was drawn before stays, in grey.
+    const known = view.questions(state).filter(Boolean).every((question) => answer(question));
+    const stale = view !== prompts && (mistake || !known);
+    frame.setAttribute("aria-busy", String(!known));
+    frame.classList.toggle("stale", Boolean(stale));
+    if (!stale || !frame.childElementCount) redraw(frame, view.draw(state, answer, frame.clientWidth || innerWidth));
+  }
+  document.documentElement.dataset.drawn = String(performance.now());
+}
+
+function tabOf(view) {
+  const chosen = view === shown();
+  return h("button", {
+    id: `tab-${view.name}`, role: "tab", type: "button", "aria-selected": String(chosen), "aria-controls": view.name,
+    tabindex: chosen ? 0 : -1, onclick: () => set({ view: view.name }),
+  }, view.title);
+}
+
+function walkTabs(event) {
+  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  if (!step) return;
+  const next = tabs[(tabs.indexOf(shown()) + step + tabs.length) % tabs.length];
+  set({ view: next.name });
+  document.getElementById(`tab-${next.name}`).focus();
+  event.preventDefault();
+  event.stopPropagation();
+}
