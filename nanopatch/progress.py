@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from typing import Any
 
 
 def in_notebook() -> bool:
     """Whether stderr is the output of a notebook's cell, which is not a terminal."""
     return type(sys.stderr).__module__.startswith("ipykernel.")
+
+
+_check: ContextVar[Callable[[], None] | None] = ContextVar("check", default=None)
+
+
+def look() -> None:
+    """Call the check that watches this work, if there is one. It may raise `Stopped`."""
+    check = _check.get()
+    if check is not None:
+        check()
 
 
 def progress(items: Iterable[Any] | None, unit: str, total: int | None = None) -> Any:

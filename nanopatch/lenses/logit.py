@@ -6,12 +6,15 @@ n_tokens, n_vocab  as in `nanopatch.model.gpt2`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..files import Source
 from ..model.gpt2 import Model
 from ..model.sites import Run
 from ..results.lens import LogitLens
+from ..types import Array
 from .given import Answer, answer_ids, answer_text, check_run
 
 SITES = ("resid_pre", "resid_mid", "resid_post")
@@ -55,11 +58,17 @@ def logit_lens(model: Model, run: Run, answer: Answer = None, wrong_answer: Answ
     >>> lens.predicted[-1][-1], lens.logit_diff.shape
     (' Paris', (9, 5))
     """
-    tokens = check_run(model, run, SITES, "logit_lens")
+    return logit_lenses(model, [run], answer, wrong_answer)[0]
+
+
+def logit_lenses(
+    model: Model, runs: Sequence[Run], answer: Answer = None, wrong_answer: Answer = None
+) -> list[LogitLens]:
+    """A lens of each of several runs. Rows that runs share, such as what a patch leaves as it was, are read once."""
     ids, wrong_ids = answer_ids(model, answer, wrong_answer)
-    stream = [getattr(run, name)[layer] for layer in range(model.n_layer) for name in ("resid_pre", "resid_mid")]
-    resid = np.stack([*stream, run.resid_post[-1]])  # (n_rows, n_tokens, d_model)
-    shape, rows = resid.shape[:2], resid.reshape(-1, model.d_model)
+    tokens = [check_run(model, run, SITES, "logit_lens") for run in runs]
+    resids = [_stream(model, run) for run in runs]  # (n_rows, n_tokens, d_model) each
+    rows, places = _different_rows(np.concatenate([resid.reshape(-1, model.d_model) for resid in resids]))
     best, probability = np.zeros(len(rows), np.int64), np.zeros(len(rows))
     answer_probability, rank, logit_diff = np.zeros((3, len(rows)))
     size = max(1, MEMORY // (model.n_vocab * model.dtype.itemsize))
@@ -77,16 +86,38 @@ def logit_lens(model: Model, run: Run, answer: Answer = None, wrong_answer: Answ
             total = np.exp(logits, out=logits).sum()  # softmax's denominator
             probability[i] = 1 / total
             answer_probability[i] = np.exp(answers - highest).sum() / total
-    return LogitLens(
-        tokens=tuple(model.token_strings(tokens)),
-        ids=tuple(map(int, tokens)),
-        predicted=tuple(tuple(model.token_strings(row)) for row in best.reshape(shape)),
-        predicted_ids=tuple(tuple(map(int, row)) for row in best.reshape(shape)),
-        probability=probability.reshape(shape),
-        answer=answer_text(model, ids),
-        wrong_answer=answer_text(model, wrong_ids),
-        answer_probability=answer_probability.reshape(shape) if ids else None,
-        rank=rank.reshape(shape) if ids else None,
-        logit_diff=logit_diff.reshape(shape) if wrong_ids else None,
-        source=model.source or Source("unnamed"),
-    )
+    texts = np.array(model.token_strings(best), object)
+    lenses = []
+    for of_run, resid in zip(tokens, resids, strict=True):
+        own, places = np.split(places, [resid.shape[0] * resid.shape[1]])
+        own = own.reshape(resid.shape[:2])  # (n_rows, n_tokens): where each cell's row was read
+        lenses.append(
+            LogitLens(
+                tokens=tuple(model.token_strings(of_run)),
+                ids=tuple(map(int, of_run)),
+                predicted=tuple(map(tuple, texts[own].tolist())),
+                predicted_ids=tuple(map(tuple, best[own].tolist())),
+                probability=probability[own],
+                answer=answer_text(model, ids),
+                wrong_answer=answer_text(model, wrong_ids),
+                answer_probability=answer_probability[own] if ids else None,
+                rank=rank[own] if ids else None,
+                logit_diff=logit_diff[own] if wrong_ids else None,
+                source=model.source or Source("unnamed"),
+            )
+        )
+    return lenses
+
+
+def _stream(model: Model, run: Run) -> Array:
+    """The residual stream at every point that a lens reads: (n_rows, n_tokens, d_model)."""
+    inside = [getattr(run, name)[layer] for layer in range(model.n_layer) for name in ("resid_pre", "resid_mid")]
+    return np.stack([*inside, run.resid_post[-1]])
+
+
+def _different_rows(rows: Array) -> tuple[Array, Array]:
+    """The rows of a matrix without those that are there before, and for each row where it stands among them."""
+    numbers: dict[bytes, int] = {}
+    places = np.array([numbers.setdefault(row.tobytes(), len(numbers)) for row in rows])
+    first = np.unique(places, return_index=True)[1]
+    return rows[first], places

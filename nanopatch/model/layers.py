@@ -181,5 +181,7 @@ def top_tokens(logits: Array, k: int = 10) -> list[tuple[int, float]]:
             f"one position's logits, (n_vocab,), and k of at least 1 are expected; not {shape}, k={k!r}"
         )
     probabilities = softmax(logits.astype(np.float64))
-    best = np.argsort(-probabilities, kind="stable")[:k]
+    least = np.partition(probabilities, -min(k, len(probabilities)))[-min(k, len(probabilities))]
+    candidates = np.flatnonzero(~(probabilities < least))  # few: to sort the whole vocabulary takes ten times as long
+    best = candidates[np.argsort(-probabilities[candidates], kind="stable")[:k]]
     return [(int(token), float(probabilities[token])) for token in best]

@@ -183,7 +183,7 @@ class Sweep(Result):
         return usable_span(span, self.rounding)
 
     @property
-    def _has_scale(self) -> bool:
+    def has_scale(self) -> bool:
         """Whether any cell of `normalised` is a number."""
         return not np.isnan(self.normalised).all()
 
@@ -224,7 +224,7 @@ class Sweep(Result):
             )
         if self.site == "path" and np.isnan(self.grid).any():
             notes.append("Cells are blank where the receiver does not come after its sender.")
-        strange = np.argwhere(~np.isfinite(self.grid) & ~self._blank())
+        strange = np.argwhere(~np.isfinite(self.grid) & ~self.blank())
         if len(strange):
             first = ", ".join(
                 f"{axis} {'+'.join(map(_item, self.pieces[axis][i]))}"
@@ -251,7 +251,7 @@ class Sweep(Result):
             )
         return notes + (self.prediction.notes(self.source.name, self.n_pairs) if self.prediction else [])
 
-    def _blank(self) -> Array:
+    def blank(self) -> Array:
         """Like grid: True if nothing can be patched, because no token of the piece has a partner, or no path exists."""
         if self.site == "path":
             return np.isnan(self.grid)
@@ -289,23 +289,30 @@ class Sweep(Result):
             for piece in self.pieces[axis]
         ]
 
+    @property
+    def _column_axis(self) -> str:
+        """The axis that makes the columns when the grid is laid out flat."""
+        return next((axis for axis in ("key", "query", "position") if axis in self.axes), self.axes[-1])
+
+    def flat(self, array: Array) -> Array:
+        """An array shaped as the grid, laid out as `matrix` lays the grid out: (n_rows, n_columns)."""
+        moved: Array = np.moveaxis(array, self.axes.index(self._column_axis), -1)
+        return moved.reshape(-1, moved.shape[-1])
+
     def matrix(self, normalised: bool = True) -> Matrix:
         """The grid laid out flat. Tokens make the columns if there are any, else the last axis does.
 
         All other axes make the rows. The values are the raw metric if `normalised` is False, or has no scale.
         """
-        column = next((axis for axis in ("key", "query", "position") if axis in self.axes), self.axes[-1])
+        column = self._column_axis
         others = [axis for axis in self.axes if axis != column]
-        normalised = normalised and self._has_scale
+        normalised = normalised and self.has_scale
         values, name = self.normalised if normalised else self.grid, self.metric.replace("_", " ")
         columns = self.labels(column)
         baselines = [b for b in (self.baseline_clean, self.baseline_corrupted or 0, 0) if np.isfinite(b)]
 
-        def flat(array: Array) -> Array:
-            return np.moveaxis(array, self.axes.index(column), -1).reshape(-1, len(columns))
-
         return Matrix(
-            values=flat(values),
+            values=self.flat(values),
             rows=[".".join(labels) for labels in itertools.product(*map(self.labels, others))],
             rows_title=".".join(others),
             columns=columns,
@@ -315,13 +322,13 @@ class Sweep(Result):
             signed=not normalised or self.donor_value is None,
             largest=max(map(abs, baselines)) if not normalised else 1.0 if self.donor_value is not None else 0.0,
             noise=self.rounding / abs(self._span) if normalised else self.rounding,
-            unchanged=None if self.unchanged is None else flat(self.unchanged),
+            unchanged=None if self.unchanged is None else self.flat(self.unchanged),
         )
 
     def text(self) -> str:
         matrix = self.matrix()
         unit = self.metric
-        if self._has_scale:
+        if self.has_scale:
             ends = "" if self.donor_value is None else ": 0 is the run patched into, 1 the run patched from"
             unit = f"{self.metric}, {self.scale}{ends}"
         tokens = matrix.columns_title in ("position", "query", "key")
@@ -457,7 +464,7 @@ def footer(sweeps: Mapping[str, Sweep], normalised: bool) -> list[str]:
         first = next(iter(group.values()))
         lines += [f"{', '.join(group)}:"] if len(questions) > 1 else []
         lines += about(first, list({s.metric: s for s in group.values()}.values()), first.corruption)
-    scaled = normalised and any(s.donor_value is not None and s._has_scale for s in sweeps.values())
+    scaled = normalised and any(s.donor_value is not None and s.has_scale for s in sweeps.values())
     scale = ["normalised: 0 is the run patched into, 1 the run patched from"] if scaled else []
     return [*lines, *scale, *dict.fromkeys(n for s in sweeps.values() for n in s.notes)]
 

@@ -1,0 +1,205 @@
+"""One experiment as the page looks at it: its two runs, and the patched runs of cells that were chosen.
+
+n_tokens  of the run patched into
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import NanopatchError
+from ..experiments.experiment import Experiment
+from ..experiments.metrics import METRICS
+from ..experiments.patch import Patch
+from ..gradients.edges import edge_attribution
+from ..lenses.direct import direct_logit_attribution
+from ..lenses.logit import logit_lenses
+from ..model.gpt2 import Model
+from ..model.sites import BLOCK_SITES, Run, record
+from ..patching.case import Case, Runs, make_case, run_both
+from ..patching.cells import Cells, cells_of_patch
+from ..patching.edit import Edit
+from ..progress import look
+from ..results.direct import DirectAttribution
+from ..results.edges import EdgeScores
+from ..results.lens import LogitLens
+from ..types import Array
+
+#: The arrays of a block that the page draws, in the order of the forward pass.
+DRAWN = (
+    *("resid_pre", "q", "k", "v", "scores", "pattern", "z", "attn_out"),
+    *("resid_mid", "mlp_pre", "mlp_post", "mlp_out", "resid_post"),
+)
+
+
+class What(NamedTuple):
+    """What is patched, in which direction, and in which cell of its grid."""
+
+    site: str
+    axes: tuple[str, ...]
+    window: int
+    direction: str
+    cell: int
+
+    @property
+    def patch(self) -> Patch:
+        return Patch(self.site, self.axes, window=self.window)
+
+
+class Pair:
+    """The runs of one experiment, made when they are asked for first. Its patched runs are kept until `forget`."""
+
+    def __init__(self, model: Model, experiment: Experiment) -> None:
+        self.model, self.experiment = model, experiment
+        self._cells: dict[tuple[Any, ...], tuple[Case, Cells]] = {}
+        self._runs: dict[tuple[What, tuple[str, ...]], Run] = {}
+        self._lenses: dict[What | str, LogitLens] = {}
+        self._scores: dict[str, EdgeScores] = {}
+        self._sites: frozenset[str] = frozenset()
+
+    # ---- the two prompts ------------------------------------------------------------------------
+
+    def runs(self, site: str = "resid_pre") -> Runs:
+        """Both runs, with every array that is drawn, and one that is patched."""
+        wanted = frozenset({*DRAWN, site})
+        if not wanted <= self._sites:
+            look()
+            self._sites = self._sites | wanted
+            sites = {name: self._sites for name in ("clean", "corrupted")}
+            (self._both,) = run_both(self.model, self.experiment, 0, None, sites)
+            self._cells.clear()
+        return self._both
+
+    def run(self, which: What | str) -> Run:
+        """The run "clean" or "corrupted", or that of a cell, with logits."""
+        return self.patched([which])[0] if isinstance(which, What) else self._finished[which]
+
+    @functools.cached_property
+    def _finished(self) -> dict[str, Run]:
+        """The two unpatched runs, with ln_final and logits."""
+        runs = self.runs()
+        assert runs.corrupted is not None
+        both = finished(self.model, [runs.clean]) + finished(self.model, [runs.corrupted])  # perhaps of two lengths
+        return dict(zip(("clean", "corrupted"), both, strict=True))
+
+    # ---- patched runs ---------------------------------------------------------------------------
+
+    def cells(self, what: What) -> tuple[Case, Cells]:
+        """The direction of a patch, and the assignments of every cell of its grid."""
+        runs, name = self.runs(what.site), what[:4]
+        if name not in self._cells:
+            # The metric is one that every experiment has; no cell is measured here.
+            case = make_case(runs, what.direction, [METRICS["kl_divergence"]])
+            self._cells[name] = case, cells_of_patch(what.patch, case)
+        return self._cells[name]
+
+    def edits(self, what: What) -> list[Edit]:
+        """The assignments of one cell."""
+        (edits,) = self.cells(what)[1].batches
+        if not 0 <= what.cell < len(edits):
+            raise NanopatchError(f"cell {what.cell} does not exist: this grid has {len(edits)} cells, from 0 on")
+        return list(edits[what.cell])
+
+    def patched(self, whats: Sequence[What], sites: Iterable[str] = DRAWN) -> list[Run]:
+        """The patched runs of cells of one grid, all at once; each is kept."""
+        sites = tuple(sites)
+        wanted = [what for what in whats if (what, sites) not in self._runs]
+        if wanted:
+            case, _ = self.cells(wanted[0])
+            runs = patched_runs(self.model, case.base, [self.edits(what) for what in wanted], sites)
+            self._runs |= {(what, sites): run for what, run in zip(wanted, runs, strict=True)}
+        return [self._runs[what, sites] for what in whats]
+
+    def forget(self) -> None:
+        """Let go of all patched runs."""
+        self._runs.clear()
+        for what in [what for what in self._lenses if isinstance(what, What)]:
+            del self._lenses[what]
+
+    # ---- what is read of runs -------------------------------------------------------------------
+
+    def lenses(self, which: Sequence[What | str]) -> list[LogitLens]:
+        """The logit lenses of runs. What several of them share is read once."""
+        wanted = [name for name in which if name not in self._lenses]
+        if wanted:
+            runs = [self.run(name) for name in wanted]
+            answers = self.experiment.answer, self.experiment.wrong_answer
+            self._lenses |= dict(zip(wanted, logit_lenses(self.model, runs, *answers), strict=True))
+        return [self._lenses[name] for name in which]
+
+    def direct(self, which: What | str) -> DirectAttribution:
+        """The direct logit attribution of a run, at its last token."""
+        return direct_logit_attribution(
+            self.model, self.run(which), self.experiment.answer, self.experiment.wrong_answer
+        )
+
+    def scores(self, metric: str) -> EdgeScores:
+        """The scores of all edges: EAP-IG with 5 steps."""
+        if metric not in self._scores:
+            self._scores[metric] = edge_attribution(self.model, self.experiment, metric=metric, steps=5)
+        return self._scores[metric]
+
+
+def finished(model: Model, runs: Sequence[Run]) -> list[Run]:
+    """Runs of prompts of one length, with ln_final, and with the logits of the last token.
+
+    Only these logits are known. They stand at every position, in memory once.
+    """
+    resid = np.stack([run.resid_post[-1] for run in runs])  # (n_runs, n_tokens, d_model)
+    ln_final = next(model.steps_from(model.n_layer, resid, sites="ln_final")).array  # (n_runs, n_tokens, d_model)
+    last = model.unembed(resid[:, -1:])  # (n_runs, 1, n_vocab)
+    whole = []
+    for run, normed, logits in zip(runs, ln_final, last, strict=True):
+        arrays = {name: np.asarray(getattr(run, name)) for name in run.names}
+        arrays |= {"ln_final": normed.copy(), "logits": np.broadcast_to(logits, (len(normed), model.n_vocab))}
+        whole.append(Run(arrays, run.tokens, model))
+    return whole
+
+
+def patched_runs(model: Model, base: Run, cells: Sequence[Sequence[Edit]], sites: Iterable[str]) -> list[Run]:
+    """A run with the assignments of each cell, recording `sites`, as a loop over `model.steps` makes them one by one.
+
+    They run as a batch. What a patch cannot reach, before its first layer and its first position, is the base run's own
+    array, to the last bit.
+    """
+    tokens, kept = np.asarray(base.tokens), {*sites}
+    assigned = {edit.site for edits in cells for edit in edits}
+
+    def edited() -> Any:
+        for site in model.steps(np.stack([tokens] * len(cells)), sites=kept | assigned):
+            look()
+            for run, edits in zip(site.array, cells, strict=True):
+                for edit in edits:
+                    if (edit.site, edit.layer) == (site.name, site.layer):
+                        edit.assign(run, 0)
+            yield site
+
+    batch = record(edited(), sites=kept)
+    runs = []
+    for i, edits in enumerate(cells):
+        arrays = {name: np.array(getattr(batch, name)[:, i]) for name in batch.names}
+        for name, array in arrays.items():
+            keep_unreached(name, array, getattr(base, name), edits)
+        runs.append(Run(arrays, base.tokens, model))
+    return finished(model, runs)
+
+
+def keep_unreached(name: str, array: Array, base: Array, edits: Sequence[Edit]) -> None:
+    """Put the base run's own values wherever a patch cannot reach: earlier layers, sites and positions."""
+    first = min((BLOCK_SITES.index(edit.site) + len(BLOCK_SITES) * edit.layer for edit in edits), default=None)
+    position = min((position for edit in edits for position in edit.positions), default=None)
+    if first is None or position is None:
+        array[...] = base
+        return
+    layer = max(0, -(-(first - BLOCK_SITES.index(name)) // len(BLOCK_SITES)))  # the first layer in which it may differ
+    array[:layer] = base[:layer]
+    before = (
+        (slice(None), slice(None), slice(0, position))
+        if name in ("scores", "pattern")
+        else (slice(None), slice(0, position))
+    )
+    array[before] = base[before]
