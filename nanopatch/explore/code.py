@@ -44,12 +44,9 @@ def indices(model: Model, site: str, piece: dict[str, list[Item]], case: Case) -
     """What stands in the brackets of the base run's array and, after the layer, of the donor's."""
     n_tokens = case.n_tokens
     if site in ATTENTION_SITES:
-        both = [
-            _index(piece.get("head"), model.n_head),
-            _index(piece["query"], n_tokens),
-            _index(piece["key"], n_tokens),
-        ]
-        return _joined(both), _joined(both)
+        sizes = {"head": model.n_head, "query": n_tokens, "key": n_tokens}
+        both = _joined([_index(piece.get(axis), n) for axis, n in sizes.items()])
+        return both, both
     pairs = [case.partners[column] for column in sorted(set(piece["position"]))]
     rows = [(into, out) for into, out in pairs if into is not None and out is not None]
     into, out = ([pair[side] for pair in rows] for side in (0, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -75,9 +76,9 @@ def unpatched(model: Model, menu: Mapping[str, Any]) -> Iterator[list[dict[str, 
 def patched(pair: Pair, menu: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
     """The questions about every cell. The runs of some cells are made at once, then let go."""
     model = pair.model
-    n_tokens = max(len(run.tokens) for run in pair._finished.values())
-    of_run = shapes(model, n_tokens)
-    size = sum(model.dtype.itemsize * _product(of_run[name]) for name in DRAWN)
+    tokens = pair.runs().tokens
+    of_run = shapes(model, max(len(tokens.clean), len(tokens.corrupted)))
+    size = sum(model.dtype.itemsize * math.prod(of_run[name]) for name in DRAWN)
     at_once = max(1, MEMORY // size)
     for site in menu["sites"]:
         for axes in menu["axes"][site]:
@@ -97,10 +98,3 @@ def asked(view: str, what: What) -> dict[str, Any]:
     """A question about one cell."""
     of_run = {} if view == "patch" else {"run": "patched"}
     return {"view": view, **of_run, **what._asdict(), "axes": list(what.axes)}
-
-
-def _product(shape: Sequence[int]) -> int:
-    product = 1
-    for n in shape:
-        product *= n
-    return product

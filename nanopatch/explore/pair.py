@@ -19,7 +19,7 @@ from ..gradients.edges import edge_attribution
 from ..lenses.direct import direct_logit_attribution
 from ..lenses.logit import logit_lenses
 from ..model.gpt2 import Model
-from ..model.sites import BLOCK_SITES, Run, record
+from ..model.sites import ATTENTION_SITES, BLOCK_SITES, Run, record
 from ..patching.case import Case, Runs, make_case, run_both
 from ..patching.cells import Cells, cells_of_patch
 from ..patching.edit import Edit
@@ -197,9 +197,5 @@ def keep_unreached(name: str, array: Array, base: Array, edits: Sequence[Edit]) 
         return
     layer = max(0, -(-(first - BLOCK_SITES.index(name)) // len(BLOCK_SITES)))  # the first layer in which it may differ
     array[:layer] = base[:layer]
-    before = (
-        (slice(None), slice(None), slice(0, position))
-        if name in ("scores", "pattern")
-        else (slice(None), slice(0, position))
-    )
-    array[before] = base[before]
+    rows, own = (a.swapaxes(1, 2) if name in ATTENTION_SITES else a for a in (array, base))
+    rows[:, :position] = own[:, :position]  # (n_layer, n_tokens, ...): positions, or those of queries

@@ -15,7 +15,10 @@ STYLES = ("style.css", "views.css", "steps.css")
 #: One line of an ES module that brings in names of another one.
 IMPORT = re.compile(r'^import \{[^}]*\} from "\./([a-z]+\.js)";\n', re.MULTILINE)
 #: What a file page may do: run its own script, use its own style, draw its own pictures. It can request nothing.
-FILE_POLICY = "default-src 'none'; script-src '{script}'; style-src '{style}'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+FILE_POLICY = (
+    "default-src 'none'; script-src '{script}'; style-src '{style}'; img-src data: blob:; "
+    "base-uri 'none'; form-action 'none'"
+)
 
 #: {key of a question: its packed reply}.
 Replies = Mapping[str, bytes]
@@ -49,10 +52,8 @@ def file_page(start: Mapping[str, Any], chunks: Sequence[Replies]) -> bytes:
             at += len(reply)
         packed.append(b"".join(replies.values()))
     packed.insert(0, json.dumps(index, separators=(",", ":"), ensure_ascii=False).encode("utf-8"))
-    data = "\n".join(
-        f'<script type="application/octet-stream" class="chunk">{b64encode(gzip.compress(chunk, 6, mtime=0)).decode()}</script>'
-        for chunk in packed
-    )
+    texts = [b64encode(gzip.compress(chunk, 6, mtime=0)).decode("ascii") for chunk in packed]
+    data = "\n".join(f'<script type="application/octet-stream" class="chunk">{text}</script>' for text in texts)
     style, script = "".join(map(_text, STYLES)), _script()
     policy = FILE_POLICY.format(script=_hash(script), style=_hash(style))
     page = _text("index.html")

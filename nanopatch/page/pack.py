@@ -1,7 +1,7 @@
 """Replies of the page as bytes: a JSON header, and arrays as they lie in memory. `unpack.js` reads them.
 
-A reply is the header's length (4 bytes, little-endian), the header, and the arrays one after the other. Each part begins
-at a multiple of 8 bytes.
+A reply is the header's length (4 bytes, little-endian), the header, and the arrays one after the other. Each part
+begins at a multiple of 8 bytes.
 """
 
 from __future__ import annotations
