@@ -23,15 +23,22 @@ function filled(element, attributes, children) {
   return element;
 }
 
-/** Put new children into an element. What had the focus (found again by its id) keeps it, and what was scrolled stays. */
+/**
+ * Put new children into an element. Those at its beginning that are the same elements as before are not touched, so a form
+ * stays as it is while someone types. What had the focus (found again by its id) keeps it, and what was scrolled stays.
+ */
 export function redraw(element, ...children) {
-  const focused = element.contains(document.activeElement) ? document.activeElement.id : "";
+  const focused = element.contains(document.activeElement) ? document.activeElement : null;
   const places = [...element.querySelectorAll(".scroll[id]")].map((box) => [box.id, box.scrollLeft, box.scrollTop]);
   const open = new Set([...element.querySelectorAll("details[id][open]")].map((details) => details.id));
-  element.replaceChildren(...children.flat(Infinity).filter(Boolean));
+  const next = children.flat(Infinity).filter(Boolean);
+  let same = 0;
+  while (same < next.length && element.childNodes[same] === next[same]) same++;
+  while (element.childNodes.length > same) element.lastChild.remove();
+  element.append(...next.slice(same));
   for (const details of element.querySelectorAll("details[id]")) if (open.has(details.id)) details.open = true;
   for (const [id, left, top] of places) document.getElementById(id)?.scrollTo(left, top);
-  if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+  if (focused && !focused.isConnected && focused.id) document.getElementById(focused.id)?.focus({ preventScroll: true });
 }
 
 /** A row of choices of which one is taken: radio buttons that look like one button each. */

@@ -24,7 +24,7 @@ const cursors = new Map();
  */
 export function heatmap({
   id, label, values, rows, columns, rowsTitle, columnsTitle, ends, width, palette, texts, still, selected, describe, pick,
-  cellHeight = 22,
+  cellHeight = values.shape[0] <= 6 ? 34 : values.shape[0] <= 16 ? 26 : 20,
 }) {
   const [n, m] = values.shape;
   const at = (i, j) => values.data[i * m + j];

@@ -5,7 +5,7 @@
 
 import { h, redraw } from "./dom.js";
 import { onTheme } from "./colours.js";
-import { EXPERIMENT, readState, writeState } from "./state.js";
+import { EXPERIMENT, experimentOf, readState, stateOf, writeState } from "./state.js";
 import { fileSource, liveSource } from "./source.js";
 import { promptsView } from "./prompts.js";
 import { gridView } from "./grid.js";
@@ -18,7 +18,7 @@ import { circuitView } from "./circuit.js";
 
 const start = JSON.parse(document.getElementById("start").textContent);
 const source = start.form === "file" ? fileSource() : liveSource();
-const defaults = { ...start.state, ...start.experiment };
+const defaults = { ...start.state, ...stateOf(start.experiment) };
 
 const page = { start, state: null, set, answer };
 const above = [promptsView(page), gridView(page), patchView(page)];
@@ -38,6 +38,7 @@ addEventListener("hashchange", follow);
 addEventListener("keydown", (event) => shown().keys?.(event, page.state));
 onTheme(draw);
 let room = innerWidth;
+let waiting = false;
 addEventListener("resize", () => innerWidth !== room && ((room = innerWidth), draw()));
 addEventListener("beforeprint", draw);
 follow();
@@ -88,11 +89,6 @@ function shown() {
   return tabs.find((view) => view.name === page.state.view);
 }
 
-/** The experiment of a state: what the server is asked about. */
-function experimentOf(state) {
-  return Object.fromEntries(EXPERIMENT.map((name) => [name, state[name] ?? null]));
-}
-
 function answer(question) {
   return source.known(experimentOf(page.state), question);
 }
@@ -106,8 +102,6 @@ function update() {
   });
   drawSoon();
 }
-
-let waiting = false;
 
 function drawSoon() {
   if (waiting) return;

@@ -14,7 +14,7 @@ export function number(value, digits = 3) {
 
 /** A probability in percent. */
 export function percent(value) {
-  return value >= 0.9995 && value < 1 ? "> 99.9 %" : value > 0 && value < 0.0005 ? "< 0.1 %" : `${number(100 * value)} %`;
+  return value > 0.9995 && value < 1 ? "> 99.9 %" : value > 0 && value < 1e-5 ? "< 0.001 %" : `${number(100 * value)} %`;
 }
 
 /** A token's text with what cannot be seen made visible: ␣ is a space, and other blanks and marks stand as escapes. */
