@@ -23,10 +23,11 @@ from ..model.gpt2 import Model
 from ..model.layers import softmax, top_tokens
 from ..model.sites import ATTENTION_SITES, FINAL_SITES, HEAD_SITES, Run
 from ..model.tokenizer import visible
-from ..page.pack import Question, half, key_of, pack, pooled
+from ..page.document import STATE
+from ..page.pack import Question, Shown, half, key_of, pack, pooled
 from ..patching.sweep import sweep
+from ..results.edges import counts
 from ..results.prediction import Prediction
-from ..results.replies import Shown, of_attention, of_circuit, of_direct, of_lens, of_sweep
 from ..results.sweep import DIRECTIONS
 from ..types import Array
 from .code import by_hand
@@ -99,22 +100,13 @@ class Answers:
             "named": {name: named.to_dict() for name, named in NAMED.items()} if model.reads_text else {},
             "tasks": [name for name in TASKS if name == "induction" or model.reads_text],
             "menu": menu,
+            "views": ["prompts", "grid", "patch", "attention", "lens", "direct", "steps", "circuit"],
+            "runs": ["clean", "corrupted", "patched"],
             "state": {
-                "site": site,
-                "axes": menu["axes"][site][0],
-                "window": 1,
-                "direction": menu["directions"][0],
-                "metric": menu["metrics"][0],
-                "scale": "normalised",
-                "cell": None,
-                "view": "attention",
-                "run": "clean",
-                "layer": 0,
-                "head": 0,
-                "token": None,
-                "shown": "prediction",
-                "step": 0,
-                "n": min(menu["counts"], key=lambda n: abs(n - 40)),
+                **STATE,
+                **{"site": site, "axes": menu["axes"][site][0]},
+                **{"direction": menu["directions"][0], "metric": menu["metrics"][0]},
+                **{"view": "attention", "n": min(menu["counts"], key=lambda n: abs(n - 40))},
             },
         }
 
@@ -288,9 +280,7 @@ def _is_one(model: Model, answer: str) -> bool:
 def grid(pair: Pair, question: Question) -> Shown:
     """A sweep."""
     asked = what_of({**question, "cell": 0}).patch
-    return of_sweep(
-        sweep(pair.model, pair.experiment, asked, direction=question["direction"], metric=question["metric"])
-    )
+    return sweep(pair.model, pair.experiment, asked, direction=question["direction"], metric=question["metric"]).reply()
 
 
 def patch(pair: Pair, question: Question) -> Shown:
@@ -361,7 +351,7 @@ def _column(pair: Pair, column: int) -> str:
 
 def attended(pair: Pair, question: Question) -> Shown:
     """Where every head looks."""
-    return of_attention(attention(pair.model, pair.run(which_of(question))))
+    return attention(pair.model, pair.run(which_of(question))).reply()
 
 
 def head(pair: Pair, question: Question) -> Shown:
@@ -372,12 +362,12 @@ def head(pair: Pair, question: Question) -> Shown:
 
 def lens(pair: Pair, question: Question) -> Shown:
     """What every layer would predict."""
-    return of_lens(pair.lenses([which_of(question)])[0])
+    return pair.lenses([which_of(question)])[0].reply()
 
 
 def direct(pair: Pair, question: Question) -> Shown:
     """Which part wrote the answer."""
-    return of_direct(pair.direct(which_of(question)))
+    return pair.direct(which_of(question)).reply()
 
 
 def arrays(pair: Pair, question: Question) -> Shown:
@@ -405,8 +395,7 @@ def wired(pair: Pair, question: Question) -> Shown:
     scores = pair.scores(question["metric"])
     n = min(question["n"], len(scores.edges))
     kept = faithfulness(pair.model, pair.experiment, scores.circuit(n), metric=question["metric"])
-    values, found = of_circuit(scores, n, kept)
-    return Shown({**values, "n": n, "counts": counts(len(scores.edges))}, found)
+    return scores.reply(n, kept)
 
 
 VIEWS = {
@@ -479,9 +468,3 @@ def n_edges(model: Model) -> int:
     """How many edges `edge_attribution` scores: one from each sender to each later input of a block, or to logits."""
     before = [1 + layer * (model.n_head + 1) for layer in range(model.n_layer + 1)]  # senders before each block
     return sum(3 * model.n_head * n + n + model.n_head for n in before[:-1]) + before[-1]
-
-
-def counts(n: int) -> list[int]:
-    """How many edges a circuit may have: 5, 10, 20, ... and all."""
-    stops = [5 * 2**i for i in range(20) if 5 * 2**i < n]
-    return [*stops, n]

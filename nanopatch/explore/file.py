@@ -14,7 +14,8 @@ from ..model.gpt2 import Model
 from ..model.sites import shapes
 from ..page.document import file_page
 from ..page.pack import key_of
-from .answers import Answers, counts, n_edges
+from ..results.edges import counts
+from .answers import Answers, n_edges
 from .pair import DRAWN, Pair, What
 
 #: The arrays that a page holds grids of, unless others are named.

@@ -10,6 +10,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+from .pack import Question, Shown, key_of, pack
+
 FOLDER = Path(__file__).parent
 STYLES = ("style.css", "views.css", "steps.css")
 #: One line of an ES module that brings in names of another one.
@@ -22,6 +24,11 @@ FILE_POLICY = (
 
 #: {key of a question: its packed reply}.
 Replies = Mapping[str, bytes]
+#: What a page shows at first, unless it says otherwise (see state.js).
+STATE: dict[str, Any] = {
+    **{"site": "", "axes": [], "window": 1, "direction": "denoise", "metric": "", "scale": "normalised", "cell": None},
+    **{"view": "", "run": "clean", "layer": 0, "head": 0, "token": None, "shown": "prediction", "step": 0, "n": 0},
+}
 
 
 def live_files(start: Mapping[str, Any]) -> dict[str, tuple[str, bytes]]:
@@ -33,6 +40,30 @@ def live_files(start: Mapping[str, Any]) -> dict[str, tuple[str, bytes]]:
     for name in _modules():
         files[name] = ("text/javascript; charset=utf-8", _text(name).encode("utf-8"))
     return files
+
+
+def result_page(
+    views: Sequence[str], model: str, replies: Sequence[tuple[Question, Shown]], state: Mapping[str, Any]
+) -> bytes:
+    """The page of one result: the views that show it, and nothing that can be computed.
+
+    views: their names. model: its name. replies: (question, what is shown). state: what the questions are about.
+    """
+    state = {**STATE, "view": views[-1], **state}
+    menu = {
+        "sites": [state["site"]],
+        "axes": {state["site"]: [state["axes"]]},
+        **{"directions": [state["direction"]], "metrics": [state["metric"]], "windows": [1], "counts": [state["n"]]},
+    }
+    start = {
+        "form": "file",
+        "views": views,
+        "runs": [state["run"]],
+        "model": {"name": model},
+        "menu": menu,
+        "state": state,
+    }
+    return file_page(start, [{key_of(question): pack(key_of(question), *shown) for question, shown in replies}])
 
 
 def file_page(start: Mapping[str, Any], chunks: Sequence[Replies]) -> bytes:

@@ -49,7 +49,7 @@ export function gridView(page) {
       columnsTitle: reply.columns_title, ends, width, still: (i, j) => reply.unchanged.data[i * m + j],
       selected: at < 0 ? null : [Math.floor(at / m), at % m],
       describe: (i, j) => describe(reply, prompts, i, j),
-      pick: (i, j) => page.set({ cell: reply.cell.data[i * m + j], run: "patched" }),
+      pick: page.start.views.includes("patch") && ((i, j) => page.set({ cell: reply.cell.data[i * m + j], run: "patched" })),
     });
     return [
       h("p", { class: "title" }, reply.title),

@@ -111,7 +111,7 @@ export function heatmap({
   function choose(found) {
     if (!found) return;
     cursors.set(id, (cursor = found));
-    pick?.(...found);
+    if (pick) pick(...found);
   }
 
   function walk(event) {

@@ -10,6 +10,7 @@ import { fileSource, liveSource } from "./source.js";
 import { promptsView } from "./prompts.js";
 import { gridView } from "./grid.js";
 import { patchView } from "./patch.js";
+import { resultView } from "./result.js";
 import { attentionView } from "./attention.js";
 import { lensView } from "./lens.js";
 import { directView } from "./direct.js";
@@ -18,24 +19,28 @@ import { circuitView } from "./circuit.js";
 
 const start = JSON.parse(document.getElementById("start").textContent);
 const source = start.form === "file" ? fileSource() : liveSource();
-const defaults = { ...start.state, ...stateOf(start.experiment) };
+const defaults = { ...start.state, ...(start.experiment && stateOf(start.experiment)) };
 
 const page = { start, state: null, set, answer };
-const above = [promptsView(page), gridView(page), patchView(page)];
-const tabs = [attentionView(page), lensView(page), directView(page), stepsView(page), circuitView(page)];
+const offered = (views) => views.map((view) => view(page)).filter((view) => start.views.includes(view.name));
+const above = offered([promptsView, gridView, patchView, resultView]);
+const tabs = offered([attentionView, lensView, directView, stepsView, circuitView]);
 const frames = new Map([...above, ...tabs].map((view) => [view, h("section", { id: view.name, "aria-label": view.title, class: "view" })]));
 const remark = h("p", { class: "error", role: "alert", hidden: true });
 const tabRow = h("div", { class: "tabs", role: "tablist", "aria-label": "Views of a run", onkeydown: walkTabs });
 
+const frameOf = (view) => frames.get(view);
+const [first, ...side] = above;
 document.getElementById("page").append(
   remark,
-  frames.get(above[0]),
-  h("div", { class: "side" }, frames.get(above[1]), frames.get(above[2])),
+  ...(first ? [frameOf(first)] : []),
+  h("div", { class: side.length > 1 ? "side" : "alone" }, side.map(frameOf)),
   tabRow,
-  ...tabs.map((view) => frames.get(view)),
+  ...tabs.map(frameOf),
 );
+document.title = start.model.name ? `nanopatch: ${start.model.name}` : "nanopatch";
 addEventListener("hashchange", follow);
-addEventListener("keydown", (event) => shown().keys?.(event, page.state));
+addEventListener("keydown", (event) => shown()?.keys?.(event, page.state));
 onTheme(draw);
 let room = innerWidth;
 let waiting = false;
@@ -67,7 +72,7 @@ function repair(state) {
   }
   fix("direction", menu.directions.includes(state.direction));
   fix("metric", menu.metrics.includes(state.metric));
-  fix("view", tabs.some((view) => view.name === state.view));
+  if (tabs.length) fix("view", tabs.some((view) => view.name === state.view));
   fix("run", ["clean", "corrupted", "patched", "difference"].includes(state.run));
   return said;
 }
@@ -95,7 +100,7 @@ function answer(question) {
 
 /** Ask what the state needs, and draw what is known. */
 function update() {
-  const questions = [...above, shown()].flatMap((view) => view.questions(page.state)).filter(Boolean);
+  const questions = [...above, shown()].flatMap((view) => view?.questions(page.state)).filter(Boolean);
   source.ask(experimentOf(page.state), questions, (failed) => {
     complain(failed ?? "");
     drawSoon();
@@ -118,16 +123,16 @@ function complain(text) {
 }
 
 function draw() {
-  const [prompts] = above, { state } = page;
-  const mistake = answer({ view: "prompts" })?.error;
-  redraw(tabRow, tabs.map((view) => tabOf(view)));
+  const { state } = page, mistake = answer({ view: "prompts" })?.error;
+  tabRow.hidden = tabs.length < 2;
+  redraw(tabRow, tabs.map(tabOf));
   for (const [view, frame] of frames) {
     const hidden = tabs.includes(view) && view !== shown();
     frame.hidden = hidden;
     if (hidden) continue;
     // While something is computed, or the prompts cannot be read, what was drawn before stays, in grey.
     const known = view.questions(state).filter(Boolean).every((question) => answer(question));
-    const stale = view !== prompts && (mistake || !known);
+    const stale = view.name !== "prompts" && (mistake || !known);
     frame.setAttribute("aria-busy", String(!known));
     frame.classList.toggle("stale", Boolean(stale));
     if (!stale || !frame.childElementCount) redraw(frame, view.draw(state, answer, frame.clientWidth || innerWidth));

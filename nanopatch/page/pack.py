@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,15 @@ from ..types import Array
 
 #: What a question of the page is: a flat JSON object.
 Question = Mapping[str, Any]
+
+
+class Shown(NamedTuple):
+    """What a reply shows: values that JSON can hold, and arrays by name."""
+
+    values: Mapping[str, Any]
+    arrays: Mapping[str, Array]
+
+
 #: The dtypes that `unpack.js` knows.
 TYPES = {name: np.dtype(f"<{name}") for name in ("f2", "f4", "f8", "u1", "u2", "i4")}
 #: Larger numbers than this have no float16.

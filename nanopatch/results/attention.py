@@ -7,10 +7,15 @@ from typing import Any, ClassVar
 
 from ..files import Source
 from ..model.tokenizer import visible
+from ..page.document import result_page
+from ..page.pack import Shown, half, pooled
 from ..types import Array
 from .base import check, check_shape
 from .matrix import Matrix
 from .view import View, of_run
+
+#: On the page, patterns of more tokens are drawn in fewer cells.
+MOST_TOKENS = 64
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -78,6 +83,19 @@ class Attention(View):
             )
             for (layer, head), values in zip(self.heads, self.values, strict=True)
         }
+
+    def reply(self) -> Shown:
+        """What the page shows: every pattern; of many tokens in fewer cells, each the largest of its neighbours."""
+        values, n = self.values, 1
+        for axis in (1, 2):
+            values, n = pooled(values, MOST_TOKENS, axis)
+        about = {"tokens": self.tokens, "heads": self.heads, "exact": n == 1, "pooled": n, "weighted": self.weighted}
+        return Shown(about, {"values": half(values)})
+
+    def page(self) -> bytes:
+        (layer, head), *_ = self.heads
+        replies = [({"view": "attention", "run": "clean"}, self.reply())]
+        return result_page(["attention"], self.source.name, replies, {"layer": layer, "head": head})
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One dict for each head, query and key that is not after the query."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -22,6 +23,8 @@ from ..experiments.experiment import Experiment
 from ..files import Source, parse_json, read_bytes, write_whole
 from ..model.graph import Node, node
 from ..notebook import printable
+from ..page.document import result_page
+from ..page.pack import Shown
 from ..types import Array, PathLike, Prompt
 from . import plot
 from .prediction import Prediction
@@ -39,7 +42,7 @@ FORMAT = "nanopatch result 2"
 #: `save` does not compress. A .npz that unpacks to more than this, and to more than its own size, is not read (bytes).
 MAX_UNPACKED = 2**26
 #: The file endings that `Result.save` can write.
-ENDINGS = (".npz", ".json", ".csv", *(f".{name}" for name in plot.FORMATS))
+ENDINGS = (".npz", ".json", ".csv", ".html", *(f".{name}" for name in plot.FORMATS))
 
 
 class Result:
@@ -80,6 +83,16 @@ class Result:
     def _repr_png_(self) -> bytes:  # how a notebook shows it
         return plot.as_bytes(self._picture())
 
+    def page(self) -> bytes:
+        """It as a page, one HTML file in UTF-8 that needs no network. Here: its picture, and its rows as a table."""
+        rows = self.to_rows()
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        cells = [[jsonable(row.get(name)) for name in names] for row in rows]
+        picture = base64.b64encode(plot.as_bytes(self._picture(), "svg")).decode("ascii")
+        shown = Shown({"text": self.text(), "names": names, "rows": cells, "picture": picture}, {})
+        source = getattr(self, "source", None)
+        return result_page(["result"], source.name if source else "", [({"view": "result"}, shown)], {})
+
     # ---- files ----------------------------------------------------------------------------------
 
     def to_csv(self, path: PathLike | None = None) -> str:
@@ -98,8 +111,9 @@ class Result:
     def save(self, path: PathLike) -> None:
         """Write it to `path`, whose ending says how.
 
-        .npz and .json hold the whole result exactly, and `load` reads them; .csv holds `to_rows()`; .png, .svg and
-        .pdf hold its picture. Raises NanopatchError for another ending, or a path that cannot be written.
+        .npz and .json hold the whole result exactly, and `load` reads them; .csv holds `to_rows()`; .html is a page
+        that shows it and needs no network; .png, .svg and .pdf hold its picture.
+        Raises NanopatchError for another ending, or a path that cannot be written.
         """
         ending = Path(path).suffix.lower()
         if ending == ".npz":
@@ -111,6 +125,8 @@ class Result:
             self.to_json(path)
         elif ending == ".csv":
             self.to_csv(path)
+        elif ending == ".html":
+            write_whole(path, self.page())
         elif ending in ENDINGS:
             write_whole(path, plot.as_bytes(self._picture(), ending[1:]))
         else:

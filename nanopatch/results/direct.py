@@ -12,6 +12,8 @@ import numpy as np
 from ..errors import NanopatchError
 from ..files import Source, write_whole
 from ..model.tokenizer import visible
+from ..page.document import result_page
+from ..page.pack import Shown
 from ..types import Array, PathLike
 from . import plot
 from .base import Result, check, check_shape
@@ -202,6 +204,18 @@ class DirectAttribution(Result):
             signed=True,
             largest=0.0,
         )
+
+    def reply(self) -> Shown:
+        """What the page shows: the parts, the heads as a matrix, and the sum after each point of the pass."""
+        values = {
+            **{"title": self.title, "names": self.names, "total": self.total, "notes": self.notes},
+            "cumulative_names": [*self.cumulative],
+        }
+        cumulative = np.array([*self.cumulative.values()])
+        return Shown(values, {"values": self.values, "heads": self.heads, "cumulative": cumulative})
+
+    def page(self) -> bytes:
+        return result_page(["direct"], self.source.name, [({"view": "direct", "run": "clean"}, self.reply())], {})
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One dict for each part: its name, what it adds; of a mean, its standard error."""

@@ -14,6 +14,8 @@ from ..errors import NanopatchError, count
 from ..experiments.experiment import Experiment
 from ..files import Source, write_whole
 from ..model.graph import Edge, Node
+from ..page.document import result_page
+from ..page.pack import Shown
 from ..types import Array, PathLike
 from . import graph_plot, plot
 from .base import Result, check, check_shape, jsonable
@@ -26,6 +28,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from .plot import Drawing
+
+
+def counts(n: int) -> list[int]:
+    """How many edges the page offers a circuit of: 5, 10, 20, ... and all n."""
+    stops = [5 * 2**i for i in range(20) if 5 * 2**i < n]
+    return [*stops, n]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -145,6 +153,24 @@ class EdgeScores(Result):
         drawn = ", ".join([f"{len(edges)} of {len(self.edges)} edges", *(f"widest {e.score:.3g}" for e in edges[:1])])
         title = [self.title, f"{drawn}; red raises, dashed blue lowers the metric"]
         return graph_plot.circuit(edges, title), [*about(self, [self]), *self.notes]
+
+    def reply(self, n: int, kept: Faithfulness | None = None) -> Shown:
+        """What the page shows: the circuit of the best n edges. kept: how faithful it is."""
+        names = ("title", "metric", "notes", "baseline_clean", "baseline_corrupted")
+        values = {
+            **{name: getattr(self, name) for name in names},
+            **{"value": kept and kept.value, "normalised": kept and kept.normalised},
+            **{"n": n, "n_all": len(self.edges), "counts": counts(len(self.edges))},
+            "edges": [[str(edge.sender), str(edge.receiver), edge.score] for edge in self.circuit(n)],
+            **{"senders": list(map(str, self.senders)), "receivers": list(map(str, self.receivers))},
+        }
+        return Shown(values, {})
+
+    def page(self) -> bytes:
+        stops = counts(len(self.edges))
+        replies = [({"view": "circuit", "metric": self.metric, "n": n}, self.reply(n)) for n in stops]
+        state = {"metric": self.metric, "n": min(stops, key=lambda n: abs(n - 40))}
+        return result_page(["circuit"], self.source.name, replies, state)
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One dict for each edge: sender, receiver, score."""

@@ -10,6 +10,8 @@ import numpy as np
 from ..errors import NanopatchError
 from ..files import Source
 from ..model.tokenizer import visible
+from ..page.document import result_page
+from ..page.pack import Shown
 from ..types import Array
 from .base import check, check_shape
 from .matrix import Matrix
@@ -118,6 +120,25 @@ class LogitLens(View):
             largest=1.0 if self.shown in ("prediction", "answer_probability") else 0.0,
             texts=np.array(texts, object).reshape(values.shape) if self.shown == "prediction" else None,
         )
+
+    def reply(self) -> Shown:
+        """What the page shows: the number of each cell's likeliest token among the different ones, and the numbers."""
+        texts = list(dict.fromkeys(text for row in self.predicted for text in row))
+        numbers = {text: number for number, text in enumerate(texts)}
+        arrays = {"text": np.array([[numbers[text] for text in row] for row in self.predicted], np.uint16)}
+        for name in ("probability", "answer_probability", "rank", "logit_diff"):
+            array = getattr(self, name)
+            if array is not None:
+                arrays[name] = array.astype(np.float32)
+        values = {
+            **{"tokens": self.tokens, "rows": self.rows, "columns": self.matrix().columns, "texts": texts},
+            **{"answer": self.answer, "wrong_answer": self.wrong_answer, "notes": self.notes},
+        }
+        return Shown(values, arrays)
+
+    def page(self) -> bytes:
+        replies = [({"view": "lens", "run": "clean"}, self.reply())]
+        return result_page(["lens"], self.source.name, replies, {"shown": self.shown})
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One dict for each cell: where it is, the likeliest token, and what is known of the answer."""

@@ -17,6 +17,8 @@ from ..experiments.experiment import Experiment
 from ..experiments.patch import BETWEEN, SITE_AXES, Paths
 from ..files import Source
 from ..model.tokenizer import visible
+from ..page.document import result_page
+from ..page.pack import Question, Shown
 from ..types import Array
 from . import plot
 from .base import Contents, Result, check, check_shape, jsonable
@@ -359,6 +361,50 @@ class Sweep(Result):
 
     def _parts(self, normalised: bool = True) -> tuple[Drawing, list[str]]:
         return plot.heatmap(self.matrix(normalised)), footer({"": self}, normalised)
+
+    def reply(self) -> Shown:
+        """What the page's heatmap shows: the grid laid out flat, raw and normalised, and each cell's number in it."""
+        raw, normalised = self.matrix(normalised=False), self.matrix()
+        values = {
+            **{
+                name: getattr(self, name)
+                for name in ("title", "metric", "scale", "base", "donor", "notes", "has_scale")
+            },
+            **{"base_value": self.base_value, "donor_value": self.donor_value, "unit": raw.unit},
+            **{"rows": raw.rows, "rows_title": raw.rows_title},
+            **{"columns": raw.columns, "columns_title": raw.columns_title},
+            "ends": {"raw": raw.scale, "normalised": normalised.scale},
+        }
+        arrays = {
+            "values": raw.values,
+            "normalised": self.flat(self.normalised),
+            "unchanged": raw.still,
+            "blank": self.flat(self.blank()),
+            "cell": self.flat(np.arange(self.grid.size).reshape(self.grid.shape)),
+        }
+        return Shown(values, arrays)
+
+    def page(self) -> bytes:
+        asked = {
+            "site": self.site,
+            "axes": list(self.axes),
+            "window": 1,
+            "direction": self.direction,
+            "metric": self.metric,
+        }
+        tokens = {
+            "clean": {"tokens": self.clean_tokens, "ids": self.clean_ids or range(len(self.clean_tokens))},
+            "corrupted": {
+                "tokens": self.corrupted_tokens,
+                "ids": self.corrupted_ids or range(len(self.corrupted_tokens)),
+            },
+            "columns": self.columns,
+        }
+        replies: list[tuple[Question, Shown]] = [
+            ({"view": "prompts"}, Shown(tokens, {})),
+            ({"view": "sweep", **asked}, self.reply()),
+        ]
+        return result_page(["prompts", "grid"], self.source.name, replies, asked)
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One dict for each patch: where it was (positions and tokens of both prompts), the metric and `normalised`."""
