@@ -68,10 +68,10 @@ function likeliestOf(title, top) {
 function numbersOf(place, reply, patch, width) {
   const { name } = place, array = reply[name], panels = panelsOf(name, array), scale = scaleOf(name, array);
   const square = name === "scores" || name === "pattern", pooled = reply.pooled[name], { tokens } = reply, n = tokens.length;
-  const high = n <= 32 ? 17 : n <= 72 ? 10 : Math.max(2, 640 / n);
+  const high = n <= 32 ? 17 : n <= 72 ? 12 : Math.max(2, 640 / n);
   const labels = tokens.map((text) => short(visible(text), 16));
   const left = Math.min(140, 36 + 7 * Math.max(...labels.map((text) => [...text].length)));
-  const room = Math.max(120, width - left - (patch ? 14 : 0) - 24), side = Math.max(96, Math.min(240, (room - 20) / Math.min(4, panels.length) - 30));
+  const room = Math.max(120, width - left - (patch ? 14 : 0) - 40), side = Math.max(96, Math.min(240, (room - 20) / Math.min(4, panels.length) - 30));
   const [[pw], ph] = square ? [[side], side] : [[(room - 4 * (panels.length - 1)) / panels.length].map((most) => Math.min(most, 12 * panels[0].columns)), n * high];
 
   return [

@@ -144,6 +144,8 @@ export function stepsView(page) {
       h("h3", null, "How the patch spreads"),
       patch ? h("p", { class: "steps-label" }, h("bdi", null, patch.label))
         : state.cell === null ? h("p", { class: "steps-note" }, NO_CELL) : problem(asked),
+      patch && patch.edits.every((edit) => !edit.positions.length) &&
+        h("p", { class: "steps-note" }, "This patch writes nothing: what it would put in is what is there already."),
       map.element,
       patch && h("div", { class: "steps-legend" }, glowBar(), h("span", { class: "steps-key" }, h("i", null), "patched here")),
       h("h3", null, place.layer === null ? "After the last layer" : `Layer ${place.layer}`),
