@@ -8,6 +8,7 @@ from .experiments.experiment import Experiment
 from .experiments.metrics import Metric
 from .experiments.pairs import read_pairs
 from .experiments.patch import Patch, Paths
+from .explore.file import Page, make_page
 from .gradients.attribution import attribute
 from .gradients.edges import circuit, edge_attribution, faithfulness
 from .gradients.saliency import saliency
@@ -37,10 +38,10 @@ __version__ = "0.1.0"
 # fmt: off
 __all__ = [
     "Attention", "Comparison", "Config", "DirectAttribution", "EdgeScores", "Experiment", "HeadScores",
-    "LogitLens", "Mean", "Metric", "Model", "NanopatchError", "Noise", "Panels", "Patch", "Paths", "Resample",
+    "LogitLens", "Mean", "Metric", "Model", "NanopatchError", "Noise", "Page", "Panels", "Patch", "Paths", "Resample",
     "Run", "Saliency", "Site", "Sweep", "WeightScores", "Zero", "ablate", "attention", "attribute", "circuit",
     "composition_scores", "copying_scores", "direct_logit_attribution", "edge_attribution", "experiments",
-    "faithfulness", "generate", "generate_steps", "head_scores", "load", "logit_lens", "metrics",
+    "faithfulness", "generate", "generate_steps", "head_scores", "load", "logit_lens", "make_page", "metrics",
     "named_weights", "path_patch", "read_pairs", "record", "saliency", "save_checkpoint", "sweep", "tasks",
     "trace", "weight_gradients",
 ]

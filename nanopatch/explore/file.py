@@ -5,16 +5,22 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import NanopatchError
 from ..experiments.experiment import Experiment
 from ..experiments.patch import SITE_AXES
+from ..files import write_whole
 from ..model.gpt2 import Model
 from ..model.sites import shapes
 from ..page.document import file_page
 from ..page.pack import key_of
+from ..patching.average import checked
+from ..patching.question import ask
 from ..results.edges import counts
+from ..types import PathLike
 from .answers import Answers, n_edges
 from .pair import DRAWN, Pair, What
 
@@ -24,29 +30,84 @@ SITES = ("resid_pre", "attn_out", "mlp_out", "z")
 MEMORY = 2**28
 
 
-def build(
-    model: Model,
-    experiment: Experiment,
-    sites: Sequence[str] = SITES,
-    directions: Sequence[str] = ("denoise",),
-    metrics: Sequence[str] = ("logit_diff",),
-) -> bytes:
-    """The page of one experiment as one HTML file, UTF-8.
+@dataclass(frozen=True, repr=False)
+class Page:
+    """The interactive page of one experiment, as one HTML file. `make_page` makes it.
 
-    sites: what grids are of, each along its first two axes. Every cell of them can be clicked. directions, metrics: as
-    for `nanopatch.sweep`. Raises NanopatchError if the experiment cannot be used.
+    html: the file, UTF-8. It holds all its numbers, and requests nothing.
     """
+
+    html: bytes
+
+    def save(self, path: PathLike) -> None:
+        """Write it to `path`, whose ending is .html. NanopatchError for another ending, or if it cannot be written."""
+        if Path(path).suffix.lower() != ".html":
+            raise NanopatchError(f"cannot save {path}: the ending of a page is .html")
+        write_whole(path, self.html)
+
+    def __repr__(self) -> str:
+        return f"<Page: {len(self.html):,} bytes of HTML; save('page.html') writes it>"
+
+    def _repr_html_(self) -> str:  # in a frame of its own, so that it and the notebook keep their styles to themselves
+        from html import escape  # here, because it loads a table of all HTML entities
+
+        text = escape(self.html.decode("utf-8"))
+        frame = "width: 100%; height: 900px; border: 1px solid #ccc"
+        return f'<iframe title="nanopatch" style="{frame}" srcdoc="{text}"></iframe>'
+
+
+def make_page(
+    model: Model,
+    experiment: Experiment | str,
+    sites: str | Sequence[str] = SITES,
+    *,
+    direction: str | Sequence[str] = "denoise",
+    metric: str | Sequence[str] = "logit_diff",
+) -> Page:
+    """The page of one experiment: its prompts, heatmaps in which every cell can be clicked, and the views of each run.
+
+    Parameters
+    ----------
+    model : Model
+    experiment : Experiment, or its name
+    sites : str or list of str
+        What heatmaps are of, each along its first two axes.
+    direction, metric : str or list of str
+        As for `nanopatch.sweep`; of metrics, their names.
+
+    Returns
+    -------
+    Page
+        `save("page.html")` writes it; a notebook shows it. Patterns and activations in it have three digits (float16),
+        metrics and logits all of theirs.
+
+    Raises
+    ------
+    NanopatchError
+        If a name is unknown, or the prompts or answers cannot be used.
+
+    Examples
+    --------
+    >>> import nanopatch
+    >>> model = nanopatch.load("nano")
+    >>> page = nanopatch.make_page(model, "capital", "resid_pre")
+    >>> page.html[:15]
+    b'<!doctype html>'
+    """
+    one = checked(model, experiment)
+    if not isinstance(one, Experiment):
+        raise NanopatchError("a page shows one experiment: give one, or its name")
+    experiment = one
     answers = Answers(model)
     pair = answers.pair(experiment)
-    experiment.tokens(model), experiment.columns(model)  # their checks
-    for site in sites:
-        if site not in SITE_AXES:
-            raise NanopatchError(f"cannot patch {site!r:.40}; sites are {', '.join(SITE_AXES)}")
+    experiment.columns(model)  # its checks
+    question = ask(_listed(sites), _listed(direction), _listed(metric), None)
+    names = [what.site for what in question.whats.values()]
     menu = {
-        "sites": list(sites),
-        "axes": {site: [list(SITE_AXES[site][:2])] for site in sites},
-        "directions": list(directions),
-        "metrics": list(metrics),
+        "sites": names,
+        "axes": {site: [list(SITE_AXES[site][:2])] for site in names},
+        "directions": question.directions,
+        "metrics": [metric.name for metric in question.metrics],
         "windows": [1],
         "counts": counts(n_edges(model)),
     }
@@ -54,7 +115,11 @@ def build(
         {key_of(question): answers.reply(experiment, question) for question in group}
         for group in itertools.chain(unpatched(model, menu), patched(pair, menu))  # one after the other: see `patched`
     ]
-    return file_page(answers.start("file", experiment, menu), chunks)
+    return Page(file_page(answers.start("file", experiment, menu), chunks))
+
+
+def _listed(names: str | Sequence[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
 
 
 def unpatched(model: Model, menu: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:

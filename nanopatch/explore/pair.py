@@ -27,6 +27,7 @@ from ..progress import look
 from ..results.direct import DirectAttribution
 from ..results.edges import EdgeScores
 from ..results.lens import LogitLens
+from ..results.sweep import check_direction
 from ..types import Array
 
 #: The arrays of a block that the page draws, in the order of the forward pass.
@@ -90,6 +91,7 @@ class Pair:
 
     def cells(self, what: What) -> tuple[Case, Cells]:
         """The direction of a patch, and the assignments of every cell of its grid."""
+        what.patch, check_direction(what.direction)  # their checks
         runs, name = self.runs(what.site), what[:4]
         if name not in self._cells:
             # The metric is one that every experiment has; no cell is measured here.

@@ -86,7 +86,8 @@ function set(changes) {
   page.state = state;
   repair(state);
   const said = writeState(state, defaults);
-  history.replaceState(null, "", said ? `#${said}` : location.pathname + location.search);
+  // A page inside a notebook has no address of its own.
+  if (location.protocol !== "about:") history.replaceState(null, "", said ? `#${said}` : location.pathname + location.search);
   update();
 }
 
