@@ -90,7 +90,9 @@ export function spreadMap({ pass, tokens, patch, width, pick }) {
       onpointermove: (event) => point(event, true), onpointerleave: leave, onblur: leave, onkeydown: walk,
       onclick: (event) => {
         const found = point(event, false);
-        if (found) pick(found[0]);
+        if (!found) return;
+        row = found[1] >= 0 && found[1] < n ? found[1] : null;
+        pick(found[0]);
       },
     },
     layerNames(),

@@ -48,15 +48,14 @@ export function stripOf({ places, reply, patch, top, width, pick }) {
   return { element, show };
 
   function show(name) {
-    const focused = element.contains(document.activeElement) && document.activeElement.classList.contains("strip-array");
     for (const [of, button] of buttons) {
       button.classList.toggle("now", of === name);
       button.tabIndex = of === name ? 0 : -1;
       if (of === name) button.setAttribute("aria-current", "step");
       else button.removeAttribute("aria-current");
     }
-    if (focused) buttons.get(name).focus({ preventScroll: true });
-    requestAnimationFrame(() => {
+    requestAnimationFrame(() => { // once it is in the page
+      if (document.activeElement?.classList.contains("strip-array")) buttons.get(name).focus({ preventScroll: true });
       if (xOf(name) < element.scrollLeft || xOf(name) + column > element.scrollLeft + element.clientWidth) {
         element.scrollLeft = xOf(name) - (element.clientWidth - column) / 2;
       }
