@@ -145,23 +145,26 @@ function columnWords(column, pooled) {
   return pooled > 1 ? `the largest of columns ${column * pooled} to ${(column + 1) * pooled - 1}` : `column ${column}`;
 }
 
+/** The numbers as a table, which takes them when it is opened. For scores and pattern, the heads stand below each other. */
 function tableOf(name, panels, tokens, pooled) {
-  const { rows: n, columns: m } = panels[0], label = (i) => `${i} ${visible(tokens[i])}`;
-  const headed = panels[0].head !== null;
-  if (name === "scores" || name === "pattern") { // the heads below each other
+  const { rows: n, columns: m, head } = panels[0], label = (i) => `${i} ${visible(tokens[i])}`;
+  const each = (length, make) => Array.from({ length }, (_, i) => make(i));
+  if (name === "scores" || name === "pattern") {
     return asTable("closeup-table", {
-      values: { shape: [panels.length * n, m], data: panels.flatMap((panel) => flatPanel(panel)) },
-      rows: panels.flatMap((panel) => tokens.map((_, i) => `head ${panel.head}, ${label(i)}`)), columns: tokens.map((_, j) => label(j)), rowsTitle: "query",
+      values: madeLater([panels.length * n, m], () => panels.flatMap(({ at }) => each(n * m, (k) => at(Math.floor(k / m), k % m)))),
+      rows: panels.flatMap((panel) => each(n, (i) => `head ${panel.head}, ${label(i)}`)), columns: each(m, label), rowsTitle: "query",
     });
   }
   const part = (j) => (pooled > 1 ? `${j * pooled}–${(j + 1) * pooled - 1}` : String(j));
   return asTable("closeup-table", {
-    values: { shape: [n, panels.length * m], data: tokens.flatMap((_, i) => panels.flatMap((panel) => Array.from({ length: m }, (_, j) => panel.at(i, j)))) },
-    rows: tokens.map((_, i) => label(i)),
-    columns: panels.flatMap((panel) => Array.from({ length: m }, (_, j) => (headed ? `head ${panel.head}, ${part(j)}` : part(j)))), rowsTitle: "position",
+    values: madeLater([n, panels.length * m], () => each(n, (i) => panels.flatMap(({ at }) => each(m, (j) => at(i, j)))).flat()),
+    rows: each(n, label), columns: panels.flatMap((panel) => each(m, (j) => (head === null ? part(j) : `head ${panel.head}, ${part(j)}`))),
+    rowsTitle: "position",
   });
 }
 
-function flatPanel({ rows, columns, at }) {
-  return Array.from({ length: rows * columns }, (_, k) => at(Math.floor(k / columns), k % columns));
+/** A matrix whose numbers are put together when they are read first. */
+function madeLater(shape, make) {
+  let made = null;
+  return { shape, get data() { return (made ??= make()); } };
 }
