@@ -5,7 +5,7 @@ import { number, percent, short, visible } from "./text.js";
 import { asTable, scaleBar } from "./heatmap.js";
 import { hush, tell } from "./tooltip.js";
 import { changeAt, changeWords, editWords, editsAt, glowColour, placeWords, tokenMark } from "./spread.js";
-import { columnOf, panelsOf, pictureOf, scaleOf } from "./thumbnail.js";
+import { columnOf, onPaper, panelsOf, pictureOf, scaleOf } from "./thumbnail.js";
 
 /** What a patch does to an array: {parts of a line, the largest change, its position}. */
 export function spreadWords(place, patch) {
@@ -91,7 +91,7 @@ function numbersOf(place, reply, patch, width) {
         { class: "scroll", id: "closeup-box" },
         h(
           "div",
-          { class: "closeup-row" },
+          { class: "closeup-row", style: onPaper(width) },
           labelled(high, panels.length > 1),
           panels.length > 1 ? h("figure", null, h("figcaption", null, "\u00a0"), rowsGlow(ph)) : rowsGlow(ph),
           panels.map((panel) => panel.head === null ? drawn(panel) : h("figure", null, h("figcaption", null, pw > 44 ? `head ${panel.head}` : panel.head), drawn(panel))),

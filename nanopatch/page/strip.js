@@ -7,7 +7,7 @@ import { number } from "./text.js";
 import { css } from "./colours.js";
 import { hush, tell } from "./tooltip.js";
 import { changeAt, changeWords, editsAt, glowColour, placeWords, tokenMark } from "./spread.js";
-import { columnOf, panelsOf, pictureOf, scaleOf, scaleWords } from "./thumbnail.js";
+import { columnOf, onPaper, panelsOf, pictureOf, scaleOf, scaleWords } from "./thumbnail.js";
 
 const READERS = { q: "resid_pre", k: "resid_pre", v: "resid_pre", mlp_pre: "resid_mid" };
 const WRITERS = { attn_out: "resid_mid", mlp_out: "resid_post" }; // which array of the stream has what they add
@@ -40,7 +40,7 @@ export function stripOf({ places, reply, patch, top, width, pick }) {
     { class: "scroll", id: "strip-box" },
     h(
       "div",
-      { class: "strip", style: { width: `${w}px`, height: `${t}px` } },
+      { class: "strip", style: { width: `${w}px`, height: `${t}px`, ...onPaper(w) } },
       svg("svg", { class: "strip-wires", width: w, height: t, viewBox: `0 0 ${w} ${t}`, "aria-hidden": "true" }, wires()),
       [...buttons.values()],
     ),
