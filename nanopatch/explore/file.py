@@ -25,7 +25,7 @@ from .answers import Answers, n_edges
 from .pair import DRAWN, Pair, What
 
 #: The arrays that a page holds grids of, unless others are named.
-SITES = ("resid_pre", "attn_out", "mlp_out", "z")
+SITES = ("resid_pre", "z", "mlp_out")
 #: So many bytes of patched runs are computed at once.
 MEMORY = 2**28
 
