@@ -6,6 +6,12 @@ import { colour } from "./colours.js";
 
 const WITH_MASK = ["scores", "pattern"]; // (n_head, n_query, n_key): a position sees no later one
 const SHARE = 0.95; // so many of an array's numbers lie inside its scale; the largest few would make all others pale
+const PAPER = 690; // px, the width of a printed page
+
+/** By how much a drawing of so many px is scaled to be printed. */
+export function onPaper(width) {
+  return { "--on-paper": Math.min(1, PAPER / width).toFixed(3) };
+}
 
 /** The matrices that an array is drawn as: one, or one for each head. at(row, column) is NaN behind the mask. */
 export function panelsOf(name, { shape, data }) {
