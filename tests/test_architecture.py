@@ -16,10 +16,12 @@ ORDER = (
     ("errors", "files", "notebook", "progress", "types"),
     ("model",),
     ("experiments",),
+    ("page",),
     ("results",),
     ("lenses",),
     ("patching",),
     ("gradients",),
+    ("explore",),
     ("",),
     ("cli", "verify", "__main__"),
 )

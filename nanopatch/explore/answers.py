@@ -20,7 +20,6 @@ from ..gradients.edges import faithfulness
 from ..lenses.attention import attention
 from ..lenses.change import relative_change
 from ..model.gpt2 import Model
-from ..model.layers import softmax, top_tokens
 from ..model.sites import ATTENTION_SITES, FINAL_SITES, HEAD_SITES, Run
 from ..model.tokenizer import visible
 from ..page.document import STATE
@@ -29,7 +28,6 @@ from ..patching.sweep import sweep
 from ..results.edges import counts
 from ..results.prediction import Prediction
 from ..results.sweep import DIRECTIONS
-from ..types import Array
 from .code import by_hand
 from .pair import DRAWN, Pair, What
 
@@ -221,25 +219,14 @@ def prompts(pair: Pair, question: Question) -> Shown:
             values[name] = {"tokens": model.token_strings(ids), "ids": ids.tolist()}
         tokens = experiment.tokens(model)
         values["columns"] = [list(pair_) for pair_ in experiment.columns(model)]
-        runs = {name: pair.run(name).logits[-1] for name in ("clean", "corrupted")}
+        prediction = pair.runs().prediction
     except NanopatchError as error:
         return Shown({**values, "error": str(error), "mends": mends(model, experiment)}, {})
-    prediction = pair.runs().prediction
-    roles = [("answer", tokens.answer), ("wrong answer", tokens.wrong_answer)]
-    values["answers"] = [
-        {
-            "role": role,
-            "text": model.token_strings(token)[0],
-            "id": token,
-            **{name: rated(logits, token) for name, logits in runs.items()},
-        }
-        for role, token in roles
-        if token is not None
-    ]
-    values["top"] = {name: likeliest(model, logits) for name, logits in runs.items()}
+    values["answers"] = rated(pair, ("clean", "corrupted"), ("clean", "corrupted"))
+    values["top"] = {name: pair.top(name) for name in ("clean", "corrupted")}
     values["notes"] = prediction.notes(model.source.name if model.source else "the model")
     values["mends"] = mends(model, experiment, prediction)
-    answers = [token is not None for _, token in roles]
+    answers = [token is not None for token in (tokens.answer, tokens.wrong_answer)]
     values["metrics"] = [
         name
         for name, metric in METRICS.items()
@@ -287,23 +274,12 @@ def patch(pair: Pair, question: Question) -> Shown:
     """One cell: what the patched run predicts, the patch in Python, and how far it spreads."""
     model, what = pair.model, what_of(question)
     case, edits = pair.cells(what)[0], pair.edits(what)
-    base, run = pair.run(DIRECTIONS[what.direction][0]), pair.run(what)
-    before, after = np.asarray(base.logits[-1]), np.asarray(run.logits[-1])
-    tokens = pair.runs().tokens
+    base_name = DIRECTIONS[what.direction][0]
+    base, run = pair.run(base_name), pair.run(what)
     values = {
         "label": label(pair, what),
-        "top": {"before": likeliest(model, before), "after": likeliest(model, after)},
-        "answers": [
-            {
-                "role": role,
-                "text": model.token_strings(token)[0],
-                "id": token,
-                "before": rated(before, token),
-                "after": rated(after, token),
-            }
-            for role, token in (("answer", tokens.answer), ("wrong answer", tokens.wrong_answer))
-            if token is not None
-        ],
+        "top": {"before": pair.top(base_name), "after": pair.top(what)},
+        "answers": rated(pair, ("before", "after"), (base_name, what)),
         "code": by_hand(model, case, what.patch, what.cell),
         "edits": [
             {
@@ -414,23 +390,15 @@ VIEWS = {
 # ---- what views share -----------------------------------------------------------------------------
 
 
-def likeliest(model: Model, logits: Array, k: int = 10) -> list[dict[str, Any]]:
-    """The k likeliest next tokens. logits: (n_vocab,)."""
-    found = top_tokens(logits.astype(np.float64), k)
-    texts = model.token_strings([token for token, _ in found])
-    return [
-        {"text": text, "id": token, "logit": float(logits[token]), "probability": p}
-        for (token, p), text in zip(found, texts, strict=True)
-    ]
-
-
-def rated(logits: Array, token: int) -> dict[str, Any]:
-    """How a run rates one token. logits: (n_vocab,)."""
-    return {
-        "logit": float(logits[token]),
-        "probability": float(softmax(logits.astype(np.float64))[token]),
-        "rank": int((logits > logits[token]).sum()),
-    }
+def rated(pair: Pair, names: Sequence[str], which: Sequence[What | str]) -> list[dict[str, Any]]:
+    """How runs rate the experiment's answers, the runs under `names`."""
+    tokens, rows = pair.runs().tokens, []
+    for role, token in (("answer", tokens.answer), ("wrong answer", tokens.wrong_answer)):
+        if token is not None:
+            text = pair.model.token_strings(token)[0]
+            of_runs = {name: pair.rating(run, token) for name, run in zip(names, which, strict=True)}
+            rows.append({"role": role, "text": text, "id": token, **of_runs})
+    return rows
 
 
 def texts_of(run: Run) -> list[str]:

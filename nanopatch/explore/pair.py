@@ -6,6 +6,7 @@ n_tokens  of the run patched into
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from ..gradients.edges import edge_attribution
 from ..lenses.direct import direct_logit_attribution
 from ..lenses.logit import logit_lenses
 from ..model.gpt2 import Model
+from ..model.layers import top_tokens
 from ..model.sites import ATTENTION_SITES, BLOCK_SITES, Run, record
 from ..patching.case import Case, Runs, make_case, run_both
 from ..patching.cells import Cells, cells_of_patch
@@ -27,6 +29,7 @@ from ..progress import look
 from ..results.direct import DirectAttribution
 from ..results.edges import EdgeScores
 from ..results.lens import LogitLens
+from ..results.sweep import check_direction
 from ..types import Array
 
 #: The arrays of a block that the page draws, in the order of the forward pass.
@@ -58,6 +61,7 @@ class Pair:
         self._cells: dict[tuple[Any, ...], tuple[Case, Cells]] = {}
         self._runs: dict[tuple[What, tuple[str, ...]], Run] = {}
         self._lenses: dict[What | str, LogitLens] = {}
+        self._top: dict[What | str, list[dict[str, Any]]] = {}
         self._scores: dict[str, EdgeScores] = {}
         self._sites: frozenset[str] = frozenset()
 
@@ -90,6 +94,7 @@ class Pair:
 
     def cells(self, what: What) -> tuple[Case, Cells]:
         """The direction of a patch, and the assignments of every cell of its grid."""
+        check_direction(what.direction)
         runs, name = self.runs(what.site), what[:4]
         if name not in self._cells:
             # The metric is one that every experiment has; no cell is measured here.
@@ -117,10 +122,30 @@ class Pair:
     def forget(self) -> None:
         """Let go of all patched runs."""
         self._runs.clear()
-        for what in [what for what in self._lenses if isinstance(what, What)]:
-            del self._lenses[what]
+        for kept in (self._lenses, self._top):
+            for what in [what for what in kept if isinstance(what, What)]:
+                del kept[what]
 
     # ---- what is read of runs -------------------------------------------------------------------
+
+    def top(self, which: What | str) -> list[dict[str, Any]]:
+        """The ten likeliest next tokens after a run."""
+        if which not in self._top:
+            logits = self.run(which).logits[-1]
+            found = top_tokens(logits)
+            texts = self.model.token_strings([token for token, _ in found])
+            self._top[which] = [
+                {"text": text, "id": token, "logit": float(logits[token]), "probability": p}
+                for (token, p), text in zip(found, texts, strict=True)
+            ]
+        return self._top[which]
+
+    def rating(self, which: What | str, token: int) -> dict[str, Any]:
+        """How a run rates one token: its logit, its probability, and how many tokens are likelier."""
+        logits, best = self.run(which).logits[-1], self.top(which)[0]
+        logit = float(logits[token])
+        probability = best["probability"] * math.exp(logit - best["logit"])  # the softmax has one denominator
+        return {"logit": logit, "probability": probability, "rank": int((logits > logits[token]).sum())}
 
     def lenses(self, which: Sequence[What | str]) -> list[LogitLens]:
         """The logit lenses of runs. What several of them share is read once."""

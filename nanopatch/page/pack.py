@@ -108,7 +108,7 @@ def _typed(array: Array) -> Array:
         array = array.astype(np.uint8)
     elif array.dtype.kind == "i":
         array = array.astype(np.int32)
-    array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    array = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
     assert array.dtype in TYPES.values(), f"no rule for {array.dtype}: write one here and in unpack.js"
     return array
 
