@@ -5,7 +5,7 @@ import { number, percent, short, visible } from "./text.js";
 import { asTable, scaleBar } from "./heatmap.js";
 import { hush, tell } from "./tooltip.js";
 import { changeAt, changeWords, editWords, editsAt, glowColour, placeWords, tokenMark } from "./spread.js";
-import { columnOf, onPaper, panelsOf, pictureOf, scaleOf } from "./thumbnail.js";
+import { columnOf, onPaper, panelsOf, pictureOfArray, scaleOf } from "./thumbnail.js";
 
 /** What a patch does to an array: {parts of a line, the largest change, its position}. */
 export function spreadWords(place, patch) {
@@ -119,7 +119,7 @@ function numbersOf(place, reply, patch, width) {
   }
 
   function drawn(panel) {
-    const canvas = pictureOf(panel, {
+    const canvas = pictureOfArray(panel, {
       mostRows: ph, mostColumns: Math.max(1, Math.floor(pw / 1.5)), ends: scale.ends,
       look: (row, column, event) => (row === null ? hush() : tell(told(panel, row, column), event.clientX, event.clientY)),
     });

@@ -7,7 +7,7 @@ import { number } from "./text.js";
 import { css } from "./colours.js";
 import { hush, tell } from "./tooltip.js";
 import { changeAt, changeWords, editsAt, glowColour, placeWords, tokenMark } from "./spread.js";
-import { columnOf, onPaper, panelsOf, pictureOf, scaleOf, scaleWords } from "./thumbnail.js";
+import { columnOf, onPaper, panelsOf, pictureOfArray, scaleOf, scaleWords } from "./thumbnail.js";
 
 const READERS = { q: "resid_pre", k: "resid_pre", v: "resid_pre", mlp_pre: "resid_mid" };
 const WRITERS = { attn_out: "resid_mid", mlp_out: "resid_post" }; // which array of the stream has what they add
@@ -103,7 +103,7 @@ export function stripOf({ places, reply, patch, top, width, pick }) {
       { class: "strip-panels", style: { "grid-template-columns": `repeat(${across}, ${pw}px)`, gap: `${gap}px` } },
       panels.map((panel) => {
         const look = (row, column, event) => (row === null ? hush() : tell(told(name, panel, row, column, scale), event.clientX, event.clientY));
-        const canvas = pictureOf(panel, { mostRows: ph, mostColumns: Math.max(1, square ? pw : pw / 2.5), ends: scale.ends, look });
+        const canvas = pictureOfArray(panel, { mostRows: ph, mostColumns: Math.max(1, square ? pw : pw / 2.5), ends: scale.ends, look });
         for (const [property, size] of [["width", pw], ["height", ph]]) canvas.style.setProperty(property, `${size}px`);
         return canvas;
       }),

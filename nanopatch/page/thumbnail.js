@@ -53,7 +53,7 @@ export function scaleWords({ ends: [low, high], largest }) {
  * Of neighbours that share a cell, the one of largest size is drawn. look(row, column, event): called under the pointer
  * with the place of the drawn number; look(null) when the pointer leaves.
  */
-export function pictureOf(panel, { mostRows, mostColumns, ends, look }) {
+export function pictureOfArray(panel, { mostRows, mostColumns, ends, look }) {
   const perRow = Math.ceil(panel.rows / mostRows), perColumn = Math.ceil(panel.columns / mostColumns);
   const rows = Math.ceil(panel.rows / perRow), columns = Math.ceil(panel.columns / perColumn);
   const pixels = new ImageData(columns, rows);
