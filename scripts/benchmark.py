@@ -8,7 +8,8 @@
 Machines are shared and noisy. So the two sides of a ratio run alternately, in one process or in two that wait for each
 other, and the printed ratio is the median of several. The number of threads is fixed, two by default. Models have the
 shape of GPT-2 and random weights, which take as long as trained ones. Some parts need PyTorch and transformers, or
-TransformerLens. If these are missing, such a part is left out, and a line says so.
+TransformerLens, or Chromium. If these are missing, such a part is left out, and a line says so. What a user waits for
+(the parts demo and page) is measured in seconds or milliseconds.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
@@ -31,6 +33,7 @@ SHAPES = {  # n_layer, n_head, n_embd
     "medium": (24, 16, 1024),
     "large": (36, 20, 1280),
     "XL": (48, 25, 1600),
+    "narrow": (12, 2, 16),
 }
 
 
@@ -94,7 +97,7 @@ def imports(options):
 
 
 def demo(options):
-    """`nanopatch demo` from start to finish, in seconds. It is the only absolute time: users wait for it."""
+    """`nanopatch demo` from start to finish, in seconds. It is no ratio, because users wait for it."""
     seconds = []
     for _ in range(options.repeats):
         with tempfile.TemporaryDirectory() as folder:
@@ -389,6 +392,142 @@ def lenses(options):
         yield row(f"{name}: TransformerLens / nanopatch, from a recorded run", [ratios[i] for ratios in theirs])
 
 
+def page(options):
+    """The interactive page: building a file, sizes, and what a reader waits for in Chromium."""
+    from chromium import Missing, chromium
+
+    from nanopatch.experiments import MICHELLE
+    from nanopatch.experiments.patch import SITE_AXES
+    from nanopatch.page.document import file_page
+
+    nano = nanopatch().load("nano")
+    with tempfile.TemporaryDirectory() as folder:
+        path, wide = Path(folder) / "michelle.html", Path(folder) / "wide.html"
+        nanopatch().make_page(nano, MICHELLE).save(path)  # the warm-up
+        narrow = random_model("narrow")  # the same number of cells as 124M, and hovering reads no model
+        nanopatch().sweep(narrow, random_experiment(narrow, 64)).save(wide)
+        try:
+            with chromium() as browser:
+                yield row("the live page, nano: from a key to the new heatmap, ms", typing(browser, options), 150)
+                yield row("the file page, nano: from open to drawn, ms", opening(browser, path, options), 500)
+                yield row("hover over 12 x 64 cells: from the pointer to the tooltip, ms", hovering(browser, wide), 16)
+        except Missing as error:
+            yield {"what": f"the page in a browser: left out, {error}"}
+        seconds = [timed(lambda: nanopatch().make_page(nano, MICHELLE)) for _ in range(options.repeats)]
+        yield row("nanopatch.make_page of nano, seconds", seconds, 2)
+        command = [sys.executable, "-m", "nanopatch", "page", "--experiment", "michelle", "-o", str(path)]
+        seconds = [timed(lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=True)) for _ in range(3)]
+        yield row("nanopatch page of nano, the whole process, seconds", seconds)
+    yield row("size of the page without data, KB", [len(file_page({}, [])) / 1e3], 250)
+    every = nanopatch().make_page(nano, MICHELLE, list(SITE_AXES)).html
+    yield row(f"size of the page of nano, all {len(SITE_AXES)} sites, MB", [len(every) / 1e6], 2)
+    large = nanopatch().make_page(random_model("124M"), MICHELLE, "resid_pre").html
+    yield row("size of the page of 124M's shape, resid_pre, 12 x 11 cells, MB", [len(large) / 1e6], 8)
+
+
+# A frame is drawn after the script that prepares it; a message that the script posts arrives after the frame.
+AFTER_FRAME = """
+const afterFrame = (told) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => told(performance.now());
+    port2.postMessage(null);
+};
+"""
+
+
+def opening(browser, path, options):
+    """Milliseconds from the beginning of the navigation to a file until everything in it is drawn."""
+    from chromium import DRAWN
+
+    watch = """
+    window.opened = new Promise((told) => {
+        new MutationObserver((_, observer) => {
+            if (document.querySelector(DRAWN)) observer.disconnect(), afterFrame(told);
+        }).observe(document, { subtree: true, attributes: true, attributeFilter: ["data-drawn"] });
+    });
+    """
+    times = []
+    for _ in range(options.repeats + 1):
+        with browser.new_context(viewport=dict(width=1280, height=900)) as context:
+            tab = context.new_page()
+            tab.add_init_script(AFTER_FRAME + watch.replace("DRAWN", json.dumps(DRAWN)))
+            tab.goto(path.as_uri())
+            times.append(tab.evaluate("opened"))
+    return times[1:]  # the first opens a cold browser
+
+
+def hovering(browser, path):
+    """Milliseconds from a pointer event until the tooltip has its new text and its place: script, style and layout."""
+    watch = """() => {
+        let begin = null;
+        window.hovers = [];
+        addEventListener("pointermove", () => (begin = performance.now()), true);
+        new MutationObserver(() => begin !== null && (hovers.push(performance.now() - begin), (begin = null)))
+            .observe(document.getElementById("tooltip"), { childList: true, attributes: true });
+    }"""
+    from chromium import DRAWN
+
+    with browser.new_context(viewport=dict(width=1280, height=900)) as context:
+        tab = context.new_page()
+        tab.goto(path.as_uri())
+        tab.wait_for_selector(DRAWN, state="attached")
+        tab.locator("#heatmap").scroll_into_view_if_needed()
+        cells = tab.locator("#heatmap rect[data-value]")
+        places = [cells.nth(number).bounding_box() for number in range(0, 12 * 64, 13)]
+        tab.evaluate(watch)
+        for place in places:
+            tab.mouse.move(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2)
+        return tab.evaluate("hovers")
+
+
+def typing(browser, options):
+    """Milliseconds from a key in the clean prompt until the heatmap of the new prompt is drawn.
+
+    The last letter is another one each time, so no reply is known from before.
+    """
+    from chromium import DRAWN
+
+    from nanopatch.experiments import MICHELLE
+
+    watch = """
+        addEventListener("keydown", ({ timeStamp }) => {
+            window.drawn = new Promise((told) => {
+                new MutationObserver((_, observer) => {
+                    observer.disconnect();
+                    afterFrame((now) => told(now - timeStamp));
+                }).observe(document.getElementById("grid"), { childList: true });
+            });
+        }, true);
+    """
+    times = []
+    with explored() as url, browser.new_context(viewport=dict(width=1280, height=900)) as context:
+        tab = context.new_page()
+        tab.add_init_script(AFTER_FRAME + watch)
+        tab.goto(url)
+        tab.wait_for_selector(DRAWN, state="attached")
+        tab.fill("#type-clean", MICHELLE.clean.removesuffix("Michelle"))
+        tab.press("#type-clean", "Control+End")
+        for letter in "abcdefghijklmnopqrstuvwxyz"[: options.repeats + 1]:
+            for key in (letter.upper(), "Backspace"):
+                tab.wait_for_selector(DRAWN, state="attached")
+                tab.keyboard.press(key)
+                milliseconds = tab.evaluate("drawn")
+                if key != "Backspace":  # that leads back to a heatmap that is known
+                    times.append(milliseconds)
+    return times[1:]
+
+
+@contextlib.contextmanager
+def explored():
+    """The address of `nanopatch explore`, while it runs."""
+    command = [sys.executable, "-m", "nanopatch", "explore", "--no-browser", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            yield next(re.search(r"http://\S+", line)[0] for line in server.stdout if "http://" in line)
+        finally:
+            server.terminate()
+
+
 def records(model, experiment):
     """The peak of what Python and NumPy allocate in an attribution of every site, in sizes of one full record."""
     import tracemalloc
@@ -441,6 +580,7 @@ PARTS = {
     "gradients": gradients,
     "lengths": lengths,
     "lenses": lenses,
+    "page": page,
 }
 
 
