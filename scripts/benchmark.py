@@ -18,7 +18,6 @@ import itertools
 import json
 import os
 import platform
-import re
 import resource
 import statistics
 import subprocess
@@ -485,7 +484,7 @@ def typing(browser, options):
 
     The last letter is another one each time, so no reply is known from before.
     """
-    from chromium import DRAWN
+    from chromium import DRAWN, explored
 
     from nanopatch.experiments import MICHELLE
 
@@ -515,17 +514,6 @@ def typing(browser, options):
                 if key != "Backspace":  # that leads back to a heatmap that is known
                     times.append(milliseconds)
     return times[1:]
-
-
-@contextlib.contextmanager
-def explored():
-    """The address of `nanopatch explore`, while it runs."""
-    command = [sys.executable, "-m", "nanopatch", "explore", "--no-browser", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            yield next(re.search(r"http://\S+", line)[0] for line in server.stdout if "http://" in line)
-        finally:
-            server.terminate()
 
 
 def records(model, experiment):

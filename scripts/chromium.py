@@ -1,8 +1,11 @@
-"""Chromium for the scripts: the one of this machine, without a window, led by Playwright."""
+"""The page in Chromium, for the scripts: the browser of this machine, without a window, led by Playwright."""
 
 import contextlib
 import os
+import re
 import shutil
+import subprocess
+import sys
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 #: The page has drawn its state, and computes nothing.
@@ -32,3 +35,14 @@ def chromium():
             raise Missing(f"Chromium did not start ({said}): playwright install chromium") from None
         yield browser
         browser.close()
+
+
+@contextlib.contextmanager
+def explored():
+    """The address of `nanopatch explore`, while it runs."""
+    command = [sys.executable, "-m", "nanopatch", "explore", "--no-browser", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            yield next(re.search(r"http://\S+", line)[0] for line in server.stdout if "http://" in line)
+        finally:
+            server.terminate()
