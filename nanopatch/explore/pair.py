@@ -22,7 +22,7 @@ from ..lenses.logit import logit_lenses
 from ..model.gpt2 import Model
 from ..model.layers import top_tokens
 from ..model.sites import ATTENTION_SITES, BLOCK_SITES, Run, record
-from ..patching.case import Case, Runs, make_case, run_both
+from ..patching.case import Case, Runs, check_equal_positions, make_case, run_both
 from ..patching.cells import Cells, cells_of_patch
 from ..patching.edit import Edit
 from ..progress import look
@@ -99,6 +99,8 @@ class Pair:
     def cells(self, what: What) -> tuple[Case, Cells]:
         """The direction of a patch, and the assignments of every cell of its grid."""
         check_direction(what.direction)
+        if what.site in ATTENTION_SITES:
+            check_equal_positions(self.model, self.experiment, f"patching {what.site}", ": patch z instead")
         runs, name = self.runs(what.site), what[:4]
         if name not in self._cells:
             if len(self._cells) >= MOST_GRIDS:
