@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from ..experiments.experiment import Experiment
 from ..experiments.patch import SITE_AXES
 from ..files import write_whole
 from ..model.gpt2 import Model
-from ..model.sites import shapes
 from ..page.document import file_page
 from ..page.pack import key_of
 from ..patching.average import checked
@@ -24,12 +22,10 @@ from ..progress import progress
 from ..results.edges import counts
 from ..types import PathLike
 from .answers import Answers, n_edges
-from .pair import DRAWN, Pair, What
+from .pair import MEMORY, Pair, What
 
 #: The arrays that a page holds grids of, unless others are named.
 SITES = ("resid_pre", "z", "mlp_out")
-#: So many bytes of patched runs are computed at once.
-MEMORY = 2**28
 
 
 @dataclass(frozen=True, repr=False)
@@ -153,11 +149,7 @@ def unpatched(model: Model, menu: Mapping[str, Any]) -> Iterator[list[dict[str, 
 
 def patched(pair: Pair, grids: Sequence[What]) -> Iterator[list[dict[str, Any]]]:
     """The questions about every cell. The runs of some cells are made at once; the next ones take their place."""
-    model = pair.model
-    tokens = pair.runs().tokens
-    of_run = shapes(model, max(len(tokens.clean), len(tokens.corrupted)))
-    size = sum(model.dtype.itemsize * math.prod(of_run[name]) for name in DRAWN)
-    at_once = max(1, MEMORY // size)
+    at_once = max(1, MEMORY // pair.size)
     for grid in grids:
         n_cells = pair.cells(grid)[1].blank.size
         for first in range(0, n_cells, at_once):

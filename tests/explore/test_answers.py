@@ -10,6 +10,7 @@ from conftest import tiny_model
 
 import nanopatch
 from nanopatch import Experiment, NanopatchError, Patch, experiments
+from nanopatch.explore import pair as pair_module
 from nanopatch.explore.answers import ARRAYS, Answers, counts, first_experiment, n_edges
 from nanopatch.explore.pair import DRAWN, Pair, What
 from nanopatch.model.sites import SITES, record
@@ -322,6 +323,20 @@ def test_answers_keep_few_experiments():
     for year in range(1800, 1810):
         answers.reply(Experiment(f"In {year} the", f"In {year + 1} the", " war", " year"), {"view": "prompts"})
     assert len(answers._pairs) == 2
+
+
+def test_runs_that_are_too_large_are_refused(monkeypatch):
+    monkeypatch.setattr(pair_module, "MOST_BYTES", 100_000)
+    for question in ({"view": "prompts"}, {"view": "lens", "run": "clean"}, {"view": "patch", **what()}):
+        assert "GB" in ask(question)["error"] and "shorten the prompts" in ask(question)["error"]
+
+
+def test_of_large_runs_one_is_kept(monkeypatch):
+    monkeypatch.setattr(pair_module, "MEMORY", 100_000)
+    pair = Pair(MODEL, MICHELLE)
+    for cell in range(12, 15):
+        pair.run(What("resid_pre", ("layer", "position"), 1, "denoise", cell))
+        assert len(pair._runs) == 1
 
 
 def test_a_pair_keeps_the_last_patched_runs():
