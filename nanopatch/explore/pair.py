@@ -96,7 +96,7 @@ class Pair:
     def _check_size(self) -> None:
         if self.size > MOST_BYTES:
             raise NanopatchError(
-                f"a run of these prompts takes {self.size / 1e9:.1f} GB with all its arrays, and the page shows runs of "
+                f"a run of these prompts takes {self.size / 1e9:.1f} GB with all its arrays; the page shows runs of "
                 f"at most {MOST_BYTES / 1e9:.1f} GB: shorten the prompts"
             )
 
