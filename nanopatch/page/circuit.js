@@ -163,7 +163,7 @@ export function circuitView(page) {
     const w = Math.max(span * unit, Math.min(width - 4, 320)), t = layers * row, inset = (w - span * unit) / 2;
     const x = (of) => inset + (of - low) * unit, y = (of) => t - (of + 0.5) * row;
     const strongest = Math.abs(edges[0][2]) || 1, opacity = edges.length > 200 ? 0.45 : edges.length > 80 ? 0.6 : 0.8;
-    const wire = (number, look) => svg("path", { ...look, d: curve(paths[number].map(([px, py]) => [x(px), y(py)])) });
+    const wire = (number, look) => svg("path", { ...look, d: edgeCurve(paths[number].map(([px, py]) => [x(px), y(py)])) });
     at = Math.min(at, edges.length - 1);
 
     const drawn = edges.map(([sender, receiver, score], number) => {
@@ -297,7 +297,7 @@ function edgeWords([sender, receiver, score], metric) {
 }
 
 /** A path through points that leaves and arrives vertically. */
-function curve(points) {
+function edgeCurve(points) {
   const [[x0, y0], ...rest] = points;
   let d = `M${x0.toFixed(1)} ${y0.toFixed(1)}`, [ax, ay] = [x0, y0];
   for (const [bx, by] of rest) {
