@@ -5,7 +5,7 @@ import { number, percent, short, visible } from "./text.js";
 import { asTable, scaleBar } from "./heatmap.js";
 import { hush, tell } from "./tooltip.js";
 import { changeAt, changeWords, editWords, editsAt, glowColour, placeWords, tokenMark } from "./spread.js";
-import { rowsPicture, onPaper, arrayPanels, panelPicture, arrayScale } from "./thumbnail.js";
+import { columnOf, onPaper, panelsOf, pictureOfArray, scaleOf } from "./thumbnail.js";
 
 /** What a patch does to an array: {parts of a line, the largest change, its position}. */
 export function spreadWords(place, patch) {
@@ -68,7 +68,7 @@ function likeliestOf(title, top) {
 
 /** The numbers as a picture with its labels, the scale, and a table. */
 function numbersOf(place, reply, patch, width) {
-  const { name } = place, array = reply[name], panels = arrayPanels(name, array), scale = arrayScale(name, array);
+  const { name } = place, array = reply[name], panels = panelsOf(name, array), scale = scaleOf(name, array);
   const square = name === "scores" || name === "pattern", pooled = reply.pooled[name], { tokens } = reply, n = tokens.length;
   const high = n <= 32 ? 17 : n <= 72 ? 12 : Math.max(2, 640 / n);
   const labels = tokens.map((text) => short(visible(text), 16));
@@ -124,14 +124,14 @@ function numbersOf(place, reply, patch, width) {
 
   function rowsGlow(height) {
     if (!patch) return null;
-    const canvas = rowsPicture(tokens.map((_, i) => glowColour(changeAt(patch, place, i) ?? 0)), height);
+    const canvas = columnOf(tokens.map((_, i) => glowColour(changeAt(patch, place, i) ?? 0)), height);
     canvas.className = "closeup-glow";
     canvas.style.setProperty("height", `${height}px`);
     return canvas;
   }
 
   function drawn(panel) {
-    const canvas = panelPicture(panel, {
+    const canvas = pictureOfArray(panel, {
       mostRows: ph, mostColumns: Math.max(1, Math.floor(pw / 1.5)), ends: scale.ends,
       look: (row, column, event) => (row === null ? hush() : tell(told(panel, row, column), event.clientX, event.clientY)),
     });

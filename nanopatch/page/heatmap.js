@@ -20,11 +20,12 @@ const cursors = new Map();
  *   rows, columns: labels. rowsTitle, columnsTitle: what they are. ends: the values at both ends of the colours.
  *   width: the room there is, in px. palette: "two", "one" or "glow". texts: texts in the cells, (i, j) -> text.
  *   still: (i, j) -> whether to mark it with a dot, where nothing can change. selected: [i, j] or null.
- *   describe: (i, j) -> lines of text. pick: (i, j) -> called at a click or Enter. cellHeight: px.
+ *   describe: (i, j) -> lines of text. pick: (i, j) -> called at a click or Enter. cellHeight: px. shade: value -> what its
+ *   colour is taken at, between the ends; by default the value.
  */
 export function heatmap({
   id, label, values, rows, columns, rowsTitle, columnsTitle, ends, width, palette, texts, still, selected, describe, pick,
-  cellHeight = values.shape[0] <= 6 ? 34 : values.shape[0] <= 16 ? 26 : 20,
+  shade = (value) => value, cellHeight = values.shape[0] <= 6 ? 34 : values.shape[0] <= 16 ? 26 : 20,
 }) {
   const [n, m] = values.shape;
   const at = (i, j) => values.data[i * m + j];
@@ -71,7 +72,7 @@ export function heatmap({
     const drawn = [];
     for (let i = 0; i < n; i++) {
       for (let j = 0; j < m; j++) {
-        const value = at(i, j), fill = colour(value, ends, palette);
+        const value = at(i, j), fill = colour(shade(value), ends, palette);
         drawn.push(svg("rect", { x: x(j), y: y(i), width: cell, height, fill: css(fill), "data-value": value }));
         const text = texts ? short(texts(i, j), Math.floor(cell / 6.5)) : still?.(i, j) ? "·" : Number.isNaN(value) ? "–" : null;
         if (text !== null) drawn.push(svg("text", { class: "inside", x: x(j) + cell / 2, y: y(i) + height / 2 + 4, fill: ink(fill) }, text));
@@ -82,7 +83,7 @@ export function heatmap({
 
   function pictureOfCells() {
     const canvas = h("canvas", { width: m, height: n }), pixels = new ImageData(m, n);
-    for (let k = 0; k < n * m; k++) pixels.data.set([...colour(values.data[k], ends, palette), 255], 4 * k);
+    for (let k = 0; k < n * m; k++) pixels.data.set([...colour(shade(values.data[k]), ends, palette), 255], 4 * k);
     canvas.getContext("2d").putImageData(pixels, 0, 0);
     return svg("image", { class: "cells", href: canvas.toDataURL(), x: left, y: y(0), width: m * cell, height: n * height, preserveAspectRatio: "none" });
   }

@@ -7,7 +7,7 @@ import { number } from "./text.js";
 import { css } from "./colours.js";
 import { hush, tell } from "./tooltip.js";
 import { changeAt, changeWords, editsAt, glowColour, placeWords, tokenMark } from "./spread.js";
-import { rowsPicture, onPaper, arrayPanels, panelPicture, arrayScale, arrayScaleWords } from "./thumbnail.js";
+import { columnOf, onPaper, panelsOf, pictureOfArray, scaleOf, scaleWords } from "./thumbnail.js";
 
 const READERS = { q: "resid_pre", k: "resid_pre", v: "resid_pre", mlp_pre: "resid_mid" };
 const WRITERS = { attn_out: "resid_mid", mlp_out: "resid_post" }; // which array of the stream has what they add
@@ -87,13 +87,13 @@ export function stripOf({ places, reply, patch, top, width, pick }) {
   function glowStrip(place) {
     if (!patch) return null;
     const colours = reply.tokens.map((_, i) => glowColour(changeAt(patch, place, i) ?? 0));
-    const canvas = rowsPicture(colours, high);
+    const canvas = columnOf(colours, high);
     canvas.className = "strip-rows";
     return canvas;
   }
 
   function pictures(name) {
-    const array = reply[name], panels = arrayPanels(name, array), scale = arrayScale(name, array);
+    const array = reply[name], panels = panelsOf(name, array), scale = scaleOf(name, array);
     const square = name === "scores" || name === "pattern";
     const gap = panels.length > 1 ? 2 : 0, room = wide - (patch ? 8 : 0);
     const sizes = (across) => [(room + gap) / across - gap, (high + gap) / Math.ceil(panels.length / across) - gap];
@@ -108,7 +108,8 @@ export function stripOf({ places, reply, patch, top, width, pick }) {
       panels.map((panel) => {
         const look = (row, column, event) =>
           row === null ? hush() : tell(told(name, panel, row, column, scale), event.clientX, event.clientY);
-        const canvas = panelPicture(panel, { mostRows: ph, mostColumns: Math.max(1, square ? pw : pw / 2.5), ends: scale.ends, look });
+        const mostColumns = Math.max(1, square ? pw : pw / 2.5);
+        const canvas = pictureOfArray(panel, { mostRows: ph, mostColumns, ends: scale.ends, look });
         for (const [property, size] of [["width", pw], ["height", ph]]) canvas.style.setProperty(property, `${size}px`);
         return canvas;
       }),
@@ -123,7 +124,7 @@ export function stripOf({ places, reply, patch, top, width, pick }) {
       ["position ", row, " ", tokenMark(reply.tokens[row])],
       ...(panel.head === null ? [] : [`head ${panel.head}`]),
       `value ${number(panel.at(row, column))}`,
-      arrayScaleWords(scale),
+      scaleWords(scale),
       ...(patch && change !== null ? [`${changeWords(change)}${here}`] : []),
     ];
   }

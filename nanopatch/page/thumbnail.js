@@ -14,7 +14,7 @@ export function onPaper(width) {
 }
 
 /** The matrices that an array is drawn as: one, or one for each head. at(row, column) is NaN behind the mask. */
-export function arrayPanels(name, { shape, data }) {
+export function panelsOf(name, { shape, data }) {
   if (WITH_MASK.includes(name)) {
     const [heads, rows, columns] = shape;
     return Array.from({ length: heads }, (_, head) => ({
@@ -31,7 +31,7 @@ export function arrayPanels(name, { shape, data }) {
 const scales = new WeakMap();
 
 /** The scale of an array's colours: {ends, largest}. It is two-sided around 0, but for the pattern, which is from 0 to 1. */
-export function arrayScale(name, array) {
+export function scaleOf(name, array) {
   if (name === "pattern") return { ends: [0, 1], largest: 1 };
   if (!scales.has(array)) {
     const sizes = array.data.filter(Number.isFinite).map(Math.abs).sort();
@@ -42,7 +42,7 @@ export function arrayScale(name, array) {
 }
 
 /** A scale in words. */
-export function arrayScaleWords({ ends: [low, high], largest }) {
+export function scaleWords({ ends: [low, high], largest }) {
   const beyond = largest > high ? `; a few numbers are larger, up to ${number(largest)}` : "";
   return `colours from ${number(low)} to ${number(high)}${beyond}`;
 }
@@ -53,7 +53,7 @@ export function arrayScaleWords({ ends: [low, high], largest }) {
  * Of neighbours that share a cell, the one of largest size is drawn. look(row, column, event): called under the pointer
  * with the place of the drawn number; look(null) when the pointer leaves.
  */
-export function panelPicture(panel, { mostRows, mostColumns, ends, look }) {
+export function pictureOfArray(panel, { mostRows, mostColumns, ends, look }) {
   const perRow = Math.ceil(panel.rows / mostRows), perColumn = Math.ceil(panel.columns / mostColumns);
   const rows = Math.ceil(panel.rows / perRow), columns = Math.ceil(panel.columns / perColumn);
   const pixels = new ImageData(columns, rows);
@@ -90,7 +90,7 @@ function largestIn(panel, row, column, nRows, nColumns) {
 }
 
 /** One colour for each position, from the top down, as a canvas one cell wide. colours: [r, g, b] each. */
-export function rowsPicture(colours, mostRows) {
+export function columnOf(colours, mostRows) {
   const n = Math.ceil(colours.length / mostRows), rows = Math.ceil(colours.length / n), pixels = new ImageData(1, rows);
   for (let i = 0; i < rows; i++) pixels.data.set([...colours[i * n], 255], 4 * i);
   const canvas = h("canvas", { width: 1, height: rows });
