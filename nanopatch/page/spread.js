@@ -62,7 +62,7 @@ export function spreadMap({ pass, tokens, patch, width, pick }) {
   const left = Math.min(130, 30 + 6.6 * Math.max(...labels.map((text) => [...text].length)));
   const gaps = pass.map((place, k) => gapBefore(pass[k - 1], place));
   const between = gaps.reduce((sum, gap) => sum + gap, 0);
-  const cell = Math.max(5, Math.min(26, (width - left - between - 16) / pass.length));
+  const cell = Math.max(5, Math.min(36, (width - left - between - 16) / pass.length));
   const height = n <= 32 ? 17 : n <= 72 ? 11 : Math.max(2, 760 / n);
   const named = cell >= 11, top = 26, bottom = named ? 74 : 22;
   const xs = [];

@@ -1,10 +1,11 @@
 // Step through: the forward pass as arrays with names, one after the other, and how a patch spreads through them.
 
-import { choices, h, problem, redraw } from "./dom.js";
+import { h, problem, redraw } from "./dom.js";
 import { css } from "./colours.js";
 import { NO_CELL, whatOf } from "./state.js";
 import { say } from "./tooltip.js";
 import { downloads } from "./download.js";
+import { oneRun, runChoices } from "./runs.js";
 import { glowBar, glowColour, placeWords, spreadMap, spreadRows, spreadTable } from "./spread.js";
 import { stripOf } from "./strip.js";
 import { closeupOf, spreadWords } from "./closeup.js";
@@ -56,8 +57,7 @@ export function stepsView(page) {
 
   function runsOf(state) {
     const [base, donor] = start.directions[state.direction];
-    const run = ["clean", "corrupted"].includes(state.run) ? state.run : state.cell === null ? base : "patched";
-    return { base, donor, run };
+    return { base, donor, run: oneRun(state) };
   }
 
   function arraysOf(state, run) {
@@ -165,7 +165,7 @@ export function stepsView(page) {
         spreadTable(pass, patch),
       ],
       h("h3", null, place.layer === null ? "After the last layer" : `Layer ${place.layer}`),
-      runChoice(run, { base, donor }, state.cell !== null),
+      runChoices(page, "steps", state, run),
       h("p", { class: "steps-note" }, valueWords({ run, of, base }, patch, glowing)),
     );
     redraw(frames.strip, failed ?? strip.element);
@@ -216,14 +216,6 @@ export function stepsView(page) {
     );
   }
 
-  function runChoice(run, { base, donor }, hasPatch) {
-    const options = [
-      ["patched", "patched", hasPatch ? null : "click a cell of the heatmap above first"],
-      [base, `${base} (patched into)`], [donor, `${donor} (patched from)`],
-    ];
-    return choices("steps-run", "values of the run", options, run, (to) => page.set({ run: to }));
-  }
-
   function valueWords({ run, of, base }, patch, glowing) {
     if (run !== of) {
       return `This file holds no arrays of patched runs: the values are those of the ${base} run, ` +
@@ -231,7 +223,8 @@ export function stepsView(page) {
     }
     if (!patch) return `The values are those of the ${of} run.`;
     if (!glowing) return `The values are those of the ${of} run. Its positions are not those of the ${base} run, so they do not glow.`;
-    return `The values are those of the ${of} run. The glow is how much the patched run differs from the ${base} run.`;
+    const which = of === "patched" ? "" : of === base ? ", which is patched into" : ", which is patched from";
+    return `The values are those of the ${of} run${which}. The glow is how much the patched run differs from the ${base} run.`;
   }
 
   function sentence(place, patch) {

@@ -17,7 +17,7 @@ const BESIDE = [ // made of the array to the left
 const IN_STREAM = ["resid_pre", "resid_mid", "resid_post"];
 const NAME_HEIGHT = 20; // px, the height of a picture's name
 const FRAME = 6; // px that a picture's frame adds to its height
-const LEAST_LIT = 0.002; // a smaller change gives a wire no colour
+const LEAST_LIT = 0.002; // a smaller change cannot be seen in the colour of a frame or a wire
 
 /**
  * The strip of one layer: {element, show(name)}.
@@ -69,7 +69,7 @@ export function stripOf({ places, reply, patch, top, width, pick }) {
     return h(
       "button",
       {
-        id: `strip-${name}`, type: "button", class: ["strip-array", change > 0 && "glows", patched && "patched"].filter(Boolean).join(" "),
+        id: `strip-${name}`, type: "button", class: ["strip-array", change > LEAST_LIT && "glows", patched && "patched"].filter(Boolean).join(" "),
         "data-name": name, "data-layer": place.layer, "data-value": patch ? change : null, onclick: () => pick(name),
         "aria-label": [placeWords(place), patched && "patched here", patch && `${change > 0 ? "on average " : ""}${changeWords(change)}`]
           .filter(Boolean).join(", "),
