@@ -69,7 +69,8 @@ export function stripOf({ places, reply, patch, top, width, pick }) {
     return h(
       "button",
       {
-        id: `strip-${name}`, type: "button", class: ["strip-array", change > LEAST_LIT && "glows", patched && "patched"].filter(Boolean).join(" "),
+        id: `strip-${name}`, type: "button",
+        class: ["strip-array", change > LEAST_LIT && "glows", patched && "patched"].filter(Boolean).join(" "),
         "data-name": name, "data-layer": place.layer, "data-value": patch ? change : null, onclick: () => pick(name),
         "aria-label": [placeWords(place), patched && "patched here", patch && `${change > 0 ? "on average " : ""}${changeWords(change)}`]
           .filter(Boolean).join(", "),
