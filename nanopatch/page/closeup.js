@@ -124,7 +124,7 @@ function numbersOf(place, reply, patch, width) {
 
   function rowsGlow(height) {
     if (!patch) return null;
-    const canvas = columnOf(tokens.map((_, i) => glowColour(changeAt(patch, place, i) ?? 0)), height);
+    const canvas = columnOf(tokens.map((_, i) => changeAt(patch, place, i) ?? 0), height, glowColour);
     canvas.className = "closeup-glow";
     canvas.style.setProperty("height", `${height}px`);
     return canvas;

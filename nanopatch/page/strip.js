@@ -87,8 +87,7 @@ export function stripOf({ places, reply, patch, top, width, pick }) {
 
   function glowStrip(place) {
     if (!patch) return null;
-    const colours = reply.tokens.map((_, i) => glowColour(changeAt(patch, place, i) ?? 0));
-    const canvas = columnOf(colours, high);
+    const canvas = columnOf(reply.tokens.map((_, i) => changeAt(patch, place, i) ?? 0), high, glowColour);
     canvas.className = "strip-rows";
     return canvas;
   }
