@@ -10,7 +10,7 @@ const GAP = 4; // px between two pictures
 const NAMES = 24; // px, the column of layer numbers
 
 /** The pictures that were drawn last, by the array they show: another choice of head does not draw them anew. */
-const pictures = new WeakMap();
+const headPictures = new WeakMap();
 
 /**
  * Buttons with a picture each.
@@ -23,8 +23,8 @@ const pictures = new WeakMap();
 export function smallHeads({ heads, values, ends, room, chosen, two, choose }) {
   const layers = [...new Set(heads.map(([layer]) => layer))].sort((a, b) => a - b);
   const columns = [...new Set(heads.map(([, head]) => head))].sort((a, b) => a - b);
-  const size = Math.max(22, Math.min(76, Math.floor((room - NAMES) / columns.length) - GAP - 4));
-  const drawn = picturesOf(values, ends, size);
+  const size = Math.max(22, Math.min(90, Math.floor((room - NAMES) / columns.length) - GAP - 4));
+  const drawn = headCanvases(values, ends, size);
   const buttons = heads.map(([layer, head], i) =>
     h("button", {
       type: "button", id: idOf(i), class: "small-head", "aria-label": `head ${layer}.${head}`, "aria-pressed": String(i === chosen),
@@ -38,16 +38,21 @@ export function smallHeads({ heads, values, ends, room, chosen, two, choose }) {
     h(
       "div",
       {
-        class: "small-heads", id: "small-heads", role: "group", "aria-label": "attention of all heads; arrow keys choose one", onkeydown: walk,
+        class: "small-heads", id: "small-heads", role: "group", "aria-label": "attention of all heads; arrow keys choose one",
+        onkeydown: walk,
         style: { "grid-template-columns": `${NAMES - GAP}px repeat(${columns.length}, ${size + 4}px)` },
       },
-      columns.map((head, j) => h("span", { class: "head-number", "aria-hidden": "true", style: { "grid-row": 1, "grid-column": j + 2 } }, String(head))),
-      layers.map((layer, i) => h("span", { class: "head-number", "aria-hidden": "true", style: { "grid-row": i + 2, "grid-column": 1 } }, String(layer))),
+      columns.map((head, j) => label(1, j + 2, head)),
+      layers.map((layer, i) => label(i + 2, 1, layer)),
       buttons,
     ),
     h("p", { class: "note" }, "Down: layers. Across: heads."),
   );
   return { element, width: NAMES + columns.length * (size + 4 + GAP) };
+
+  function label(row, column, number) {
+    return h("span", { class: "head-number", "aria-hidden": "true", style: { "grid-row": row, "grid-column": column } }, String(number));
+  }
 
   function idOf(i) {
     return `head-${heads[i][0]}-${heads[i][1]}`;
@@ -79,18 +84,18 @@ export function smallHeads({ heads, values, ends, room, chosen, two, choose }) {
 }
 
 /** A canvas for each head. */
-function picturesOf(values, ends, size) {
+function headCanvases(values, ends, size) {
   const looks = [...ends, css(colour(ends[1], ends)), css(colour(NaN, ends)), size, devicePixelRatio].join();
-  if (pictures.get(values)?.looks !== looks) {
+  if (headPictures.get(values)?.looks !== looks) {
     const shades = Array.from({ length: SHADES }, (_, k) => colour(ends[0] + ((ends[1] - ends[0]) * k) / (SHADES - 1), ends));
-    const canvases = Array.from({ length: values.shape[0] }, (_, i) => pictureOf(values, i, ends, shades, size));
-    pictures.set(values, { looks, canvases });
+    const canvases = Array.from({ length: values.shape[0] }, (_, i) => headCanvas(values, i, ends, shades, size));
+    headPictures.set(values, { looks, canvases });
   }
-  return pictures.get(values).canvases;
+  return headPictures.get(values).canvases;
 }
 
 /** One pattern, drawn at the screen's own pixels. A pixel that covers several cells shows the largest of them. */
-function pictureOf(values, i, [low, high], shades, size) {
+function headCanvas(values, i, [low, high], shades, size) {
   const n = values.shape[1], pattern = values.data.subarray(i * n * n, (i + 1) * n * n);
   const side = Math.max(1, Math.round(size * devicePixelRatio));
   const first = (pixel) => Math.floor((pixel * n) / side), after = (pixel) => Math.max(first(pixel) + 1, first(pixel + 1));
