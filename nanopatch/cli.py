@@ -27,6 +27,7 @@ from .experiments.experiment import NAMED, Experiment
 from .experiments.metrics import METRICS
 from .experiments.pairs import read_pairs
 from .experiments.patch import BETWEEN, Patch
+from .explore.file import SITES, make_page
 from .files import check_writable, expand, read_text
 from .gradients.attribution import attribute
 from .gradients.edges import circuit, edge_attribution, faithfulness
@@ -147,6 +148,13 @@ def parser() -> Parser:
         help="a file with one prompt on each line, for --scores, instead of repeated random tokens",
     )
 
+    page = add("page", page_command, "write the interactive page of one experiment: an HTML file that needs no network")
+    add_pair(page)
+    page.add_argument("--site", type=names, default=SITES, help=f"{','.join(SITES)} (the default), or others")
+    page.add_argument("--direction", choices=("denoise", "noise", "both"), default="denoise", help="(%(default)s)")
+    page.add_argument("--metric", type=names, default=["logit_diff"], help=f"{', '.join(METRICS)}; several with commas")
+    page.add_argument("-o", "--output", required=True, metavar="FILE", help=".html")
+
     path = add("path", path_command, "patch the paths from senders to receivers")
     add_question(path, ENDINGS)
     senders_help = "embed, head, head 2, head 2.1, attn 1, mlp ..."
@@ -249,8 +257,8 @@ def add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", default="nano", help=MODEL_HELP)
 
 
-def add_question(command: argparse.ArgumentParser, endings: tuple[str, ...]) -> None:
-    """The options of every patching command: prompts and answers, model, direction, metric, outputs."""
+def add_pair(command: argparse.ArgumentParser) -> None:
+    """The options that name or spell out one experiment, and the model."""
     add = command.add_argument
     add("--experiment", choices=NAMED, help="a named experiment, instead of the four texts")
     add("--clean", metavar="TEXT", help="the prompt whose answer is --answer")
@@ -259,14 +267,21 @@ def add_question(command: argparse.ArgumentParser, endings: tuple[str, ...]) -> 
     add("--wrong", metavar="TOKEN", help='one token: " Smith"')
     add("--align", choices=("diff",), help="align prompts of different lengths by their tokens")
     add_tokens(command)
-    add("--pairs", metavar="FILE", help="pairs to average over, .jsonl or .csv, instead of the four texts")
     add_model(command)
+    command.set_defaults(corrupt=None, pairs=None)
+
+
+def add_question(command: argparse.ArgumentParser, endings: tuple[str, ...]) -> None:
+    """The options of every patching command: prompts and answers, model, direction, metric, outputs."""
+    add_pair(command)
+    add = command.add_argument
+    add("--pairs", metavar="FILE", help="pairs to average over, .jsonl or .csv, instead of the four texts")
     add("--direction", choices=("denoise", "noise", "both"), help="denoise, the default, is clean into corrupted")
     add("--metric", type=names, help=f"{', '.join(METRICS)}; several with commas")
     outputs = f"{' '.join(endings)}; may be repeated"
     add("-o", "--output", action="append", default=[], metavar="FILE", help=outputs)
     add("--plot", action="store_true", help="show the picture in a window")
-    command.set_defaults(endings=endings, corrupt=None)
+    command.set_defaults(endings=endings)
 
 
 def add_runs(command: argparse.ArgumentParser, several: bool) -> None:
@@ -438,6 +453,19 @@ def scores_command(options: Namespace) -> None:
         model = load(options.model)
     read: dict[str, Any] = {"prepend_bos": options.bos, "special_tokens": options.special_tokens}
     give_out(head_scores(model, prompts, **read, beside=effects), options)
+
+
+def page_command(options: Namespace) -> None:
+    """The page of one experiment, as a file."""
+    check_outputs([options.output], (".html",))
+    experiment: Any = experiments_of(options)
+    directions = ["denoise", "noise"] if options.direction == "both" else options.direction
+    page = make_page(load(options.model), experiment, options.site, direction=directions, metric=options.metric)
+    page.save(options.output)
+    if options.json:
+        print_json({"file": options.output, "bytes": len(page.html)})
+    else:
+        print(f"wrote {options.output} ({len(page.html):,} bytes): open it in a browser")
 
 
 def path_command(options: Namespace) -> None:
@@ -773,7 +801,8 @@ def experiments_of(options: Namespace) -> Experiments:
         optional.add("--answer")
     missing = [name for name, text in texts.items() if text is None and name not in optional]
     if missing:
-        usage_error(f"give {', '.join(missing)}, or --experiment NAME, or --pairs FILE")
+        others = "--experiment NAME" + (", or --pairs FILE" if "endings" in options else "")  # `page` takes no pairs
+        usage_error(f"give {', '.join(missing)}, or {others}")
     clean, corrupted, answer, wrong_answer = texts.values()
     pair = Experiment(clean, corrupted, answer, wrong_answer, options.bos, options.align, options.special_tokens)
     if not options.ids:

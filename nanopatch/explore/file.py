@@ -25,7 +25,7 @@ from .answers import Answers, n_edges
 from .pair import DRAWN, Pair, What
 
 #: The arrays that a page holds grids of, unless others are named.
-SITES = ("resid_pre", "attn_out", "mlp_out", "z")
+SITES = ("resid_pre", "z", "mlp_out")
 #: So many bytes of patched runs are computed at once.
 MEMORY = 2**28
 
@@ -140,7 +140,7 @@ def unpatched(model: Model, menu: Mapping[str, Any]) -> Iterator[list[dict[str, 
 
 
 def patched(pair: Pair, menu: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
-    """The questions about every cell. The runs of some cells are made at once, then let go."""
+    """The questions about every cell. The runs of some cells are made at once; the next ones take their place."""
     model = pair.model
     tokens = pair.runs().tokens
     of_run = shapes(model, max(len(tokens.clean), len(tokens.corrupted)))
@@ -157,7 +157,6 @@ def patched(pair: Pair, menu: Mapping[str, Any]) -> Iterator[list[dict[str, Any]
                     pair.lenses(some)
                     for views in (("patch",), ("attention",), ("lens", "direct")):
                         yield [asked(view, each) for each in some for view in views]
-                    pair.forget()
 
 
 def asked(view: str, what: What) -> dict[str, Any]:

@@ -39,6 +39,10 @@ DRAWN = (
 )
 
 
+#: How many patched runs and grids are kept, of those asked for one by one.
+MOST_RUNS, MOST_GRIDS = 4, 8
+
+
 class What(NamedTuple):
     """What is patched, in which direction, and in which cell of its grid."""
 
@@ -54,12 +58,12 @@ class What(NamedTuple):
 
 
 class Pair:
-    """The runs of one experiment, made when they are asked for first. Its patched runs are kept until `forget`."""
+    """The runs of one experiment, made when they are asked for first. The last patched runs are kept."""
 
     def __init__(self, model: Model, experiment: Experiment) -> None:
         self.model, self.experiment = model, experiment
         self._cells: dict[tuple[Any, ...], tuple[Case, Cells]] = {}
-        self._runs: dict[tuple[What, tuple[str, ...]], Run] = {}
+        self._runs: dict[What, Run] = {}
         self._lenses: dict[What | str, LogitLens] = {}
         self._top: dict[What | str, list[dict[str, Any]]] = {}
         self._scores: dict[str, EdgeScores] = {}
@@ -97,6 +101,8 @@ class Pair:
         check_direction(what.direction)
         runs, name = self.runs(what.site), what[:4]
         if name not in self._cells:
+            if len(self._cells) >= MOST_GRIDS:
+                self._cells.clear()
             # The metric is one that every experiment has; no cell is measured here.
             case = make_case(runs, what.direction, [METRICS["kl_divergence"]])
             self._cells[name] = case, cells_of_patch(what.patch, case)
@@ -109,22 +115,17 @@ class Pair:
             raise NanopatchError(f"cell {what.cell} does not exist: this grid has {len(edits)} cells, from 0 on")
         return list(edits[what.cell])
 
-    def patched(self, whats: Sequence[What], sites: Iterable[str] = DRAWN) -> list[Run]:
-        """The patched runs of cells of one grid, all at once; each is kept."""
-        sites = tuple(sites)
-        wanted = [what for what in whats if (what, sites) not in self._runs]
+    def patched(self, whats: Sequence[What]) -> list[Run]:
+        """The patched runs of cells of one grid, all at once. They are kept, and so are a few others."""
+        wanted = [what for what in whats if what not in self._runs]
         if wanted:
             case, _ = self.cells(wanted[0])
-            runs = patched_runs(self.model, case.base, [self.edits(what) for what in wanted], sites)
-            self._runs |= {(what, sites): run for what, run in zip(wanted, runs, strict=True)}
-        return [self._runs[what, sites] for what in whats]
-
-    def forget(self) -> None:
-        """Let go of all patched runs."""
-        self._runs.clear()
-        for kept in (self._lenses, self._top):
-            for what in [what for what in kept if isinstance(what, What)]:
-                del kept[what]
+            runs = patched_runs(self.model, case.base, [self.edits(what) for what in wanted], DRAWN)
+            self._runs |= dict(zip(wanted, runs, strict=True))
+            for old in list(self._runs)[: -max(MOST_RUNS, len(whats))]:
+                for kept in (self._runs, self._lenses, self._top):
+                    kept.pop(old, None)
+        return [self._runs[what] for what in whats]
 
     # ---- what is read of runs -------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 // A circuit: the edges of largest |score|, as a graph, and how much of the model's difference they carry alone.
 
 import { h, problem, svg } from "./dom.js";
-import { number, percent } from "./text.js";
+import { number } from "./text.js";
 import { hush, say, tell } from "./tooltip.js";
 import { downloads } from "./download.js";
 import { BOX_HEIGHT, BOX_WIDTH, nodeOf, PORTS, wiringOf } from "./wiring.js";

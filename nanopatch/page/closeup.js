@@ -5,7 +5,7 @@ import { number, percent, short, visible } from "./text.js";
 import { asTable, scaleBar } from "./heatmap.js";
 import { hush, tell } from "./tooltip.js";
 import { changeAt, changeWords, editWords, editsAt, glowColour, placeWords, tokenMark } from "./spread.js";
-import { columnOf, panelsOf, pictureOf, scaleOf } from "./thumbnail.js";
+import { columnOf, onPaper, panelsOf, pictureOfArray, scaleOf } from "./thumbnail.js";
 
 /** What a patch does to an array: {parts of a line, the largest change, its position}. */
 export function spreadWords(place, patch) {
@@ -68,10 +68,10 @@ function likeliestOf(title, top) {
 function numbersOf(place, reply, patch, width) {
   const { name } = place, array = reply[name], panels = panelsOf(name, array), scale = scaleOf(name, array);
   const square = name === "scores" || name === "pattern", pooled = reply.pooled[name], { tokens } = reply, n = tokens.length;
-  const high = n <= 32 ? 17 : n <= 72 ? 10 : Math.max(2, 640 / n);
+  const high = n <= 32 ? 17 : n <= 72 ? 12 : Math.max(2, 640 / n);
   const labels = tokens.map((text) => short(visible(text), 16));
   const left = Math.min(140, 36 + 7 * Math.max(...labels.map((text) => [...text].length)));
-  const room = Math.max(120, width - left - (patch ? 14 : 0) - 24), side = Math.max(96, Math.min(240, (room - 20) / Math.min(4, panels.length) - 30));
+  const room = Math.max(120, width - left - (patch ? 14 : 0) - 40), side = Math.max(96, Math.min(240, (room - 20) / Math.min(4, panels.length) - 30));
   const [[pw], ph] = square ? [[side], side] : [[(room - 4 * (panels.length - 1)) / panels.length].map((most) => Math.min(most, 12 * panels[0].columns)), n * high];
 
   return [
@@ -91,7 +91,7 @@ function numbersOf(place, reply, patch, width) {
         { class: "scroll", id: "closeup-box" },
         h(
           "div",
-          { class: "closeup-row" },
+          { class: "closeup-row", style: onPaper(width) },
           labelled(high, panels.length > 1),
           panels.length > 1 ? h("figure", null, h("figcaption", null, "\u00a0"), rowsGlow(ph)) : rowsGlow(ph),
           panels.map((panel) => panel.head === null ? drawn(panel) : h("figure", null, h("figcaption", null, pw > 44 ? `head ${panel.head}` : panel.head), drawn(panel))),
@@ -119,7 +119,7 @@ function numbersOf(place, reply, patch, width) {
   }
 
   function drawn(panel) {
-    const canvas = pictureOf(panel, {
+    const canvas = pictureOfArray(panel, {
       mostRows: ph, mostColumns: Math.max(1, Math.floor(pw / 1.5)), ends: scale.ends,
       look: (row, column, event) => (row === null ? hush() : tell(told(panel, row, column), event.clientX, event.clientY)),
     });
@@ -145,23 +145,26 @@ function columnWords(column, pooled) {
   return pooled > 1 ? `the largest of columns ${column * pooled} to ${(column + 1) * pooled - 1}` : `column ${column}`;
 }
 
+/** The numbers as a table, which takes them when it is opened. For scores and pattern, the heads stand below each other. */
 function tableOf(name, panels, tokens, pooled) {
-  const { rows: n, columns: m } = panels[0], label = (i) => `${i} ${visible(tokens[i])}`;
-  const headed = panels[0].head !== null;
-  if (name === "scores" || name === "pattern") { // the heads below each other
+  const { rows: n, columns: m, head } = panels[0], label = (i) => `${i} ${visible(tokens[i])}`;
+  const each = (length, make) => Array.from({ length }, (_, i) => make(i));
+  if (name === "scores" || name === "pattern") {
     return asTable("closeup-table", {
-      values: { shape: [panels.length * n, m], data: panels.flatMap((panel) => flatPanel(panel)) },
-      rows: panels.flatMap((panel) => tokens.map((_, i) => `head ${panel.head}, ${label(i)}`)), columns: tokens.map((_, j) => label(j)), rowsTitle: "query",
+      values: madeLater([panels.length * n, m], () => panels.flatMap(({ at }) => each(n * m, (k) => at(Math.floor(k / m), k % m)))),
+      rows: panels.flatMap((panel) => each(n, (i) => `head ${panel.head}, ${label(i)}`)), columns: each(m, label), rowsTitle: "query",
     });
   }
   const part = (j) => (pooled > 1 ? `${j * pooled}–${(j + 1) * pooled - 1}` : String(j));
   return asTable("closeup-table", {
-    values: { shape: [n, panels.length * m], data: tokens.flatMap((_, i) => panels.flatMap((panel) => Array.from({ length: m }, (_, j) => panel.at(i, j)))) },
-    rows: tokens.map((_, i) => label(i)),
-    columns: panels.flatMap((panel) => Array.from({ length: m }, (_, j) => (headed ? `head ${panel.head}, ${part(j)}` : part(j)))), rowsTitle: "position",
+    values: madeLater([n, panels.length * m], () => each(n, (i) => panels.flatMap(({ at }) => each(m, (j) => at(i, j)))).flat()),
+    rows: each(n, label), columns: panels.flatMap((panel) => each(m, (j) => (head === null ? part(j) : `head ${panel.head}, ${part(j)}`))),
+    rowsTitle: "position",
   });
 }
 
-function flatPanel({ rows, columns, at }) {
-  return Array.from({ length: rows * columns }, (_, k) => at(Math.floor(k / columns), k % columns));
+/** A matrix whose numbers are put together when they are read first. */
+function madeLater(shape, make) {
+  let made = null;
+  return { shape, get data() { return (made ??= make()); } };
 }

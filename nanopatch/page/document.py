@@ -83,7 +83,7 @@ def file_page(start: Mapping[str, Any], chunks: Sequence[Replies]) -> bytes:
             at += len(reply)
         packed.append(b"".join(replies.values()))
     packed.insert(0, json.dumps(index, separators=(",", ":"), ensure_ascii=False).encode("utf-8"))
-    texts = [b64encode(gzip.compress(chunk, 6, mtime=0)).decode("ascii") for chunk in packed]
+    texts = [b64encode(gzip.compress(chunk, 9, mtime=0)).decode("ascii") for chunk in packed]
     data = "\n".join(f'<script type="application/octet-stream" class="chunk">{text}</script>' for text in texts)
     style, script = "".join(map(_text, STYLES)), _script()
     policy = FILE_POLICY.format(script=_hash(script), style=_hash(style))

@@ -38,7 +38,9 @@ export function redraw(element, ...children) {
   element.append(...next.slice(same));
   for (const details of element.querySelectorAll("details[id]")) if (open.has(details.id)) details.open = true;
   for (const [id, left, top] of places) document.getElementById(id)?.scrollTo(left, top);
-  if (focused && !focused.isConnected && focused.id) document.getElementById(focused.id)?.focus({ preventScroll: true });
+  // What was put back is in its place again, but without the focus.
+  const now = focused?.isConnected ? focused : focused?.id ? document.getElementById(focused.id) : null;
+  if (now && now !== document.activeElement) now.focus({ preventScroll: true });
 }
 
 /** A row of choices of which one is taken: radio buttons that look like one button each. */

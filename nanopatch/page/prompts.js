@@ -154,7 +154,7 @@ export function answerTable(answers, runs, names = runs) {
 export function likeliestBars(id, top, answers = []) {
   const role = Object.fromEntries(answers.map((of) => [of.id, of.role]));
   const rows = top.map(({ text, id: token, probability, logit }) => ({
-    text: visible(text), value: probability, mark: role[token] ?? null,
+    text: visible(text), value: probability, mark: role[token]?.split(" ")[0] ?? null,
     title: [`${visible(text)}  (id ${token})`, `probability ${percent(probability)}`, `logit ${number(logit, 4)}`, ...(role[token] ? [`the ${role[token]}`] : [])],
   }));
   return bars({ id, rows, ends: [0, 1], format: percent, label: "probabilities of the ten likeliest next tokens" });

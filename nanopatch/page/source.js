@@ -55,7 +55,8 @@ export function liveSource() {
     known: (experiment, question) => replies.get(nameOf(experiment, keyOf(question))),
     async ask(experiment, questions, arrived) {
       running?.abort();
-      const wanted = questions.filter((question) => !replies.has(nameOf(experiment, keyOf(question))));
+      const byKey = new Map(questions.map((question) => [keyOf(question), question])); // two views may ask the same
+      const wanted = [...byKey].filter(([key]) => !replies.has(nameOf(experiment, key))).map(([, question]) => question);
       if (!wanted.length) return;
       const mine = (running = new AbortController());
       number += 1;

@@ -29,9 +29,9 @@ export function changeAt(patch, { name, layer }, position) {
   return patch.change.data[(patch.names.indexOf(name) * patch.change.shape[1] + layer) * n + position];
 }
 
-/** The edits of a patch that are marked at an array. */
+/** The edits of a patch that are marked at an array; those of no position write nothing. */
 export function editsAt(patch, { name, layer }) {
-  return patch.edits.filter((edit) => edit.layer === layer && (READ_BY[edit.site] ?? edit.site) === name);
+  return patch.edits.filter((edit) => edit.positions.length && edit.layer === layer && (READ_BY[edit.site] ?? edit.site) === name);
 }
 
 /** What an edit writes, in words, as parts of a line. */
@@ -39,8 +39,8 @@ export function editWords({ site, positions, within, keys }, { name }, tokens) {
   const few = (items, text) => [items.slice(0, 6).map((item, i) => [i ? ", " : "", text(item)]), items.length > 6 ? ", …" : ""];
   const all = positions.length === tokens.length;
   const rows = all ? "all positions" : [positions.length > 1 ? "positions " : "position ", few(positions, (i) => [i, " ", tokenMark(tokens[i])])];
-  const inside = within && [site.startsWith("mlp") ? ", neurons " : ", heads ", few(within, String)];
-  const columns = keys && keys.length < tokens.length && [", keys ", few(keys, (i) => [i, " ", tokenMark(tokens[i])])];
+  const inside = within && [site.startsWith("mlp") ? ", neuron" : ", head", within.length > 1 ? "s " : " ", few(within, String)];
+  const columns = keys && keys.length < tokens.length && [keys.length > 1 ? ", keys " : ", key ", few(keys, (i) => [i, " ", tokenMark(tokens[i])])];
   return [site === name ? "" : `${site}, which ${name} reads: `, rows, inside, columns].filter(Boolean);
 }
 
@@ -60,7 +60,7 @@ export function spreadMap({ pass, tokens, patch, width, pick }) {
   const left = Math.min(130, 30 + 6.6 * Math.max(...labels.map((text) => [...text].length)));
   const gaps = pass.map((place, k) => gapBefore(pass[k - 1], place));
   const between = gaps.reduce((sum, gap) => sum + gap, 0);
-  const cell = Math.max(6, Math.min(26, (width - left - between - 16) / pass.length));
+  const cell = Math.max(5, Math.min(26, (width - left - between - 16) / pass.length));
   const height = n <= 32 ? 17 : n <= 72 ? 11 : Math.max(2, 760 / n);
   const named = cell >= 11, top = 26, bottom = named ? 74 : 22;
   const xs = [];
@@ -90,11 +90,13 @@ export function spreadMap({ pass, tokens, patch, width, pick }) {
       onpointermove: (event) => point(event, true), onpointerleave: leave, onblur: leave, onkeydown: walk,
       onclick: (event) => {
         const found = point(event, false);
-        if (found) pick(found[0]);
+        if (!found) return;
+        row = found[1] >= 0 && found[1] < n ? found[1] : null;
+        pick(found[0]);
       },
     },
     layerNames(),
-    labels.map((text, i) => i % everyRow === 0 && svg("text", { class: "spread-row", x: left - 6, y: y(i) + height / 2 + 4 }, text)),
+    labels.map((text, i) => i % everyRow === 0 && svg("text", { class: height < 12 ? "spread-row small" : "spread-row", x: left - 6, y: y(i) + height / 2 + 4 }, text)),
     labels.map((_, i) => i % everyRow === 0 && svg("text", { class: "spread-position", x: 2, y: y(i) + height / 2 + 4 }, i)),
     pass.length * n <= MOST_SPREAD ? drawnCells() : pass.map((_, k) => pictureOfColumn(k)),
     outlines(),

@@ -1,6 +1,6 @@
 // Step through: the forward pass as arrays with names, one after the other, and how a patch spreads through them.
 
-import { choices, h, problem } from "./dom.js";
+import { choices, h, problem, redraw } from "./dom.js";
 import { css } from "./colours.js";
 import { NO_CELL, whatOf } from "./state.js";
 import { say } from "./tooltip.js";
@@ -40,6 +40,8 @@ function passOf({ arrays, model }) {
 export function stepsView(page) {
   const { start } = page, pass = start.arrays ? passOf(start) : [], last = pass.length - 1;
   const kept = new Map(); // pictures that a step does not change: only their mark moves
+  // What is drawn anew stands in frames of its own, so that the map, with its thousands of cells, stays where it is.
+  const frames = Object.fromEntries(["controls", "map", "legend", "strip", "closeup"].map((name) => [name, h("div", { id: `steps-${name}` })]));
   let timer = 0, moved = false;
 
   return { name: "steps", title: "Step through", questions, draw, keys };
@@ -139,22 +141,29 @@ export function stepsView(page) {
       stripOf({ places, reply: shown, patch: glowing, top: tops[of], width, pick: (name) => pickStep(pass.indexOf(places.find((each) => each.name === name))) }));
     strip?.show(place.name);
 
-    return [
+    redraw(
+      frames.controls,
       controls(step),
       h("h3", null, "How the patch spreads"),
       patch ? h("p", { class: "steps-label" }, h("bdi", null, patch.label))
         : state.cell === null ? h("p", { class: "steps-note" }, NO_CELL) : problem(asked),
-      map.element,
+      patch && patch.edits.every((edit) => !edit.positions.length) &&
+        h("p", { class: "steps-note" }, "This patch writes nothing: what it would put in is what is there already."),
+    );
+    redraw(frames.map, map.element);
+    redraw(
+      frames.legend,
       patch && h("div", { class: "steps-legend" }, glowBar(), h("span", { class: "steps-key" }, h("i", null), "patched here")),
       h("h3", null, place.layer === null ? "After the last layer" : `Layer ${place.layer}`),
       runChoice(run, { base, donor }, state.cell !== null),
       h("p", { class: "steps-note" }, valueWords({ run, of, base }, patch, glowing)),
-      failed ?? strip.element,
-      closeupOf({
-        place, about: start.arrays[place.name], line: place.name === "resid_pre" && place.layer === 0 ? EMBEDDING : ARRAY_LINES[place.name],
-        reply: failed ? null : shown, patch, glowing, lists: Object.entries(tops).map(([of, top]) => [`${of} run`, top]), width,
-      }),
-    ];
+    );
+    redraw(frames.strip, failed ?? strip.element);
+    redraw(frames.closeup, closeupOf({
+      place, about: start.arrays[place.name], line: place.name === "resid_pre" && place.layer === 0 ? EMBEDDING : ARRAY_LINES[place.name],
+      reply: failed ? null : shown, patch, glowing, lists: Object.entries(tops).map(([which, top]) => [`${which} run`, top]), width,
+    }));
+    return Object.values(frames);
   }
 
   /** The ten likeliest tokens of every run that is known: {run: tokens}. */

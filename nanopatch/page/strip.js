@@ -3,17 +3,18 @@
 // the mean of the changes at all positions.
 
 import { h, svg } from "./dom.js";
-import { visible, number, percent } from "./text.js";
+import { number } from "./text.js";
 import { css } from "./colours.js";
 import { hush, tell } from "./tooltip.js";
 import { changeAt, changeWords, editsAt, glowColour, placeWords, tokenMark } from "./spread.js";
-import { columnOf, panelsOf, pictureOf, scaleOf, scaleWords } from "./thumbnail.js";
+import { columnOf, onPaper, panelsOf, pictureOfArray, scaleOf, scaleWords } from "./thumbnail.js";
 
 const READERS = { q: "resid_pre", k: "resid_pre", v: "resid_pre", mlp_pre: "resid_mid" };
 const WRITERS = { attn_out: "resid_mid", mlp_out: "resid_post" }; // which array of the stream has what they add
 const BESIDE = [["scores", "pattern"], ["pattern", "z"], ["z", "attn_out"], ["mlp_pre", "mlp_post"], ["mlp_post", "mlp_out"], ["ln_final", "logits"]];
 const IN_STREAM = ["resid_pre", "resid_mid", "resid_post"];
 const NAME_HEIGHT = 20; // px, the height of a picture's name
+const FRAME = 6; // px that a picture's frame adds to its height
 const LEAST_LIT = 0.002; // a smaller change gives a wire no colour
 
 /**
@@ -26,11 +27,11 @@ export function stripOf({ places, reply, patch, top, width, pick }) {
   const n = reply.tokens.length, order = places.map(({ name }) => name), ends = order.includes("logits");
   const column = Math.max(86, Math.min(168, (width - 4) / (ends ? 6 : places.length)));
   const wide = column - 22, high = Math.round(Math.max(60, Math.min(wide, 6.5 * n)));
-  const above = ends ? 6 : 34, low = ends ? 0 : high + 58; // px over the pictures, and from the upper row to the lower one
+  const above = ends ? 6 : 34, low = ends ? 0 : high + 62; // px over the pictures, and from the upper row to the lower one
   const xOf = (name) => order.indexOf(name) * column, yOf = (name) => above + (IN_STREAM.includes(name) ? low : 0);
-  const middle = (name) => xOf(name) + 6 + (column - 12) / 2, halfway = (name) => yOf(name) + NAME_HEIGHT + high / 2;
-  const stream = above + low + NAME_HEIGHT + high / 2, bottom = above + NAME_HEIGHT + high;
-  const w = column * order.length, t = above + low + NAME_HEIGHT + high + 20;
+  const middle = (name) => xOf(name) + 6 + (column - 12) / 2, halfway = (name) => yOf(name) + NAME_HEIGHT + (high + FRAME) / 2;
+  const stream = above + low + NAME_HEIGHT + (high + FRAME) / 2, bottom = above + NAME_HEIGHT + high + FRAME;
+  const w = column * order.length, t = above + low + NAME_HEIGHT + high + FRAME + 16;
   const changes = new Map(places.map((place) => [place.name, patch ? meanChange(patch, place) : 0]));
 
   const buttons = new Map(places.map((place) => [place.name, arrayButton(place)]));
@@ -39,7 +40,7 @@ export function stripOf({ places, reply, patch, top, width, pick }) {
     { class: "scroll", id: "strip-box" },
     h(
       "div",
-      { class: "strip", style: { width: `${w}px`, height: `${t}px` } },
+      { class: "strip", style: { width: `${w}px`, height: `${t}px`, ...onPaper(w) } },
       svg("svg", { class: "strip-wires", width: w, height: t, viewBox: `0 0 ${w} ${t}`, "aria-hidden": "true" }, wires()),
       [...buttons.values()],
     ),
@@ -47,15 +48,14 @@ export function stripOf({ places, reply, patch, top, width, pick }) {
   return { element, show };
 
   function show(name) {
-    const focused = element.contains(document.activeElement) && document.activeElement.classList.contains("strip-array");
     for (const [of, button] of buttons) {
       button.classList.toggle("now", of === name);
       button.tabIndex = of === name ? 0 : -1;
       if (of === name) button.setAttribute("aria-current", "step");
       else button.removeAttribute("aria-current");
     }
-    if (focused) buttons.get(name).focus({ preventScroll: true });
-    requestAnimationFrame(() => {
+    requestAnimationFrame(() => { // once it is in the page
+      if (document.activeElement?.classList.contains("strip-array")) buttons.get(name).focus({ preventScroll: true });
       if (xOf(name) < element.scrollLeft || xOf(name) + column > element.scrollLeft + element.clientWidth) {
         element.scrollLeft = xOf(name) - (element.clientWidth - column) / 2;
       }
@@ -103,7 +103,7 @@ export function stripOf({ places, reply, patch, top, width, pick }) {
       { class: "strip-panels", style: { "grid-template-columns": `repeat(${across}, ${pw}px)`, gap: `${gap}px` } },
       panels.map((panel) => {
         const look = (row, column, event) => (row === null ? hush() : tell(told(name, panel, row, column, scale), event.clientX, event.clientY));
-        const canvas = pictureOf(panel, { mostRows: ph, mostColumns: Math.max(1, square ? pw : pw / 2.5), ends: scale.ends, look });
+        const canvas = pictureOfArray(panel, { mostRows: ph, mostColumns: Math.max(1, square ? pw : pw / 2.5), ends: scale.ends, look });
         for (const [property, size] of [["width", pw], ["height", ph]]) canvas.style.setProperty(property, `${size}px`);
         return canvas;
       }),

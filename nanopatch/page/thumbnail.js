@@ -6,6 +6,12 @@ import { colour } from "./colours.js";
 
 const WITH_MASK = ["scores", "pattern"]; // (n_head, n_query, n_key): a position sees no later one
 const SHARE = 0.95; // so many of an array's numbers lie inside its scale; the largest few would make all others pale
+const PAPER = 690; // px, the width of a printed page
+
+/** By how much a drawing of so many px is scaled to be printed. */
+export function onPaper(width) {
+  return { "--on-paper": Math.min(1, PAPER / width).toFixed(3) };
+}
 
 /** The matrices that an array is drawn as: one, or one for each head. at(row, column) is NaN behind the mask. */
 export function panelsOf(name, { shape, data }) {
@@ -47,7 +53,7 @@ export function scaleWords({ ends: [low, high], largest }) {
  * Of neighbours that share a cell, the one of largest size is drawn. look(row, column, event): called under the pointer
  * with the place of the drawn number; look(null) when the pointer leaves.
  */
-export function pictureOf(panel, { mostRows, mostColumns, ends, look }) {
+export function pictureOfArray(panel, { mostRows, mostColumns, ends, look }) {
   const perRow = Math.ceil(panel.rows / mostRows), perColumn = Math.ceil(panel.columns / mostColumns);
   const rows = Math.ceil(panel.rows / perRow), columns = Math.ceil(panel.columns / perColumn);
   const pixels = new ImageData(columns, rows);

@@ -212,7 +212,8 @@ class DirectAttribution(Result):
             "cumulative_names": [*self.cumulative],
         }
         cumulative = np.array([*self.cumulative.values()])
-        return Shown(values, {"values": self.values, "heads": self.heads, "cumulative": cumulative})
+        arrays = {"values": self.values, "heads": self.heads, "cumulative": cumulative}
+        return Shown(values, {name: array.astype(np.float32) for name, array in arrays.items()})
 
     def page(self) -> bytes:
         return result_page(["direct"], self.source.name, [({"view": "direct", "run": "clean"}, self.reply())], {})

@@ -11,7 +11,7 @@ from ..errors import NanopatchError
 from ..files import Source
 from ..model.tokenizer import visible
 from ..page.document import result_page
-from ..page.pack import Shown
+from ..page.pack import Shown, half
 from ..types import Array
 from .base import check, check_shape
 from .matrix import Matrix
@@ -129,7 +129,7 @@ class LogitLens(View):
         for name in ("probability", "answer_probability", "rank", "logit_diff"):
             array = getattr(self, name)
             if array is not None:
-                arrays[name] = array.astype(np.float32)
+                arrays[name] = half(array) if name == "logit_diff" else array.astype(np.float32)
         values = {
             **{"tokens": self.tokens, "rows": self.rows, "columns": self.matrix().columns, "texts": texts},
             **{"answer": self.answer, "wrong_answer": self.wrong_answer, "notes": self.notes},
