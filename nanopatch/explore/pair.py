@@ -76,9 +76,10 @@ class Pair:
         wanted = frozenset({*DRAWN, site})
         if not wanted <= self._sites:
             look()
-            self._sites = self._sites | wanted
-            sites = {name: self._sites for name in ("clean", "corrupted")}
+            wanted |= self._sites
+            sites = {name: wanted for name in ("clean", "corrupted")}
             (self._both,) = run_both(self.model, self.experiment, 0, None, sites)
+            self._sites = wanted  # only now: prompts that cannot be run are so at the next question too
             self._cells.clear()
         return self._both
 
