@@ -91,7 +91,7 @@ export function attentionView(page) {
           tokenLine({ units, values, ends, pinned: pinned < 0 ? null : pinned, pin: (token) => page.set({ token }) }),
           heatmap({
             id: "attention-map", label: `${unit} of ${name}`, values, rows: names, columns: names, rowsTitle: "query", columnsTitle: "key",
-            ends, width: room,
+            ends, width: room, cellHeight: names.length > 24 ? 14 : undefined, // many tokens: about square
             describe: (i, j) => cellWords(unit, labels, values, i, j), pick: (i) => page.set({ token: units[i].first }),
           }),
           scaleBar(ends, unit),

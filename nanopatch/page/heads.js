@@ -4,6 +4,7 @@ import { h } from "./dom.js";
 import { colour, css } from "./colours.js";
 import { number } from "./text.js";
 import { hush, say, tell } from "./tooltip.js";
+import { part } from "./unpack.js";
 
 const SHADES = 256;
 const GAP = 4; // px between two pictures
@@ -24,14 +25,14 @@ export function smallHeads({ heads, values, ends, room, chosen, two, choose }) {
   const layers = [...new Set(heads.map(([layer]) => layer))].sort((a, b) => a - b);
   const columns = [...new Set(heads.map(([, head]) => head))].sort((a, b) => a - b);
   const size = Math.max(22, Math.min(90, Math.floor((room - NAMES) / columns.length) - GAP - 4));
-  const drawn = headCanvases(values, ends, size);
+  const { canvases, largest } = headCanvases(values, ends, size);
   const buttons = heads.map(([layer, head], i) =>
     h("button", {
       type: "button", id: idOf(i), class: "small-head", "aria-label": `head ${layer}.${head}`, "aria-pressed": String(i === chosen),
-      tabindex: i === chosen ? 0 : -1, "data-value": largestOf(i),
+      tabindex: i === chosen ? 0 : -1, "data-value": largest[i],
       style: { "grid-row": layers.indexOf(layer) + 2, "grid-column": columns.indexOf(head) + 2 },
       onclick: () => choose(heads[i]), onpointermove: (event) => tell(wordsOf(i), event.clientX, event.clientY), onpointerleave: hush,
-    }, drawn[i]));
+    }, canvases[i]));
   const element = h(
     "div",
     { class: "scroll", id: "small-heads-box" },
@@ -58,14 +59,9 @@ export function smallHeads({ heads, values, ends, room, chosen, two, choose }) {
     return `head-${heads[i][0]}-${heads[i][1]}`;
   }
 
-  function largestOf(i) {
-    const n = values.shape[1] * values.shape[2];
-    return values.data.subarray(i * n, (i + 1) * n).reduce((most, value) => (Math.abs(value) > Math.abs(most) ? value : most), 0);
-  }
-
   function wordsOf(i) {
     const name = `head ${heads[i][0]}.${heads[i][1]}`;
-    return two ? [name, `largest difference ${number(largestOf(i))}`] : [name];
+    return two ? [name, `largest difference ${number(largest[i])}`] : [name];
   }
 
   function walk(event) {
@@ -83,20 +79,25 @@ export function smallHeads({ heads, values, ends, room, chosen, two, choose }) {
   }
 }
 
-/** A canvas for each head. */
+/** For each head a canvas, and its largest number. */
 function headCanvases(values, ends, size) {
   const looks = [...ends, css(colour(ends[1], ends)), css(colour(NaN, ends)), size, devicePixelRatio].join();
   if (headPictures.get(values)?.looks !== looks) {
     const shades = Array.from({ length: SHADES }, (_, k) => colour(ends[0] + ((ends[1] - ends[0]) * k) / (SHADES - 1), ends));
-    const canvases = Array.from({ length: values.shape[0] }, (_, i) => headCanvas(values, i, ends, shades, size));
-    headPictures.set(values, { looks, canvases });
+    const patterns = Array.from({ length: values.shape[0] }, (_, i) => part(values, i));
+    const canvases = patterns.map((pattern) => headCanvas(pattern, ends, shades, size));
+    headPictures.set(values, { looks, canvases, largest: patterns.map(largestNumber) });
   }
-  return headPictures.get(values).canvases;
+  return headPictures.get(values);
+}
+
+/** The number of largest size, with its sign. */
+function largestNumber({ data }) {
+  return data.reduce((most, value) => (Math.abs(value) > Math.abs(most) ? value : most), 0);
 }
 
 /** One pattern, drawn at the screen's own pixels. A pixel that covers several cells shows the largest of them. */
-function headCanvas(values, i, [low, high], shades, size) {
-  const n = values.shape[1], pattern = values.data.subarray(i * n * n, (i + 1) * n * n);
+function headCanvas({ shape: [n], data: pattern }, [low, high], shades, size) {
   const side = Math.max(1, Math.round(size * devicePixelRatio));
   const first = (pixel) => Math.floor((pixel * n) / side), after = (pixel) => Math.max(first(pixel) + 1, first(pixel + 1));
   const pixels = new ImageData(side, side);
