@@ -155,6 +155,11 @@ def parser() -> Parser:
     page.add_argument("--metric", type=names, default=["logit_diff"], help=f"{', '.join(METRICS)}; several with commas")
     page.add_argument("-o", "--output", required=True, metavar="FILE", help=".html")
 
+    explore = add("explore", explore_command, "serve the page on this computer, with everything computed as one types")
+    add_pair(explore)
+    explore.add_argument("--port", type=int, metavar="N", help="the port (8137, or another if that is taken)")
+    explore.add_argument("--no-browser", action="store_true", help="print the address, and open no browser")
+
     path = add("path", path_command, "patch the paths from senders to receivers")
     add_question(path, ENDINGS)
     senders_help = "embed, head, head 2, head 2.1, attn 1, mlp ..."
@@ -248,7 +253,7 @@ def parser() -> Parser:
     check.add_argument("--plot", metavar="FILE", help="draw the published patching grid of gpt2 beside the model's")
     check.add_argument("--debug-state", metavar="FILE", help=state_help)
     for command in commands.choices.values():
-        if command is not demo:
+        if command not in (demo, explore):
             command.add_argument("--json", action="store_true", help="print JSON, for programs")
     return whole
 
@@ -466,6 +471,26 @@ def page_command(options: Namespace) -> None:
         print_json({"file": options.output, "bytes": len(page.html)})
     else:
         print(f"wrote {options.output} ({len(page.html):,} bytes): open it in a browser")
+
+
+def explore_command(options: Namespace) -> None:
+    """The live page, until Ctrl-C."""
+    from .explore import server  # loads http.server, which is larger than this library
+    from .explore.answers import Answers, first_experiment
+    from .page.document import live_files
+
+    if options.port is not None and not 0 <= options.port <= 65535:
+        usage_error(f"--port {options.port}: give a number from 1 to 65535, or 0 for any free one")
+    named = ("experiment", "clean", "corrupted", "answer", "wrong", "align")
+    given = any(getattr(options, name) is not None for name in named)
+    experiment: Any = experiments_of(options) if given else None
+    model = load(options.model)
+    answers = Answers(model)
+    files = live_files(answers.start("live", experiment or first_experiment(model)))
+    running = server.Server(answers, files, server.PORT if options.port is None else options.port)
+    if options.port and running.server_port != options.port:
+        print(f"nanopatch: port {options.port} is taken; this is another one", file=sys.stderr)
+    server.serve(running, open_browser=not options.no_browser)
 
 
 def path_command(options: Namespace) -> None:

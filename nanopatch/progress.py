@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -13,11 +14,35 @@ def in_notebook() -> bool:
     return type(sys.stderr).__module__.startswith("ipykernel.")
 
 
+class Stopped(Exception):
+    """Raised by a check to stop the work that it watches. The model and all runs stay as they are."""
+
+
 _check: ContextVar[Callable[[], None] | None] = ContextVar("check", default=None)
 
 
+@contextmanager
+def watch(check: Callable[[], None]) -> Iterator[None]:
+    """Call `check` between the pieces of all work inside the `with` block. It may raise `Stopped`. No bars appear.
+
+    Examples
+    --------
+    >>> def enough():
+    ...     raise Stopped
+    >>> with watch(enough):
+    ...     list(progress(range(3), "steps"))
+    Traceback (most recent call last):
+    nanopatch.progress.Stopped
+    """
+    token = _check.set(check)
+    try:
+        yield
+    finally:
+        _check.reset(token)
+
+
 def look() -> None:
-    """Call the check that watches this work, if there is one. It may raise `Stopped`."""
+    """Call the check that watches this work, if there is one."""
     check = _check.get()
     if check is not None:
         check()
@@ -26,18 +51,32 @@ def look() -> None:
 def progress(items: Iterable[Any] | None, unit: str, total: int | None = None) -> Any:
     """A tqdm bar over the items, on stderr. It appears only on a terminal or in a notebook, and only after one second.
 
-    Iterate over it. If `items` is None, use it in a `with` block and call its `update(n)`.
+    Iterate over it. If `items` is None, use it in a `with` block and call its `update(n)`. Before each item, and at
+    each update, the check of `watch` is called.
     """
     from tqdm import tqdm
 
+    class Bar(tqdm):
+        def update(self, n: float | None = 1) -> bool | None:
+            look()
+            updated: bool | None = super().update(n)
+            return updated
+
     stderr = sys.stderr  # None in a program without one
-    return tqdm(
-        items,
-        total=total,
+    hidden = stderr is None or _check.get() is not None
+    return Bar(
+        None if items is None else _looking(items),
+        total=len(items) if total is None and isinstance(items, Sized) else total,
         unit=f" {unit}",
-        disable=stderr is None or (False if in_notebook() else None),  # None: tqdm asks whether it is a terminal
+        disable=hidden or (False if in_notebook() else None),  # None: tqdm asks whether it is a terminal
         delay=1,
         leave=False,
         # A notebook has no cursor to move up, so a bar inside another bar takes the same line.
         position=0 if in_notebook() else None,
     )
+
+
+def _looking(items: Iterable[Any]) -> Iterator[Any]:
+    for item in items:
+        look()
+        yield item
