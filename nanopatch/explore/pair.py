@@ -83,7 +83,7 @@ class Pair:
             self._cells.clear()
             self.__dict__.pop("_finished", None)
             (self._both,) = run_both(self.model, self.experiment, 0, None, dict.fromkeys(("clean", "corrupted"), sites))
-            self._sites = sites
+            self._sites = sites  # only now: prompts that cannot be run are so at the next question too
         return self._both
 
     @functools.cached_property

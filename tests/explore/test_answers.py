@@ -230,6 +230,12 @@ def test_a_mistake_is_told_in_one_line_and_its_mend_mends_it(mistaken):
     )
 
 
+def test_a_mistake_in_the_prompts_is_told_at_every_question():
+    answers, mistaken = Answers(MODEL), Experiment("a b c", "a b", " c")
+    replies = [unpack(answers.reply(mistaken, {"view": "attention", "run": "clean"})) for _ in range(2)]
+    assert "error" in replies[0] and replies[0] == replies[1]
+
+
 def test_an_answer_that_is_better_with_a_space_can_be_given_one():
     reply = ask({"view": "prompts"}, Experiment(MICHELLE.clean, MICHELLE.corrupted, "Jones", " Smith"))
     assert "error" not in reply and {"answer": " Jones"} in [mend["change"] for mend in reply["mends"]]
