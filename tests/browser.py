@@ -10,6 +10,9 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
+import nanopatch
+from nanopatch.experiments import MICHELLE
+
 try:
     from playwright.sync_api import TimeoutError as TIMED_OUT
     from playwright.sync_api import sync_playwright
@@ -35,6 +38,14 @@ def chromium():
         browser.close()
 
 
+@pytest.fixture(scope="session")
+def file(tmp_path_factory):
+    """The address of a page about MICHELLE, with grids of resid_pre and z."""
+    path = tmp_path_factory.mktemp("page") / "michelle.html"
+    nanopatch.make_page(nanopatch.load("nano"), MICHELLE, ["resid_pre", "z"]).save(path)
+    return path.as_uri()
+
+
 @pytest.fixture
 def open_tab(chromium):
     """open_tab(url) opens it in a `Tab`. No tab of a test may say anything on the console, or ask for another place."""
@@ -52,7 +63,8 @@ def open_tab(chromium):
         tab.page.context.close()
     for tab in tabs:
         assert tab.said == []
-        assert not [url for url in tab.requests if not url.startswith(tab.place)], "the page asks for another place"
+        own = (tab.place, "blob:")  # a blob is in the page's own memory: what it saves
+        assert not [url for url in tab.requests if not url.startswith(own)], "the page asks for another place"
 
 
 class Tab:
@@ -143,7 +155,8 @@ class Tab:
         self.evaluate("(id) => (document.getElementById(id).open = true)", identity)
         self.page.wait_for_selector(f"#{identity} td", state="attached")
         return self.evaluate(
-            "(id) => [...document.querySelectorAll(`#${id} tr`)].map((row) => [...row.cells].map((c) => c.textContent))",
+            """(id) => [...document.querySelectorAll(`#${id} tr`)].map(
+              ({ cells }) => [...cells].map((cell) => cell.textContent))""",
             identity,
         )
 

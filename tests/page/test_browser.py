@@ -1,12 +1,10 @@
 """The page as a file, in Chromium without a network: what it shows is what the library computes.
 
-Numbers are read back from the page. Grids, scores and parts must be the library's to the last bit; patterns and changes lie
-in the file as float16, which keeps three digits.
+Numbers are read back from the page. Grids and scores must be the library's to the last bit; patterns and changes lie in
+the file as float16, which keeps three digits.
 """
 
 import functools
-import json
-import math
 
 import numpy as np
 import pytest
@@ -35,7 +33,7 @@ def nano():
 
 @functools.cache
 def patched_by_hand(site):
-    """The run of CLICKED[site], patched by plain assignment: what each name of the pass holds, with a layer axis first."""
+    """The run of CLICKED[site], patched by plain assignment: all its arrays."""
     model, clean = nano(), nano().run(MICHELLE.clean)
     arrays = {}
     for step in model.steps(MICHELLE.corrupted):
@@ -60,14 +58,6 @@ def runs():
         "corrupted": nano().run(MICHELLE.corrupted),
         "patched": patched_by_hand("resid_pre"),
     }
-
-
-@pytest.fixture(scope="session")
-def file(tmp_path_factory):
-    """The address of a page about MICHELLE."""
-    path = tmp_path_factory.mktemp("page") / "michelle.html"
-    nanopatch.make_page(nano(), MICHELLE, [*CLICKED]).save(path)
-    return path.as_uri()
 
 
 def shown(number):
@@ -236,7 +226,9 @@ def test_steps_show_how_a_patch_spreads(view_of):
 
 def test_steps_show_the_arrays(view_of):
     tab, run = view_of("steps", "clean", step=DRAWN.index("resid_mid") + len(DRAWN)), runs()["clean"]
-    assert tab.attributes(".closeup", "data-name") == ["resid_mid"] and tab.attributes(".closeup", "data-layer") == ["1"]
+    assert tab.attributes(".closeup", "data-name") == ["resid_mid"] and tab.attributes(".closeup", "data-layer") == [
+        "1"
+    ]
     _, *rows = tab.table("closeup-table")
     np.testing.assert_allclose([[shown(cell) for cell in row[1:]] for row in rows], run.resid_mid[1], **HALF)
     tab.view("steps")
