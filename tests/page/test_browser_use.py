@@ -1,5 +1,6 @@
-"""The page in Chromium as it is used: by keyboard, by link, saved, printed, in the dark, on a telephone, with any text."""
+"""The page in Chromium as it is used: by keyboard and by link, saved and printed, in any light, width and script."""
 
+import base64
 import csv
 import io
 import json
@@ -135,7 +136,7 @@ def test_arrow_keys_choose(open_tab, file):
 LOOK = """() => JSON.stringify([
   ...[...document.querySelectorAll(".view:not([hidden])")].map((view) => view.outerHTML),
   ...[...document.querySelectorAll(".view:not([hidden]) canvas")].map((canvas) => canvas.toDataURL()),
-  ...[...document.querySelectorAll(".view:not([hidden]) :is(input, select)")].map(({ id, value, checked }) => [id, value, checked]),
+  ...[...document.querySelectorAll(".view:not([hidden]) :is(input, select)")].map((one) => [one.value, one.checked]),
 ])"""
 
 
@@ -270,7 +271,7 @@ def check_downloads(tab, view):
 
 # ---- looks ----------------------------------------------------------------------------------------
 
-#: Texts that can be seen and whose contrast, as WCAG 2.2 defines it, is below 4.5. The circuit's are on wires of all colours.
+#: Texts that can be seen and whose contrast, as WCAG 2.2 defines it, is below 4.5. (The circuit's lie on its wires.)
 CONTRASTS = """() => {
   const parse = (said) => (said.match(/[\\d.]+/g) ?? [0, 0, 0, 0]).map(Number).concat(1).slice(0, 4);
   const over = ([r, g, b, a], below) => [r, g, b].map((channel, i) => a * channel + (1 - a) * below[i]);
@@ -437,16 +438,17 @@ def test_unpack_reads_what_pack_writes(chromium):
     reply = pack("the key", {"text": "é😀</script>", "n": 3, "nothing": None}, arrays)
     module = (FOLDER / "unpack.js").read_text(encoding="utf-8")
     page = chromium.new_context(offline=True).new_page()
-    found = page.evaluate(
+    found = page.evaluate(  # long lists are slow to hand over, texts are not
         """async ([module, bytes]) => {
           const { unpack } = await import(`data:text/javascript,${encodeURIComponent(module)}`);
-          const reply = unpack(Uint8Array.from(bytes));
+          const reply = unpack(Uint8Array.from(atob(bytes), (mark) => mark.charCodeAt(0)));
           const said = (value) => (Object.is(value, -0) ? "-0" : String(value));
-          return Object.fromEntries(Object.entries(reply).map(([name, value]) =>
-            [name, value?.data ? { shape: value.shape, data: [...value.data].map(said) } : value]));
+          return JSON.stringify(Object.fromEntries(Object.entries(reply).map(([name, value]) =>
+            [name, value?.data ? { shape: value.shape, data: [...value.data].map(said) } : value])));
         }""",
-        [module, [*reply]],
+        [module, base64.b64encode(reply).decode()],
     )
+    found = json.loads(found)
     page.context.close()
     assert {name: found.pop(name) for name in ("key", "text", "n", "nothing")} == {
         **{"key": "the key", "text": "é😀</script>", "n": 3, "nothing": None}
