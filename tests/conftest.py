@@ -19,6 +19,8 @@ settings.register_profile("ci", derandomize=True, print_blob=True, deadline=None
 settings.register_profile("default", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
+pytest_plugins = ["browser"]  # the fixtures of tests that need Chromium
+
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "tests" / "reference"
 

@@ -37,7 +37,8 @@ export function css([r, g, b]) {
   return `rgb(${r} ${g} ${b})`;
 }
 
-/** Black or white: what can be read on a colour. */
-export function ink([r, g, b]) {
-  return 0.299 * r + 0.587 * g + 0.114 * b > 140 ? "#000" : "#fff";
+/** Black or white: what has the larger contrast on a colour (by its luminance, as WCAG 2 defines it). */
+export function ink(rgb) {
+  const [r, g, b] = rgb.map((channel) => (channel <= 10 ? channel / 3294.6 : ((channel / 255 + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000" : "#fff";
 }

@@ -5,6 +5,7 @@
 
 import { h, redraw } from "./dom.js";
 import { onTheme } from "./colours.js";
+import { short } from "./text.js";
 import { EXPERIMENT, experimentOf, readState, stateOf, writeState } from "./state.js";
 import { fileSource, liveSource } from "./source.js";
 import { promptsView } from "./prompts.js";
@@ -44,6 +45,7 @@ addEventListener("keydown", (event) => shown()?.keys?.(event, page.state));
 onTheme(draw);
 let room = innerWidth;
 let waiting = false;
+let unfollowed = ""; // what of the link is not shown: said until something is chosen
 addEventListener("resize", () => innerWidth !== room && ((room = innerWidth), draw()));
 addEventListener("beforeprint", draw);
 follow();
@@ -53,7 +55,7 @@ function follow() {
   const { state, unread } = readState(location.hash, defaults);
   page.state = state;
   const wrong = repair(state);
-  complain([...unread.map((name) => `The link's ${name} cannot be read.`), ...wrong].join(" "));
+  unfollowed = [...unread.map((name) => `The link's ${short(name, 40)} cannot be read.`), ...wrong].join(" ");
   update();
 }
 
@@ -62,18 +64,24 @@ function repair(state) {
   const { menu } = start, said = [];
   const fix = (name, holds) => {
     if (holds) return;
-    said.push(`This page has no ${name} ${state[name]}: it shows ${defaults[name] ?? "none"}.`);
+    said.push(`This page has no ${name} ${short(String(state[name]), 40)}: it shows ${defaults[name] ?? "none"}.`);
     state[name] = defaults[name];
   };
   fix("site", menu.sites.includes(state.site));
   if (!menu.axes[state.site].some((axes) => String(axes) === String(state.axes))) {
-    if (String(state.axes) !== String(defaults.axes)) said.push(`This page has no grid of ${state.site} by ${state.axes}.`);
+    if (String(state.axes) !== String(defaults.axes)) said.push(`This page has no grid of ${state.site} by ${short(String(state.axes), 40)}.`);
     state.axes = menu.axes[state.site][0];
   }
   fix("direction", menu.directions.includes(state.direction));
   fix("metric", menu.metrics.includes(state.metric));
+  fix("window", menu.windows.includes(state.window));
+  fix("scale", ["normalised", "raw"].includes(state.scale));
   if (tabs.length) fix("view", tabs.some((view) => view.name === state.view));
   fix("run", ["clean", "corrupted", "patched", "difference"].includes(state.run));
+  if (start.form === "file" && EXPERIMENT.some((name) => state[name] !== defaults[name])) {
+    said.push("This file holds one experiment, and not that of the link.");
+    for (const name of EXPERIMENT) state[name] = defaults[name];
+  }
   return said;
 }
 
@@ -85,6 +93,7 @@ function set(changes) {
   if (state.cell === null && state.run === "patched") state.run = "clean";
   page.state = state;
   repair(state);
+  if (Object.keys(changes).length) unfollowed = "";
   const said = writeState(state, defaults);
   // A page inside a notebook has no address of its own.
   if (location.protocol !== "about:") history.replaceState(null, "", said ? `#${said}` : location.pathname + location.search);
@@ -101,9 +110,10 @@ function answer(question) {
 
 /** Ask what the state needs, and draw what is known. */
 function update() {
+  complain(unfollowed);
   const questions = [...above, shown()].flatMap((view) => view?.questions(page.state)).filter(Boolean);
   source.ask(experimentOf(page.state), questions, (failed) => {
-    complain(failed ?? "");
+    complain(failed ?? unfollowed);
     drawSoon();
   });
   drawSoon();

@@ -24,7 +24,7 @@ const FIELDS = {
 export function readState(hash, defaults) {
   const state = { ...defaults }, unread = [];
   for (const [name, said] of new URLSearchParams(hash.replace(/^#/, ""))) {
-    const value = name in FIELDS && name in defaults ? KINDS[FIELDS[name]].read(said) : undefined;
+    const value = Object.hasOwn(FIELDS, name) && name in defaults ? KINDS[FIELDS[name]].read(said) : undefined;
     if (value === undefined) unread.push(name);
     else state[name] = value;
   }
