@@ -32,7 +32,7 @@ def chromium():
             browser = playwright.chromium.launch(executable_path=path, args=sandbox)
         except Error as error:
             said = str(error).strip().splitlines()[0]
-            raise Missing(f"Chromium did not start ({said}): playwright install chromium") from None
+            raise Missing(f"Chromium did not start ({said}): apt-get install chromium") from None
         yield browser
         browser.close()
 

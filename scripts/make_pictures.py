@@ -48,6 +48,7 @@ def screenshots(folder: Path = DOCS) -> None:
     with chromium() as browser, explored() as url:
         for name, (state, element) in shown.items():
             tab = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
+            tab.set_default_timeout(120_000)
             tab.goto(f"{url}#{state}")
             tab.wait_for_selector(DRAWN, state="attached")
             box = tab.locator(element or ".side").bounding_box()

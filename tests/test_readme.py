@@ -90,10 +90,12 @@ def test_its_commands_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     lines = README.replace("\\\n", " ").splitlines()
     commands = [shlex.split(line) for line in lines if line.startswith("    nanopatch ") and "gpt2" not in line]
+    commands.remove(["nanopatch", "explore"])  # a server, until Ctrl-C; tests/explore starts it
     assert len(commands) >= 3
     for command in commands:
         assert main(command[1:]) == 0, command
     assert (tmp_path / "michelle.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "michelle.html").read_bytes().startswith(b"<!doctype html>")
 
 
 def test_the_lesson_runs():
@@ -140,3 +142,21 @@ def test_every_view_of_a_run_is_named_and_has_its_picture(tmp_path):
     for name in made:
         assert f"]({name})" in questions or f"](docs/{name})" in README
         assert (ROOT / "docs" / name).stat().st_size < 80_000
+
+
+def test_the_page_has_its_pictures(tmp_path, monkeypatch):
+    """And they can be made again, where there is Chromium."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from chromium import Missing
+
+    page = (ROOT / "docs/page.md").read_text(encoding="utf-8")
+    names = {"page.png", "page-steps.png", "page-circuit.png"}
+    for name in names:
+        assert f"]({name})" in page
+        assert (ROOT / "docs" / name).stat().st_size < 250_000
+    assert "](docs/page.png)" in README
+    try:
+        runpy.run_path(str(ROOT / "scripts" / "make_pictures.py"))["screenshots"](tmp_path)
+    except Missing as error:
+        pytest.skip(str(error))
+    assert {path.name for path in tmp_path.iterdir()} == names
