@@ -78,7 +78,8 @@ export function attentionView(page) {
     const room = side ? width - picture.width - 28 : width;
     const labels = units.map(({ label }) => label);
     const names = exact || isFull ? labels : units.map(({ first, last }) => `${first}\u2013${last}`); // short, where texts do not fit
-    const n = names.length, pinned = state.token === null ? -1 : units.findIndex(({ first, last }) => first <= state.token && state.token <= last);
+    const n = names.length;
+    const pinned = state.token === null ? -1 : units.findIndex(({ first, last }) => first <= state.token && state.token <= last);
     const name = `head ${layer}.${head}`;
     return [
       h("p", { class: "note" }, captionOf(two, weighted, runs, exact || isFull)),
