@@ -78,6 +78,7 @@ export function attentionView(page) {
     const room = side ? width - picture.width - 28 : width;
     const labels = units.map(({ label }) => label);
     const names = exact || isFull ? labels : units.map(({ first, last }) => `${first}\u2013${last}`); // short, where texts do not fit
+    const n = names.length;
     const pinned = state.token === null ? -1 : units.findIndex(({ first, last }) => first <= state.token && state.token <= last);
     const name = `head ${layer}.${head}`;
     return [
@@ -91,7 +92,7 @@ export function attentionView(page) {
           tokenLine({ units, values, ends, pinned: pinned < 0 ? null : pinned, pin: (token) => page.set({ token }) }),
           heatmap({
             id: "attention-map", label: `${unit} of ${name}`, values, rows: names, columns: names, rowsTitle: "query", columnsTitle: "key",
-            ends, width: room, cellHeight: names.length > 24 ? 14 : undefined, // many tokens: about square
+            ends, width: room, cellHeight: n > 24 && n <= 60 ? 14 : undefined, // about square
             describe: (i, j) => cellWords(unit, labels, values, i, j), pick: (i) => page.set({ token: units[i].first }),
           }),
           scaleBar(ends, unit),

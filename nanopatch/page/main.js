@@ -47,7 +47,8 @@ let room = innerWidth;
 let waiting = false;
 let unfollowed = ""; // what of the link is not shown: said until something is chosen
 addEventListener("resize", () => innerWidth !== room && ((room = innerWidth), draw()));
-addEventListener("beforeprint", draw);
+addEventListener("beforeprint", draw); // with light colours
+addEventListener("afterprint", draw);
 follow();
 
 /** Show what the link says. */

@@ -151,7 +151,11 @@ with tempfile.TemporaryDirectory() as folder:
         rows: list[dict[str, object]] = one.to_rows()
         csv: str = one.to_csv()
         json: str = one.to_json(Path(folder, "result.json"))
+        one.save(Path(folder, "result.html"))
     result.save(f"{folder}/sweep.npz")
+    page: nanopatch.Page = nanopatch.make_page(model, michelle, "z", direction=["denoise", "noise"], metric="rank")
+    page.save(Path(folder, "page.html"))
+    html: bytes = page.html
     loaded: Sweep = Sweep.load(f"{folder}/sweep.npz")
 
     pair_file = Path(folder, "pairs.csv")
