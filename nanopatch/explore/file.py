@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,20 +13,19 @@ from ..experiments.experiment import Experiment
 from ..experiments.patch import SITE_AXES
 from ..files import write_whole
 from ..model.gpt2 import Model
-from ..model.sites import shapes
 from ..page.document import file_page
 from ..page.pack import key_of
 from ..patching.average import checked
+from ..patching.case import check_answers
 from ..patching.question import ask
+from ..progress import progress
 from ..results.edges import counts
 from ..types import PathLike
 from .answers import Answers, n_edges
-from .pair import DRAWN, Pair, What
+from .pair import MEMORY, Pair, What
 
 #: The arrays that a page holds grids of, unless others are named.
 SITES = ("resid_pre", "z", "mlp_out")
-#: So many bytes of patched runs are computed at once.
-MEMORY = 2**28
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,7 +101,7 @@ def make_page(
     experiment.columns(model)  # its checks
     question = ask(_listed(sites), _listed(direction), _listed(metric), None)
     names = [what.site for what in question.whats.values()]
-    menu = {
+    menu: dict[str, Any] = {
         "sites": names,
         "axes": {site: [list(SITE_AXES[site][:2])] for site in names},
         "directions": question.directions,
@@ -111,10 +109,20 @@ def make_page(
         "windows": [1],
         "counts": counts(n_edges(model)),
     }
-    chunks = [
-        {key_of(question): answers.reply(experiment, question) for question in group}
-        for group in itertools.chain(unpatched(model, menu), patched(pair, menu))  # one after the other: see `patched`
+    check_answers(question.metrics, pair.runs().tokens)
+    grids = [
+        What(site, tuple(axes), 1, direction, 0)
+        for site in names
+        for axes in menu["axes"][site]
+        for direction in question.directions
     ]
+    n_cells = sum(pair.cells(grid)[1].blank.size for grid in grids)  # their checks, too
+    groups = [*unpatched(model, menu)]
+    chunks = []
+    with progress(None, "replies", sum(map(len, groups)) + 4 * n_cells) as bar:
+        for group in itertools.chain(groups, patched(pair, grids)):  # one after the other: see `patched`
+            chunks.append({key_of(question): answers.reply(experiment, question) for question in group})
+            bar.update(len(group))
     return Page(file_page(answers.start("file", experiment, menu), chunks))
 
 
@@ -139,24 +147,17 @@ def unpatched(model: Model, menu: Mapping[str, Any]) -> Iterator[list[dict[str, 
     yield [{"view": "circuit", "metric": menu["metrics"][0], "n": n} for n in menu["counts"]]
 
 
-def patched(pair: Pair, menu: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
+def patched(pair: Pair, grids: Sequence[What]) -> Iterator[list[dict[str, Any]]]:
     """The questions about every cell. The runs of some cells are made at once; the next ones take their place."""
-    model = pair.model
-    tokens = pair.runs().tokens
-    of_run = shapes(model, max(len(tokens.clean), len(tokens.corrupted)))
-    size = sum(model.dtype.itemsize * math.prod(of_run[name]) for name in DRAWN)
-    at_once = max(1, MEMORY // size)
-    for site in menu["sites"]:
-        for axes in menu["axes"][site]:
-            for direction in menu["directions"]:
-                what = What(site, tuple(axes), 1, direction, 0)
-                (edits,) = pair.cells(what)[1].batches
-                for first in range(0, len(edits), at_once):
-                    some = [what._replace(cell=cell) for cell in range(first, min(first + at_once, len(edits)))]
-                    pair.patched(some)
-                    pair.lenses(some)
-                    for views in (("patch",), ("attention",), ("lens", "direct")):
-                        yield [asked(view, each) for each in some for view in views]
+    at_once = max(1, MEMORY // pair.size)
+    for grid in grids:
+        n_cells = pair.cells(grid)[1].blank.size
+        for first in range(0, n_cells, at_once):
+            some = [grid._replace(cell=cell) for cell in range(first, min(first + at_once, n_cells))]
+            pair.patched(some)
+            pair.lenses(some)
+            for views in (("patch",), ("attention",), ("lens", "direct")):
+                yield [asked(view, each) for each in some for view in views]
 
 
 def asked(view: str, what: What) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from ..lenses.direct import direct_logit_attribution
 from ..lenses.logit import logit_lenses
 from ..model.gpt2 import Model
 from ..model.layers import top_tokens
-from ..model.sites import ATTENTION_SITES, BLOCK_SITES, Run, record
-from ..patching.case import Case, Runs, make_case, run_both
+from ..model.sites import ATTENTION_SITES, BLOCK_SITES, Run, record, shapes
+from ..patching.case import Case, Runs, check_equal_positions, make_case, run_both
 from ..patching.cells import Cells, cells_of_patch
 from ..patching.edit import Edit
 from ..progress import look
@@ -41,6 +41,8 @@ DRAWN = (
 
 #: How many patched runs and grids are kept, of those asked for one by one.
 MOST_RUNS, MOST_GRIDS = 4, 8
+#: Bytes: of patched runs that are made at once or kept, and of the largest run that is shown.
+MEMORY, MOST_BYTES = 2**28, 2**31
 
 
 class What(NamedTuple):
@@ -76,11 +78,27 @@ class Pair:
         wanted = frozenset({*DRAWN, site})
         if not wanted <= self._sites:
             look()
-            self._sites = self._sites | wanted
-            sites = {name: self._sites for name in ("clean", "corrupted")}
-            (self._both,) = run_both(self.model, self.experiment, 0, None, sites)
+            self._check_size()
+            sites = self._sites | wanted
             self._cells.clear()
+            self.__dict__.pop("_finished", None)
+            (self._both,) = run_both(self.model, self.experiment, 0, None, dict.fromkeys(("clean", "corrupted"), sites))
+            self._sites = sites  # only now: prompts that cannot be run are so at the next question too
         return self._both
+
+    @functools.cached_property
+    def size(self) -> int:
+        """How many bytes the drawn arrays of the longer prompt's run take."""
+        tokens = self.experiment.tokens(self.model)
+        of_run = shapes(self.model, max(len(tokens.clean), len(tokens.corrupted)))
+        return sum(self.model.dtype.itemsize * math.prod(of_run[name]) for name in DRAWN)
+
+    def _check_size(self) -> None:
+        if self.size > MOST_BYTES:
+            raise NanopatchError(
+                f"a run of these prompts takes {self.size / 1e9:.1f} GB with all its arrays; the page shows runs of "
+                f"at most {MOST_BYTES / 1e9:.1f} GB: shorten the prompts"
+            )
 
     def run(self, which: What | str) -> Run:
         """The run "clean" or "corrupted", or that of a cell, with logits."""
@@ -99,6 +117,8 @@ class Pair:
     def cells(self, what: What) -> tuple[Case, Cells]:
         """The direction of a patch, and the assignments of every cell of its grid."""
         check_direction(what.direction)
+        if what.site in ATTENTION_SITES:
+            check_equal_positions(self.model, self.experiment, f"patching {what.site}", ": patch z instead")
         runs, name = self.runs(what.site), what[:4]
         if name not in self._cells:
             if len(self._cells) >= MOST_GRIDS:
@@ -122,7 +142,8 @@ class Pair:
             case, _ = self.cells(wanted[0])
             runs = patched_runs(self.model, case.base, [self.edits(what) for what in wanted], DRAWN)
             self._runs |= dict(zip(wanted, runs, strict=True))
-            for old in list(self._runs)[: -max(MOST_RUNS, len(whats))]:
+            most = MOST_RUNS if MOST_RUNS * self.size <= MEMORY else 1
+            for old in list(self._runs)[: -max(most, len(whats))]:
                 for kept in (self._runs, self._lenses, self._top):
                     kept.pop(old, None)
         return [self._runs[what] for what in whats]

@@ -6,6 +6,7 @@ import { number, visible } from "./text.js";
 import { NO_CELL, runQuestion } from "./state.js";
 import { ofRun, runChoices } from "./runs.js";
 import { downloads } from "./download.js";
+import { part } from "./unpack.js";
 import { smallHeads } from "./heads.js";
 import { tokenLine } from "./tokenline.js";
 
@@ -35,7 +36,8 @@ export function attentionView(page) {
       if (wrong) return [...above, wrong];
       const lengths = replies.map(({ tokens }) => tokens.length);
       if (lengths.some((n) => n !== lengths[0])) {
-        return [...above, h("p", { class: "hint" }, `There is no difference to show: the ${runs[0]} prompt has ${lengths[0]} tokens, the ${runs[1]} one ${lengths[1]}.`)];
+        const why = `the ${runs[0]} prompt has ${lengths[0]} tokens, the ${runs[1]} one ${lengths[1]}`;
+        return [...above, h("p", { class: "hint" }, `There is no difference to show: ${why}.`)];
       }
       return [...above, ...drawn(state, runs, replies, answer, width)];
     },
@@ -63,8 +65,7 @@ export function attentionView(page) {
       queueMicrotask(() => page.set({})); // which asks for the head in full
     }
     const isFull = full.length > 0 && full.every((reply) => reply?.values);
-    const n = replies[0].values.shape[1];
-    const values = isFull ? minus(full.map((reply) => reply.values)) : { shape: [n, n], data: small.values.data.subarray(at * n * n, (at + 1) * n * n) };
+    const values = isFull ? minus(full.map((reply) => reply.values)) : part(small.values, at);
     const units = unitsOf(replies.map(({ tokens }) => tokens), isFull ? 1 : replies[0].pooled ?? 1);
     const two = runs.length > 1, what = two ? `: the ${runs[0]} run minus the ${runs[1]} run` : "";
     const unit = `attention${weighted ? " \u00d7 size of what is moved" : ""}${two ? `, ${runs[0]} minus ${runs[1]}` : ""}`;
@@ -75,27 +76,29 @@ export function attentionView(page) {
       choose: ([toLayer, toHead]) => page.set({ layer: toLayer, head: toHead }),
     });
     const room = side ? width - picture.width - 28 : width;
-    const wanted = heads.some(([l, h_]) => l === state.layer && h_ === state.head);
     const labels = units.map(({ label }) => label);
-    const pinned = state.token === null ? null : units.findIndex(({ first, last }) => first <= state.token && state.token <= last);
+    const names = exact || isFull ? labels : units.map(({ first, last }) => `${first}\u2013${last}`); // short, where texts do not fit
+    const pinned = state.token === null ? -1 : units.findIndex(({ first, last }) => first <= state.token && state.token <= last);
     const name = `head ${layer}.${head}`;
     return [
-      h("p", { class: "note" }, captionOf(two, weighted, runs)),
-      !wanted && h("p", { class: "note" }, `Head ${state.layer}.${state.head} is not among these: ${name} is shown.`),
-      h("div", { class: side ? "attention beside" : "attention", style: side ? { "grid-template-columns": `${picture.width}px minmax(0, 1fr)` } : {} },
+      h("p", { class: "note" }, captionOf(two, weighted, runs, exact || isFull)),
+      (layer !== state.layer || head !== state.head) &&
+        h("p", { class: "note" }, `Head ${state.layer}.${state.head} is not among these: ${name} is shown.`),
+      h("div", { class: "attention", style: side ? { "grid-template-columns": `${picture.width}px minmax(0, 1fr)` } : {} },
         heads.length > 1 && h("figure", null, h("h3", null, `All heads${what}`), picture.element),
         h("figure", null,
           h("h3", { id: "attention-title" }, `${name[0].toUpperCase()}${name.slice(1)}${what}`),
-          tokenLine({ units, values, ends, pinned: pinned === -1 ? null : pinned, pin: (token) => page.set({ token }) }),
+          tokenLine({ units, values, ends, pinned: pinned < 0 ? null : pinned, pin: (token) => page.set({ token }) }),
           heatmap({
-            id: "attention-map", label: `${unit} of ${name}`, values, rows: labels, columns: labels, rowsTitle: "query", columnsTitle: "key", ends, width: room,
+            id: "attention-map", label: `${unit} of ${name}`, values, rows: names, columns: names, rowsTitle: "query", columnsTitle: "key",
+            ends, width: room, cellHeight: names.length > 24 ? 14 : undefined, // many tokens: about square
             describe: (i, j) => cellWords(unit, labels, values, i, j), pick: (i) => page.set({ token: units[i].first }),
           }),
           scaleBar(ends, unit),
           !exact && !isFull && h("p", { class: "note", id: "attention-pooled" },
             `The prompt has ${replies[0].tokens.length} tokens. ${pooledWords(full, replies[0].pooled)}`),
           !exact && isFull && h("p", { class: "note", id: "attention-pooled" },
-            `This head is shown in full. In the small pictures, each cell is the largest of ${replies[0].pooled} \u00d7 ${replies[0].pooled}.`),
+            `This head is in full. In the small pictures, each cell is the largest of ${replies[0].pooled} \u00d7 ${replies[0].pooled}.`),
           h("div", { class: "foot" },
             downloads(`nanopatch-attention-${layer}.${head}-${state.run}`, {
               drawing: () => document.getElementById("attention-map"), table: () => patternRows(labels, values),
@@ -138,17 +141,19 @@ function unitsOf(lists, size) {
   return units;
 }
 
-function captionOf(two, weighted, runs) {
+function captionOf(two, weighted, runs, isFull) {
   const reads = "A row is a token that looks (the query), a column a token that is looked at (the key); no token sees a later one. ";
   if (two) return `${reads}Red: more attention in the ${runs[0]} run. Blue: more in the ${runs[1]} run.`;
-  if (!weighted) return `${reads}The numbers of a row sum to 1.`;
-  return `${reads}Each number is the attention times the size of what the head moves from there (Kobayashi et al. 2020, \u201cAttention is Not Only a Weight\u201d).`;
+  if (!weighted) return isFull ? `${reads}The numbers of a row sum to 1.` : reads;
+  const source = "Kobayashi et al. 2020, \u201cAttention is Not Only a Weight\u201d";
+  return `${reads}Each number is the attention times the size of what the head moves from there (${source}).`;
 }
 
 function pooledWords(full, size) {
   const cells = `Each cell is the largest of ${size} \u00d7 ${size}`;
   if (full.some((reply) => reply?.error)) return `${cells}. ${full.find((reply) => reply?.error).error}`;
-  return full.some((reply) => reply?.missing) ? `${cells}: this file does not hold each head in full.` : `${cells}, until the head in full is here.`;
+  const missing = full.some((reply) => reply?.missing);
+  return missing ? `${cells}: this file does not hold each head in full.` : `${cells}, until the head in full is here.`;
 }
 
 /** A cell in words. A token stands at the end of its line, so that no direction of writing reorders the line. */
@@ -160,7 +165,7 @@ function cellWords(unit, labels, values, i, j) {
 
 /** The cells as rows of a table, without those behind the mask. */
 function patternRows(labels, values) {
-  const n = labels.length, rows = [];
-  for (let k = 0; k < n * n; k++) if (!Number.isNaN(values.data[k])) rows.push([Math.floor(k / n), labels[Math.floor(k / n)], k % n, labels[k % n], values.data[k]]);
-  return [["query", "query_token", "key", "key_token", "value"], ...rows];
+  const n = labels.length;
+  const rows = Array.from(values.data, (value, k) => [Math.floor(k / n), labels[Math.floor(k / n)], k % n, labels[k % n], value]);
+  return [["query", "query_token", "key", "key_token", "value"], ...rows.filter((row) => !Number.isNaN(row[4]))];
 }

@@ -32,14 +32,15 @@ export function bars({ id, rows, ends, format, label }) {
       "li",
       { class: mark ? "bar-row marked" : "bar-row", "data-value": value, onpointermove: (event) => point(i, event) },
       h("span", { class: "unseen" }, said.join(", ")),
-      h("span", { class: "bar-label", "aria-hidden": "true" },
-        h("bdi", { class: "bar-text" }, text), mark && h("span", { class: "bar-mark" }, mark)),
+      h("bdi", { class: "bar-label", "aria-hidden": "true" }, text),
       h("span", { class: "bar-room", "aria-hidden": "true" },
         Number.isFinite(value) && h("span", {
           class: value < 0 ? "bar minus" : "bar plus",
           style: { left: percentOf(from), width: `calc(${percentOf(to)} - ${percentOf(from)})` },
         }),
-        h("span", { class: "bar-zero", style: { left: percentOf(0) } })),
+        h("span", { class: "bar-zero", style: { left: percentOf(0) } }),
+        // The mark stands beside the bar's end; in a long bar it stands at the bar's beginning.
+        mark && h("span", { class: "bar-mark", style: { left: `calc(${percentOf(to > (low + high) / 2 ? 0 : to)} + 4px)` } }, mark)),
       h("span", { class: "bar-value", "aria-hidden": "true" }, format(value)),
     );
   }

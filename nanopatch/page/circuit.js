@@ -23,7 +23,8 @@ export function circuitView(page) {
   function draw(state, answer, width) {
     const reply = answer(question(state, state.n)), failed = problem(reply);
     const counts = reply?.counts ?? page.start.menu.counts;
-    const known = counts.map((n) => [n, answer(question(state, n))]).filter(([, of]) => Number.isFinite(of?.value));
+    const stops = counts.includes(state.n) ? counts : [...counts, state.n].sort((a, b) => a - b);
+    const known = stops.map((n) => [n, answer(question(state, n))]).filter(([, of]) => Number.isFinite(of?.value));
     if (failed) return [slider(state.n, counts, null), failed];
     return [
       h("p", { class: "title", id: "circuit-title" }, reply.title),
@@ -32,14 +33,24 @@ export function circuitView(page) {
       reply.value !== null && h(
         "div",
         { class: "circuit-faith" },
-        h("div", null, h("p", { id: "circuit-faithfulness", "data-value": reply.value, "data-normalised": reply.normalised }, faithWords(reply)), faithLine(reply, Math.min(width, 460))),
-        faithPlot(known, counts, state.n, Math.min(width, 420)),
+        h(
+          "div",
+          null,
+          h("p", { id: "circuit-faithfulness", "data-value": reply.value, "data-normalised": reply.normalised }, faithWords(reply)),
+          faithLine(reply, Math.min(width, 460)),
+        ),
+        faithPlot(known, stops, state.n, Math.min(width, 420)),
       ),
       graph(reply, width),
-      h("p", { class: "note" }, "An edge leaves its sender at the top and ends in a head's q, k or v, in an MLP or in the logits. Its width is its |score|. ",
-        h("span", { class: "circuit-raises" }, "Red edges raise the metric"), ", ", h("span", { class: "circuit-lowers" }, "blue dashed edges lower it"), "."),
+      h(
+        "p",
+        { class: "note" },
+        "An edge leaves its sender at the top and ends in a head's q, k or v, in an MLP or in the logits. Its width is its |score|. ",
+        h("span", { class: "circuit-raises" }, "Red edges raise the metric"), ", ",
+        h("span", { class: "circuit-lowers" }, "blue dashed edges lower it"), ".",
+      ),
       downloads("nanopatch-circuit", {
-        drawing: () => document.getElementById("circuit-graph"), json: () => reply,
+        drawing: reply.edges.length ? () => document.getElementById("circuit-graph") : null, json: () => reply,
         table: () => [["sender", "receiver", "score"], ...reply.edges],
       }),
       table(reply.edges),
@@ -49,9 +60,9 @@ export function circuitView(page) {
   // ---- how many edges -----------------------------------------------------------------------------
 
   function slider(n, counts, reply) {
-    const nearest = counts.indexOf(counts.toSorted((a, b) => Math.abs(a - n) - Math.abs(b - n))[0]);
+    const nearest = counts.indexOf([...counts].sort((a, b) => Math.abs(a - n) - Math.abs(b - n))[0]);
     const input = h("input", {
-      id: "circuit-n", type: "range", min: 0, max: counts.length - 1, step: 1, value: nearest, "aria-valuetext": `${n} edges`, "data-value": n,
+      id: "circuit-n", type: "range", min: 0, max: counts.length - 1, step: 1, value: nearest, "data-value": n,
       oninput: () => show(counts[input.value]), onchange: () => page.set({ n: counts[input.value] }),
     });
     const told = h("output", { for: "circuit-n" });
@@ -60,15 +71,17 @@ export function circuitView(page) {
 
     function show(chosen) {
       input.setAttribute("aria-valuetext", `${chosen} edges`);
-      const drawn = reply && chosen === n && reply.edges.length < chosen ? `; the ${reply.edges.length} of them on a path from embed to logits are the circuit` : "";
-      told.textContent = `${chosen}${reply ? ` of ${reply.n_all}` : ""}${drawn}`;
+      const fewer = reply && chosen === n && reply.edges.length < chosen;
+      told.textContent = `${chosen}${reply ? ` of ${reply.n_all}` : ""}` +
+        (fewer ? `; the ${reply.edges.length} of them on a path from embed to logits are the circuit` : "");
     }
   }
 
   // ---- faithfulness -------------------------------------------------------------------------------
 
   function faithWords({ metric, value, normalised, baseline_clean: clean, baseline_corrupted: corrupted }) {
-    const share = normalised === null ? "The two runs give no scale to compare it with." : `That is ${number(normalised)} where the corrupted run is 0 and the clean run is 1.`;
+    const share = normalised === null ? "The two runs give no scale to compare it with."
+      : `That is ${number(normalised)} where the corrupted run is 0 and the clean run is 1.`;
     return `Faithfulness: when only these edges carry the clean run, ${metric.replaceAll("_", " ")} is ${number(value)} ` +
       `(clean ${number(clean)}, corrupted ${number(corrupted)}). ${share}`;
   }
@@ -81,7 +94,8 @@ export function circuitView(page) {
     return svg(
       "svg",
       {
-        id: "circuit-line", class: "number-line", width, height: 66, viewBox: `0 0 ${width} 66`, role: "img", "data-value": value, "data-normalised": normalised,
+        id: "circuit-line", class: "number-line", width, height: 66, viewBox: `0 0 ${width} 66`, role: "img",
+        "data-value": value, "data-normalised": normalised,
         "aria-label": `${metric}: ${marks.map(([of, run]) => `${run} ${number(of)}`).join(", ")}, circuit ${number(value)}`,
       },
       svg("line", { class: "rule", x1: x(low), x2: x(high), y1: 40, y2: 40 }),
@@ -98,8 +112,9 @@ export function circuitView(page) {
   /** Faithfulness against the number of edges, for the numbers computed so far. A dot is clicked to choose its number. */
   function faithPlot(known, counts, n, width) {
     const scaled = known.every(([, { normalised }]) => normalised !== null), of = (reply) => (scaled ? reply.normalised : reply.value);
-    const ends = scaled ? [0, 1] : known.slice(0, 1).flatMap(([, reply]) => [reply.baseline_corrupted, reply.baseline_clean]).filter(Number.isFinite);
-    const all = [...ends, ...known.map(([, reply]) => of(reply))], low = Math.min(...all), high = Math.max(...all);
+    const whole = known[0][1], ends = scaled ? [[0, "corrupted"], [1, "clean"]]
+      : [[whole.baseline_corrupted, "corrupted"], [whole.baseline_clean, "clean"]].filter(([end]) => Number.isFinite(end));
+    const all = [...ends.map(([end]) => end), ...known.map(([, reply]) => of(reply))], low = Math.min(...all), high = Math.max(...all);
     const [left, top, right, bottom] = [64, 12, width - 14, 112];
     const x = (count) => left + ((right - left) * counts.indexOf(count)) / Math.max(1, counts.length - 1);
     const y = (value) => bottom - ((bottom - top) * (value - low)) / (high - low || 1);
@@ -108,16 +123,17 @@ export function circuitView(page) {
     return h(
       "figure",
       null,
-      h("figcaption", null, `Faithfulness${scaled ? "" : " (not normalised)"} by number of edges${known.length < counts.length ? "; each is computed when you choose it" : ""}`),
+      h("figcaption", null, `Faithfulness${scaled ? "" : ", not normalised,"} by number of edges`,
+        known.length < counts.length && "; each is computed when you choose it"),
       svg(
         "svg",
         {
           id: "circuit-plot", class: "circuit-plot", width, height: 152, viewBox: `0 0 ${width} 152`, role: "img",
           "aria-label": `faithfulness: ${known.map(([count, reply]) => `${count} edges ${number(of(reply))}`).join(", ")}`,
         },
-        ends.map((end, i) => [
+        ends.map(([end, run]) => [
           svg("line", { class: "circuit-end", x1: left - 4, x2: right, y1: y(end), y2: y(end) }),
-          svg("text", { class: "circuit-end", x: left - 8, y: y(end) + 4 }, `${["corrupted", "clean"][i]}`),
+          svg("text", { class: "circuit-end", x: left - 8, y: y(end) + 4 }, run),
         ]),
         counts.map((count, i) => [
           svg("line", { class: "circuit-tick", x1: x(count), x2: x(count), y1: bottom + 6, y2: bottom + 10 }),
@@ -126,7 +142,8 @@ export function circuitView(page) {
         svg("text", { class: "circuit-tick", x: (left + right) / 2, y: bottom + 35 }, "edges"),
         svg("polyline", { class: "circuit-curve", points: points.map((point) => point.join()).join(" ") }),
         known.map(([count, reply], i) => svg("circle", {
-          class: `circuit-point${count === n ? " now" : ""}`, cx: points[i][0], cy: points[i][1], r: count === n ? 6 : 4, "data-n": count, "data-value": of(reply),
+          class: `circuit-point${count === n ? " now" : ""}`, cx: points[i][0], cy: points[i][1], r: count === n ? 6 : 4,
+          "data-n": count, "data-value": of(reply),
           onclick: () => page.set({ n: count }), onpointerleave: hush,
           onpointermove: (event) => tell([`${count} edges`, `faithfulness ${number(of(reply))}`], event.clientX, event.clientY),
         })),
@@ -139,38 +156,43 @@ export function circuitView(page) {
   function graph(reply, width) {
     const edges = reply.edges.slice(0, MOST_WIRES);
     if (!edges.length) return h("p", { class: "note" }, "None of these edges is on a path from embed to logits: choose more of them.");
-    const { paths, boxes, layers } = wiringOf(edges), across = [...paths.flat().map(([x]) => x), ...[...boxes.values()].map(([x]) => x)];
+    const { paths, boxes, layers } = wiringOf(edges);
+    const across = [...paths.flat(), ...boxes.values()].map(([at]) => at);
     const low = Math.min(...across) - 0.6, span = Math.max(...across) + 0.6 - low;
     const unit = Math.max(edges.length > 60 ? 36 : 46, Math.min(86, (width - 4) / span)), row = layers > 14 ? 58 : 72;
     const w = Math.max(span * unit, Math.min(width - 4, 320)), t = layers * row, inset = (w - span * unit) / 2;
     const x = (of) => inset + (of - low) * unit, y = (of) => t - (of + 0.5) * row;
     const strongest = Math.abs(edges[0][2]) || 1, opacity = edges.length > 200 ? 0.45 : edges.length > 80 ? 0.6 : 0.8;
-    const wire = (number, look) => svg("path", { ...look, d: curve(paths[number].map(([px, py]) => [x(px), y(py)])) });
+    const wire = (number, look) => svg("path", { ...look, d: edgeCurve(paths[number].map(([px, py]) => [x(px), y(py)])) });
     at = Math.min(at, edges.length - 1);
 
     const drawn = edges.map(([sender, receiver, score], number) => {
       const thick = 0.5 + 4.5 * (Math.abs(score) / strongest);
       return wire(number, {
-        class: `circuit-edge ${score > 0 ? "circuit-raises" : "circuit-lowers"}`, "stroke-width": thick, opacity, "data-sender": sender, "data-receiver": receiver,
-        "data-value": score, "stroke-dasharray": score > 0 ? null : `${Math.max(4, 2.5 * thick)} ${Math.max(2, 0.9 * thick)}`,
+        class: `circuit-edge ${score > 0 ? "circuit-raises" : "circuit-lowers"}`, "stroke-width": thick, opacity,
+        "stroke-dasharray": score > 0 ? null : `${Math.max(4, 2.5 * thick)} ${Math.max(2, 0.9 * thick)}`,
+        "data-sender": sender, "data-receiver": receiver, "data-value": score,
       });
     });
     const hits = edges.map((_, number) => wire(number, {
-      class: "circuit-hit", onpointermove: (event) => point([number], edgeWords(edges[number], reply.metric), event), onpointerleave: leave,
+      class: "circuit-hit", onpointerleave: leave,
+      onpointermove: (event) => point([number], edgeWords(edges[number], reply.metric), event),
     }));
     const drawing = svg(
       "svg",
       {
         id: "circuit-graph", class: "circuit-graph", width: w, height: t, viewBox: `0 0 ${w} ${t}`, tabindex: 0, role: "application",
-        "aria-roledescription": "graph", "aria-label": `The circuit: ${edges.length} edges. Arrow keys go through them, from the largest score on.`,
+        "aria-roledescription": "graph",
+        "aria-label": `The circuit: ${edges.length} edges. Arrow keys go through them, from the largest score on.`,
         onkeydown: walk, onblur: leave, onfocus: () => drawing.matches(":focus-visible") && reach(at),
       },
-      drawn.toReversed(), // the widest on top
-      hits.toReversed(),
+      [...drawn].reverse(), // the widest on top
+      hits.reverse(),
       [...boxes].map(([name, place]) => box(name, place)),
     );
     return [
-      edges.length < reply.edges.length && h("p", { class: "note" }, `Only the ${edges.length} widest of ${reply.edges.length} edges are drawn.`),
+      edges.length < reply.edges.length &&
+        h("p", { class: "note" }, `Only the ${edges.length} widest of ${reply.edges.length} edges are drawn.`),
       h("div", { class: "scroll", id: "circuit-box" }, drawing),
     ];
 
@@ -246,8 +268,15 @@ export function circuitView(page) {
         h("table", null,
           h("thead", null, h("tr", null, ["sender", "receiver", "input", "score"].map((name) => h("th", { scope: "col" }, name)))),
           h("tbody", null, edges.slice(0, MOST_LISTED).map(([sender, receiver, score]) =>
-            h("tr", null, h("th", { scope: "row" }, sender), h("td", null, nodeOf(receiver).component), h("td", null, inputOf(receiver) ?? ""),
-              h("td", { "data-value": score }, number(score, 6)))))),
+            h(
+              "tr",
+              null,
+              h("th", { scope: "row" }, sender),
+              h("td", null, nodeOf(receiver).component),
+              h("td", null, inputOf(receiver) ?? ""),
+              h("td", { "data-value": score }, number(score, 6)),
+            ))),
+        ),
       );
     }
   }
@@ -268,7 +297,7 @@ function edgeWords([sender, receiver, score], metric) {
 }
 
 /** A path through points that leaves and arrives vertically. */
-function curve(points) {
+function edgeCurve(points) {
   const [[x0, y0], ...rest] = points;
   let d = `M${x0.toFixed(1)} ${y0.toFixed(1)}`, [ax, ay] = [x0, y0];
   for (const [bx, by] of rest) {

@@ -13,7 +13,8 @@ export function spreadWords(place, patch) {
   const largest = Math.max(...changes), at = changes.indexOf(largest), touched = changes.filter((change) => change > 0).length;
   const edits = editsAt(patch, place);
   const here = edits.length ? ["Patched here: ", edits.map((edit, i) => [i ? "; " : "", editWords(edit, place, tokens)]), ". "] : [];
-  if (largest === 0) return { parts: [here, edits.length ? "What is put in is what was there." : "The patch does not change it."], largest, at: null };
+  const same = edits.length ? "What is put in is what was there." : "The patch does not change it.";
+  if (largest === 0) return { parts: [here, same], largest, at: null };
   const where = place.name === "logits" ? "at the last position (the others are not computed)" : [
     `at ${touched} of ${tokens.length} positions, most at position ${at} `, tokenMark(tokens[at]),
   ];
@@ -57,7 +58,8 @@ function likeliestOf(title, top) {
         h(
           "td",
           { "data-value": probability },
-          svg("svg", { width: 80, height: 10, "aria-hidden": "true" }, svg("rect", { class: "closeup-bar", width: Math.max(0.5, 80 * probability), height: 10 })),
+          svg("svg", { width: 80, height: 10, "aria-hidden": "true" },
+            svg("rect", { class: "closeup-bar", width: Math.max(0.5, 80 * probability), height: 10 })),
           ` ${percent(probability)}`,
         ),
       ))),
@@ -71,8 +73,10 @@ function numbersOf(place, reply, patch, width) {
   const high = n <= 32 ? 17 : n <= 72 ? 12 : Math.max(2, 640 / n);
   const labels = tokens.map((text) => short(visible(text), 16));
   const left = Math.min(140, 36 + 7 * Math.max(...labels.map((text) => [...text].length)));
-  const room = Math.max(120, width - left - (patch ? 14 : 0) - 40), side = Math.max(96, Math.min(240, (room - 20) / Math.min(4, panels.length) - 30));
-  const [[pw], ph] = square ? [[side], side] : [[(room - 4 * (panels.length - 1)) / panels.length].map((most) => Math.min(most, 12 * panels[0].columns)), n * high];
+  const room = Math.max(120, width - left - (patch ? 14 : 0) - 40);
+  const side = Math.max(96, Math.min(240, (room - 20) / Math.min(4, panels.length) - 30));
+  const across = Math.min((room - 4 * (panels.length - 1)) / panels.length, 12 * panels[0].columns);
+  const [pw, ph] = square ? [side, side] : [across, n * high]; // of one panel, in px
 
   return [
     h(
@@ -84,35 +88,43 @@ function numbersOf(place, reply, patch, width) {
       square && h("span", null, "rows are queries, columns are keys; grey is masked"),
     ),
     square
-      ? h("div", { class: "closeup-heads" }, side / n > 6 && h("figure", null, h("figcaption", null, "query"), labelled(side / n)), panels.map((panel) =>
-        h("figure", null, h("figcaption", null, `head ${panel.head}`), h("div", { class: "closeup-row" }, rowsGlow(ph), drawn(panel)))))
+      ? h(
+        "div",
+        { class: "closeup-heads" },
+        side / n > 6 && captioned("query", labelled(side / n)),
+        panels.map((panel) => captioned(`head ${panel.head}`, h("div", { class: "closeup-row" }, rowsGlow(ph), drawn(panel)))),
+      )
       : h(
         "div",
         { class: "scroll", id: "closeup-box" },
         h(
           "div",
           { class: "closeup-row", style: onPaper(width) },
-          labelled(high, panels.length > 1),
-          panels.length > 1 ? h("figure", null, h("figcaption", null, "\u00a0"), rowsGlow(ph)) : rowsGlow(ph),
-          panels.map((panel) => panel.head === null ? drawn(panel) : h("figure", null, h("figcaption", null, pw > 44 ? `head ${panel.head}` : panel.head), drawn(panel))),
+          labelled(high),
+          rowsGlow(ph),
+          panels.map((panel) => (panel.head === null ? drawn(panel) : captioned(`${pw > 44 ? "head " : ""}${panel.head}`, drawn(panel)))),
         ),
       ),
     tableOf(name, panels, tokens, pooled),
   ];
 
+  function captioned(caption, drawing) {
+    return h("figure", null, h("figcaption", null, caption), drawing);
+  }
+
   /** The rows' labels: as many as there is room for. */
-  function labelled(each, lower = false) {
-    const every = Math.ceil(11 / each);
+  function labelled(each) {
+    const every = Math.ceil(11 / each), style = (i) => ({ "grid-row": `${i + 1} / span ${every}` });
     return h(
       "div",
-      { class: `closeup-labels${lower ? " lower" : ""}`, style: { width: `${left}px`, "grid-auto-rows": `${each}px` } },
-      labels.map((text, i) => i % every === 0 && h("div", { style: { "grid-row": `${i + 1} / span ${every}` } }, h("span", null, i), " ", h("bdi", null, text))),
+      { class: "closeup-labels", style: { width: `${left}px`, "grid-auto-rows": `${each}px` } },
+      labels.map((text, i) => i % every === 0 && h("div", { style: style(i) }, h("span", null, i), " ", h("bdi", null, text))),
     );
   }
 
   function rowsGlow(height) {
     if (!patch) return null;
-    const canvas = columnOf(tokens.map((_, i) => glowColour(changeAt(patch, place, i) ?? 0)), height);
+    const canvas = columnOf(tokens.map((_, i) => changeAt(patch, place, i) ?? 0), height, glowColour);
     canvas.className = "closeup-glow";
     canvas.style.setProperty("height", `${height}px`);
     return canvas;

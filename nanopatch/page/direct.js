@@ -29,30 +29,38 @@ export function directView(page) {
   };
 
   function parts(reply, state, width) {
-    const columns = Math.max(1, Math.min(3, Math.floor(width / 380))), room = (width - 32 * (columns - 1)) / columns;
+    const columns = width >= 1500 ? 3 : width >= 700 ? 2 : 1, room = (width - 32 * (columns - 1)) / columns;
     const { rows, said } = largestParts(reply);
-    const all = { values: { shape: [reply.names.length, 1], data: reply.values.data }, rows: reply.names, columns: ["adds"], rowsTitle: "part" };
+    const column = { shape: [reply.names.length, 1], data: reply.values.data };
     return [
       h("p", { class: "title", id: "direct-title" }, reply.title),
-      h("p", { class: "note" }, "The stream that the last layer reads is a sum of what the embeddings, the heads, the MLPs and the biases wrote. ",
+      h("p", { class: "note" },
+        "The residual stream after the last block is the sum of what the embeddings, the heads, the MLPs and the biases wrote. ",
         "So the logit is a sum too, with the final LayerNorm taken at the scale that it has in this run (Elhage et al. 2021, ",
         "\u201cA Mathematical Framework for Transformer Circuits\u201d). Red adds to it, blue takes away."),
-      h("div", { class: "direct-columns", style: { "grid-template-columns": `repeat(${columns}, minmax(0, 1fr))` } },
+      h("div", {
+        class: columns === 2 ? "direct-columns two" : "direct-columns",
+        style: { "grid-template-columns": `repeat(${columns}, minmax(0, 1fr))` },
+      },
         h("figure", null,
           h("h3", null, "Parts, the largest first"),
           bars({ id: "direct-parts", rows, ends: barEnds(rows.map(({ value }) => value)), format: withSign, label: "what each part adds" }),
-          h("p", { class: "note" }, said, " The sum of these bars is ", h("strong", { id: "direct-total", "data-value": reply.total }, number(reply.total, 4)), ".")),
+          h("p", { class: "note" }, said, " The sum of these bars is ",
+            h("strong", { id: "direct-total", "data-value": reply.total }, number(reply.total, 4)), ".")),
         headsFigure(reply, state, room),
-        h("figure", null,
+        h("figure", { class: "direct-sums" },
           h("h3", null, "The sum so far, through the pass"),
           bars({
-            id: "direct-cumulative", ends: barEnds(reply.cumulative.data), format: withSign, label: "the sum of all parts up to each point of the pass",
+            id: "direct-cumulative", ends: barEnds(reply.cumulative.data), format: withSign,
+            label: "the sum of all parts up to each point of the pass",
             rows: reply.cumulative_names.map((name, i) => cumulativeRow(reply, name, i)),
           }))),
       reply.notes.map((note) => h("p", { class: "note" }, note)),
       h("div", { class: "foot" },
-        downloads(`nanopatch-direct-${oneRun(state)}`, { table: () => [["part", "value"], ...reply.names.map((name, i) => [name, reply.values.data[i]])], json: () => reply }),
-        asTable("direct-table", all)),
+        downloads(`nanopatch-direct-${oneRun(state)}`, {
+          table: () => [["part", "value"], ...reply.names.map((name, i) => [name, reply.values.data[i]])], json: () => reply,
+        }),
+        asTable("direct-table", { values: column, rows: reply.names, columns: ["adds"], rowsTitle: "part" })),
     ];
   }
 
@@ -64,13 +72,16 @@ export function directView(page) {
     return h("figure", null,
       h("h3", null, "Heads"),
       heatmap({
-        id: "direct-heads", label: "what each head adds", values: reply.heads, rows, columns, rowsTitle: "layer", columnsTitle: "head", ends, width,
+        id: "direct-heads", label: "what each head adds", values: reply.heads, rows, columns, rowsTitle: "layer", columnsTitle: "head",
+        ends, width,
         selected: linked && state.layer < n_layer && state.head < n_head ? [state.layer, state.head] : null,
         describe: (i, j) => [`head ${i}.${j}`, `adds ${number(at(i, j), 4)}`, ...(linked ? ["a click shows its attention"] : [])],
         pick: linked ? (layer, head) => page.set({ view: "attention", layer, head }) : undefined,
       }),
       scaleBar(ends, "added"),
-      asTable("direct-heads-table", { values: reply.heads, rows: rows.map((i) => `layer ${i}`), columns: columns.map((i) => `head ${i}`), rowsTitle: "" }));
+      asTable("direct-heads-table", {
+        values: reply.heads, rows: rows.map((i) => `layer ${i}`), columns: columns.map((i) => `head ${i}`), rowsTitle: "",
+      }));
   }
 }
 
@@ -82,14 +93,17 @@ function largestParts({ names, values }) {
   const rows = kept.map((i) => row(names[i], values.data[i]));
   if (few) return { rows, said: `All ${rows.length} parts are here.` };
   const sum = rest.reduce((total, i) => total + values.data[i], 0);
-  rows.push({ ...row(`${rest.length} smaller parts`, sum), mark: "summed" });
-  return { rows, said: `The ${kept.length} largest of ${names.length} parts have a bar each; the last bar is the sum of the other ${rest.length}.` };
+  rows.push(row(`${rest.length} smaller parts`, sum));
+  return {
+    rows, said: `The ${kept.length} largest of ${names.length} parts have a bar each; the last bar is the sum of the other ${rest.length}.`,
+  };
 }
 
 function cumulativeRow({ cumulative_names, cumulative }, name, i) {
   const value = cumulative.data[i], before = i ? cumulative.data[i - 1] : 0;
   const where = name === "ln_f" ? "after the final LayerNorm" : `after ${name}`;
-  return { text: name, value, title: [where, `sum so far ${number(value, 4)}`, `${i ? `change since ${cumulative_names[i - 1]}` : "change"} ${withSign(value - before)}`] };
+  const change = `${i ? `change since ${cumulative_names[i - 1]}` : "change"} ${withSign(value - before)}`;
+  return { text: name, value, title: [where, `sum so far ${number(value, 4)}`, change] };
 }
 
 function barEnds(values) {

@@ -4,13 +4,14 @@ import { h } from "./dom.js";
 import { colour, css } from "./colours.js";
 import { number } from "./text.js";
 import { hush, say, tell } from "./tooltip.js";
+import { part } from "./unpack.js";
 
 const SHADES = 256;
 const GAP = 4; // px between two pictures
 const NAMES = 24; // px, the column of layer numbers
 
 /** The pictures that were drawn last, by the array they show: another choice of head does not draw them anew. */
-const pictures = new WeakMap();
+const headPictures = new WeakMap();
 
 /**
  * Buttons with a picture each.
@@ -23,44 +24,44 @@ const pictures = new WeakMap();
 export function smallHeads({ heads, values, ends, room, chosen, two, choose }) {
   const layers = [...new Set(heads.map(([layer]) => layer))].sort((a, b) => a - b);
   const columns = [...new Set(heads.map(([, head]) => head))].sort((a, b) => a - b);
-  const size = Math.max(22, Math.min(76, Math.floor((room - NAMES) / columns.length) - GAP - 4));
-  const drawn = picturesOf(values, ends, size);
+  const size = Math.max(22, Math.min(90, Math.floor((room - NAMES) / columns.length) - GAP - 4));
+  const { canvases, largest } = headCanvases(values, ends, size);
   const buttons = heads.map(([layer, head], i) =>
     h("button", {
       type: "button", id: idOf(i), class: "small-head", "aria-label": `head ${layer}.${head}`, "aria-pressed": String(i === chosen),
-      tabindex: i === chosen ? 0 : -1, "data-value": largestOf(i),
+      tabindex: i === chosen ? 0 : -1, "data-value": largest[i],
       style: { "grid-row": layers.indexOf(layer) + 2, "grid-column": columns.indexOf(head) + 2 },
       onclick: () => choose(heads[i]), onpointermove: (event) => tell(wordsOf(i), event.clientX, event.clientY), onpointerleave: hush,
-    }, drawn[i]));
+    }, canvases[i]));
   const element = h(
     "div",
     { class: "scroll", id: "small-heads-box" },
     h(
       "div",
       {
-        class: "small-heads", id: "small-heads", role: "group", "aria-label": "attention of all heads; arrow keys choose one", onkeydown: walk,
+        class: "small-heads", id: "small-heads", role: "group", "aria-label": "attention of all heads; arrow keys choose one",
+        onkeydown: walk,
         style: { "grid-template-columns": `${NAMES - GAP}px repeat(${columns.length}, ${size + 4}px)` },
       },
-      columns.map((head, j) => h("span", { class: "head-number", "aria-hidden": "true", style: { "grid-row": 1, "grid-column": j + 2 } }, String(head))),
-      layers.map((layer, i) => h("span", { class: "head-number", "aria-hidden": "true", style: { "grid-row": i + 2, "grid-column": 1 } }, String(layer))),
+      columns.map((head, j) => label(1, j + 2, head)),
+      layers.map((layer, i) => label(i + 2, 1, layer)),
       buttons,
     ),
     h("p", { class: "note" }, "Down: layers. Across: heads."),
   );
   return { element, width: NAMES + columns.length * (size + 4 + GAP) };
 
+  function label(row, column, number) {
+    return h("span", { class: "head-number", "aria-hidden": "true", style: { "grid-row": row, "grid-column": column } }, String(number));
+  }
+
   function idOf(i) {
     return `head-${heads[i][0]}-${heads[i][1]}`;
   }
 
-  function largestOf(i) {
-    const n = values.shape[1] * values.shape[2];
-    return values.data.subarray(i * n, (i + 1) * n).reduce((most, value) => (Math.abs(value) > Math.abs(most) ? value : most), 0);
-  }
-
   function wordsOf(i) {
     const name = `head ${heads[i][0]}.${heads[i][1]}`;
-    return two ? [name, `largest difference ${number(largestOf(i))}`] : [name];
+    return two ? [name, `largest difference ${number(largest[i])}`] : [name];
   }
 
   function walk(event) {
@@ -78,20 +79,25 @@ export function smallHeads({ heads, values, ends, room, chosen, two, choose }) {
   }
 }
 
-/** A canvas for each head. */
-function picturesOf(values, ends, size) {
+/** For each head a canvas, and its largest number. */
+function headCanvases(values, ends, size) {
   const looks = [...ends, css(colour(ends[1], ends)), css(colour(NaN, ends)), size, devicePixelRatio].join();
-  if (pictures.get(values)?.looks !== looks) {
+  if (headPictures.get(values)?.looks !== looks) {
     const shades = Array.from({ length: SHADES }, (_, k) => colour(ends[0] + ((ends[1] - ends[0]) * k) / (SHADES - 1), ends));
-    const canvases = Array.from({ length: values.shape[0] }, (_, i) => pictureOf(values, i, ends, shades, size));
-    pictures.set(values, { looks, canvases });
+    const patterns = Array.from({ length: values.shape[0] }, (_, i) => part(values, i));
+    const canvases = patterns.map((pattern) => headCanvas(pattern, ends, shades, size));
+    headPictures.set(values, { looks, canvases, largest: patterns.map(largestNumber) });
   }
-  return pictures.get(values).canvases;
+  return headPictures.get(values);
+}
+
+/** The number of largest size, with its sign. */
+function largestNumber({ data }) {
+  return data.reduce((most, value) => (Math.abs(value) > Math.abs(most) ? value : most), 0);
 }
 
 /** One pattern, drawn at the screen's own pixels. A pixel that covers several cells shows the largest of them. */
-function pictureOf(values, i, [low, high], shades, size) {
-  const n = values.shape[1], pattern = values.data.subarray(i * n * n, (i + 1) * n * n);
+function headCanvas({ shape: [n], data: pattern }, [low, high], shades, size) {
   const side = Math.max(1, Math.round(size * devicePixelRatio));
   const first = (pixel) => Math.floor((pixel * n) / side), after = (pixel) => Math.max(first(pixel) + 1, first(pixel + 1));
   const pixels = new ImageData(side, side);

@@ -50,15 +50,20 @@ export function lensView(page) {
       h("div", { class: "controls" }, chooser,
         offered.length > 1 && choices("lens-shown", "Show", offered, shown, (name) => page.set({ shown: name }))),
       h("p", { class: "title", id: "lens-title" }, `In each cell: ${wordsOf(reply, shown)}.`),
-      shown !== state.shown && h("p", { class: "note" }, `This lens has no ${state.shown}: no answer was given that it needs.`),
+      shown !== state.shown && h("p", { class: "note" }, `There is no ${state.shown.replaceAll("_", " ")} in this lens.`),
       heatmap(drawing),
-      shown === "rank" ? rankScale(ends) : scaleBar(ends, { prediction: "probability of that token", answer_probability: "probability" }[shown] ?? "logits"),
-      h("p", { class: "note" }, "Read it from top to bottom: each row is the residual stream at one place of the pass, read by the final LayerNorm and ",
-        "the unembedding as if the model ended there (nostalgebraist 2020, \u201cinterpreting GPT: the logit lens\u201d). The last row is the model's own prediction."),
+      shown === "rank" ? rankScale(ends) : scaleBar(ends, shown === "logit_diff" ? "logits" : "probability"),
+      h("p", { class: "note" }, "Read it from top to bottom: each row is the residual stream at one place of the pass, read by the final ",
+        "LayerNorm and the unembedding as if the model ended there (nostalgebraist 2020, \u201cinterpreting GPT: the logit lens\u201d). ",
+        "The last row is the model's own prediction."),
       reply.notes?.map((note) => h("p", { class: "note" }, note)),
       h("div", { class: "foot" },
-        downloads(`nanopatch-lens-${oneRun(state)}`, { drawing: () => document.getElementById("lens-map"), table: () => lensRows(reply), json: () => reply }),
-        asTable("lens-table", { values, rows: reply.rows, columns: reply.columns, rowsTitle: "read from", texts: shown === "prediction" ? text : undefined })),
+        downloads(`nanopatch-lens-${oneRun(state)}`, {
+          drawing: () => document.getElementById("lens-map"), table: () => lensRows(reply), json: () => reply,
+        }),
+        asTable("lens-table", {
+          values, rows: reply.rows, columns: reply.columns, rowsTitle: "read from", texts: shown === "prediction" ? text : undefined,
+        })),
     ];
   }
 
@@ -74,10 +79,16 @@ export function lensView(page) {
   }
 }
 
+/** What stands in a cell: of a number, what fits there. The tooltip and the table have more digits. */
 function lensText(reply, shown, k) {
   if (shown === "prediction") return visible(reply.texts[reply.text.data[k]]);
   const value = reply[shown].data[k];
-  return shown === "rank" ? number(value, 6) : shown === "answer_probability" ? percent(value) : number(value);
+  if (shown === "rank") return number(value, 6);
+  if (shown === "answer_probability") {
+    if (value < 0.001) return value ? "<0.1%" : "0%";
+    return value > 0.99 && value < 1 ? ">99%" : `${(100 * value).toFixed(value < 0.1 ? 1 : 0)}%`;
+  }
+  return value.toFixed(Math.abs(value) < 10 ? 2 : 1).replace(/^-(?=[0.]*$)/, "").replace("-", "\u2212");
 }
 
 /** The values at both ends of the colours. Of a rank, the logarithm counts, and rank 0 is the strong end. */
@@ -97,7 +108,8 @@ function rankScale(ends) {
     "div",
     { class: "scale" },
     RANKS.filter((rank) => rankShade(rank) <= ends[0]).map((rank) =>
-      h("span", { class: "rank-shade" }, h("span", { class: "swatch", style: { background: css(colour(rankShade(rank), ends)) } }), number(rank, 6))),
+      h("span", { class: "rank-shade" },
+        h("span", { class: "swatch", style: { background: css(colour(rankShade(rank), ends)) } }), number(rank, 6))),
     h("span", { class: "unit" }, "rank, on a logarithmic scale: 0 is the likeliest token"),
   );
 }

@@ -4,6 +4,7 @@
 import { h, svg } from "./dom.js";
 import { number, percent, short, visible } from "./text.js";
 import { colour, css } from "./colours.js";
+import { asTable } from "./heatmap.js";
 import { hush, say, tell } from "./tooltip.js";
 
 const MOST_SPREAD = 20000; // more cells are one picture of so many pixels
@@ -38,9 +39,10 @@ export function editsAt(patch, { name, layer }) {
 export function editWords({ site, positions, within, keys }, { name }, tokens) {
   const few = (items, text) => [items.slice(0, 6).map((item, i) => [i ? ", " : "", text(item)]), items.length > 6 ? ", …" : ""];
   const all = positions.length === tokens.length;
-  const rows = all ? "all positions" : [positions.length > 1 ? "positions " : "position ", few(positions, (i) => [i, " ", tokenMark(tokens[i])])];
+  const named = (i) => [i, " ", tokenMark(tokens[i])];
+  const rows = all ? "all positions" : [positions.length > 1 ? "positions " : "position ", few(positions, named)];
   const inside = within && [site.startsWith("mlp") ? ", neuron" : ", head", within.length > 1 ? "s " : " ", few(within, String)];
-  const columns = keys && keys.length < tokens.length && [keys.length > 1 ? ", keys " : ", key ", few(keys, (i) => [i, " ", tokenMark(tokens[i])])];
+  const columns = keys && keys.length < tokens.length && [keys.length > 1 ? ", keys " : ", key ", few(keys, named)];
   return [site === name ? "" : `${site}, which ${name} reads: `, rows, inside, columns].filter(Boolean);
 }
 
@@ -60,7 +62,7 @@ export function spreadMap({ pass, tokens, patch, width, pick }) {
   const left = Math.min(130, 30 + 6.6 * Math.max(...labels.map((text) => [...text].length)));
   const gaps = pass.map((place, k) => gapBefore(pass[k - 1], place));
   const between = gaps.reduce((sum, gap) => sum + gap, 0);
-  const cell = Math.max(5, Math.min(26, (width - left - between - 16) / pass.length));
+  const cell = Math.max(5, Math.min(36, (width - left - between - 16) / pass.length));
   const height = n <= 32 ? 17 : n <= 72 ? 11 : Math.max(2, 760 / n);
   const named = cell >= 11, top = 26, bottom = named ? 74 : 22;
   const xs = [];
@@ -96,8 +98,10 @@ export function spreadMap({ pass, tokens, patch, width, pick }) {
       },
     },
     layerNames(),
-    labels.map((text, i) => i % everyRow === 0 && svg("text", { class: height < 12 ? "spread-row small" : "spread-row", x: left - 6, y: y(i) + height / 2 + 4 }, text)),
-    labels.map((_, i) => i % everyRow === 0 && svg("text", { class: "spread-position", x: 2, y: y(i) + height / 2 + 4 }, i)),
+    labels.map((text, i) => i % everyRow === 0 && [
+      svg("text", { class: height < 12 ? "spread-row small" : "spread-row", x: left - 6, y: y(i) + height / 2 + 4 }, text),
+      svg("text", { class: "spread-position", x: 2, y: y(i) + height / 2 + 4 }, i),
+    ]),
     pass.length * n <= MOST_SPREAD ? drawnCells() : pass.map((_, k) => pictureOfColumn(k)),
     outlines(),
     names,
@@ -125,8 +129,8 @@ export function spreadMap({ pass, tokens, patch, width, pick }) {
       tokens.map((_, i) => {
         const change = patch ? changeAt(patch, place, i) : 0;
         return change !== null && svg("rect", {
-          class: "spread-cell", x: xs[k], y: y(i), width: cell, height, fill: css(glowColour(change)), "data-step": k, "data-name": place.name,
-          "data-layer": place.layer, "data-position": i, "data-value": patch ? change : null,
+          class: "spread-cell", x: xs[k], y: y(i), width: cell, height, fill: css(glowColour(change)), "data-step": k,
+          "data-name": place.name, "data-layer": place.layer, "data-position": i, "data-value": patch ? change : null,
         });
       }));
   }
@@ -138,7 +142,9 @@ export function spreadMap({ pass, tokens, patch, width, pick }) {
       if (change !== null) pixels.data.set([...glowColour(change), 255], 4 * i);
     }
     canvas.getContext("2d").putImageData(pixels, 0, 0);
-    return svg("image", { class: "cells", href: canvas.toDataURL(), x: xs[k], y: top, width: cell, height: n * height, preserveAspectRatio: "none" });
+    return svg("image", {
+      class: "cells", href: canvas.toDataURL(), x: xs[k], y: top, width: cell, height: n * height, preserveAspectRatio: "none",
+    });
   }
 
   /** A line over the columns of each layer, and its number. */
@@ -170,7 +176,8 @@ export function spreadMap({ pass, tokens, patch, width, pick }) {
 
   /** The column and the row under the pointer; null outside. The labels belong to their columns. */
   function point(event, telling) {
-    const frame = drawing.getBoundingClientRect(), px = event.clientX - frame.left, i = Math.floor((event.clientY - frame.top - top) / height);
+    const frame = drawing.getBoundingClientRect(), px = event.clientX - frame.left;
+    const i = Math.floor((event.clientY - frame.top - top) / height);
     const k = xs.findIndex((x, at) => px >= x - gaps[at] / 2 && px < x + cell + (gaps[at + 1] ?? 4) / 2);
     if (k < 0) return leave(), null;
     if (telling && i >= 0 && i < n) showCell(k, i, event.clientX, event.clientY);
@@ -209,6 +216,21 @@ export function spreadMap({ pass, tokens, patch, width, pick }) {
     event.preventDefault();
     event.stopPropagation();
   }
+}
+
+/** The changes as rows of a file: names first. */
+export function spreadRows(pass, patch) {
+  const rows = pass.flatMap((place) => patch.tokens.map((text, i) => [place.name, place.layer, i, text, changeAt(patch, place, i)]));
+  return [["array", "layer", "position", "token", "change"], ...rows.filter((row) => row[4] !== null)];
+}
+
+/** The changes as a table, folded away. */
+export function spreadTable(pass, patch) {
+  const values = patch.tokens.flatMap((_, i) => pass.map((place) => changeAt(patch, place, i) ?? NaN));
+  return asTable("spread-table", {
+    values: { shape: [patch.tokens.length, pass.length], data: values }, rows: patch.tokens.map((text, i) => `${i} ${visible(text)}`),
+    columns: pass.map(placeWords), rowsTitle: "change, as a share of the array",
+  });
 }
 
 /** Where an array stands in the pass, in words. */

@@ -1,10 +1,12 @@
 // Step through: the forward pass as arrays with names, one after the other, and how a patch spreads through them.
 
-import { choices, h, problem, redraw } from "./dom.js";
+import { h, problem, redraw } from "./dom.js";
 import { css } from "./colours.js";
 import { NO_CELL, whatOf } from "./state.js";
 import { say } from "./tooltip.js";
-import { glowBar, glowColour, placeWords, spreadMap } from "./spread.js";
+import { downloads } from "./download.js";
+import { oneRun, runChoices } from "./runs.js";
+import { glowBar, glowColour, placeWords, spreadMap, spreadRows, spreadTable } from "./spread.js";
 import { stripOf } from "./strip.js";
 import { closeupOf, spreadWords } from "./closeup.js";
 
@@ -41,7 +43,8 @@ export function stepsView(page) {
   const { start } = page, pass = start.arrays ? passOf(start) : [], last = pass.length - 1;
   const kept = new Map(); // pictures that a step does not change: only their mark moves
   // What is drawn anew stands in frames of its own, so that the map, with its thousands of cells, stays where it is.
-  const frames = Object.fromEntries(["controls", "map", "legend", "strip", "closeup"].map((name) => [name, h("div", { id: `steps-${name}` })]));
+  const parts = ["controls", "map", "legend", "strip", "closeup"];
+  const frames = Object.fromEntries(parts.map((name) => [name, h("div", { id: `steps-${name}` })]));
   let timer = 0, moved = false;
 
   return { name: "steps", title: "Step through", questions, draw, keys };
@@ -54,8 +57,7 @@ export function stepsView(page) {
 
   function runsOf(state) {
     const [base, donor] = start.directions[state.direction];
-    const run = ["clean", "corrupted"].includes(state.run) ? state.run : state.cell === null ? base : "patched";
-    return { base, donor, run };
+    return { base, donor, run: oneRun(state) };
   }
 
   function arraysOf(state, run) {
@@ -133,12 +135,14 @@ export function stepsView(page) {
     moved = false;
     if (!tokens) return problem(answer(arraysOf(state, base))) ?? failed;
 
-    const map = keep("map", [patch, tokens.join("\n"), width, themeKey()], () => spreadMap({ pass, tokens, patch, width, pick: pickStep }));
+    const map = keep("map", [patch, tokens.join("\n"), width, themeKey()], () =>
+      spreadMap({ pass, tokens, patch, width, pick: pickStep }));
     map.show(step);
     const tops = likeliestOfRuns(patch, prompts, { base, donor });
-    const places = pass.filter(({ layer }) => layer === place.layer);
+    const places = pass.filter(({ layer }) => layer === place.layer), first = pass.indexOf(places[0]);
+    const pick = (name) => pickStep(first + places.findIndex((each) => each.name === name));
     const strip = failed ? null : keep("strip", [shown, glowing, width, themeKey()], () =>
-      stripOf({ places, reply: shown, patch: glowing, top: tops[of], width, pick: (name) => pickStep(pass.indexOf(places.find((each) => each.name === name))) }));
+      stripOf({ places, reply: shown, patch: glowing, top: tops[of], width, pick }));
     strip?.show(place.name);
 
     redraw(
@@ -153,22 +157,30 @@ export function stepsView(page) {
     redraw(frames.map, map.element);
     redraw(
       frames.legend,
-      patch && h("div", { class: "steps-legend" }, glowBar(), h("span", { class: "steps-key" }, h("i", null), "patched here")),
+      patch && [
+        h("div", { class: "steps-legend" }, glowBar(), h("span", { class: "steps-key" }, h("i", null), "patched here")),
+        downloads("nanopatch-spread", {
+          drawing: () => document.getElementById("spread"), table: () => spreadRows(pass, patch), json: () => patch,
+        }),
+        spreadTable(pass, patch),
+      ],
       h("h3", null, place.layer === null ? "After the last layer" : `Layer ${place.layer}`),
-      runChoice(run, { base, donor }, state.cell !== null),
+      runChoices(page, "steps", state, run),
       h("p", { class: "steps-note" }, valueWords({ run, of, base }, patch, glowing)),
     );
     redraw(frames.strip, failed ?? strip.element);
     redraw(frames.closeup, closeupOf({
-      place, about: start.arrays[place.name], line: place.name === "resid_pre" && place.layer === 0 ? EMBEDDING : ARRAY_LINES[place.name],
-      reply: failed ? null : shown, patch, glowing, lists: Object.entries(tops).map(([which, top]) => [`${which} run`, top]), width,
+      place, about: start.arrays[place.name], reply: failed ? null : shown, patch, glowing, width,
+      line: place.name === "resid_pre" && place.layer === 0 ? EMBEDDING : ARRAY_LINES[place.name],
+      lists: Object.entries(tops).map(([which, top]) => [`${which} run`, top]),
     }));
     return Object.values(frames);
   }
 
   /** The ten likeliest tokens of every run that is known: {run: tokens}. */
   function likeliestOfRuns(patch, prompts, { base, donor }) {
-    const known = [[base, patch?.top.before ?? prompts?.top?.[base]], ["patched", patch?.top.after], [donor, prompts?.top?.[donor]]];
+    const before = patch?.top.before ?? prompts?.top?.[base];
+    const known = [[base, before], ["patched", patch?.top.after], [donor, prompts?.top?.[donor]]];
     return Object.fromEntries(known.filter(([, top]) => top));
   }
 
@@ -186,8 +198,11 @@ export function stepsView(page) {
   }
 
   function controls(step) {
-    const button = (id, text, label, to, off) =>
-      h("button", { id, type: "button", "aria-label": label, title: label, "aria-disabled": off && "true", onclick: () => (stop(), go(to)) }, text);
+    const button = (id, text, label, to, off) => h(
+      "button",
+      { id, type: "button", "aria-label": label, title: label, "aria-disabled": off && "true", onclick: () => pickStep(to) },
+      text,
+    );
     return h(
       "div",
       { class: "steps-controls" },
@@ -196,25 +211,20 @@ export function stepsView(page) {
       h("button", { id: "steps-play", type: "button", onclick: play }, timer ? "❚❚ pause" : "► play"),
       button("steps-forward", "forward ►", "the next array (right arrow key)", step + 1, step === last),
       button("steps-last", "►|", "last array (End)", last, step === last),
-      h("span", { class: "steps-count", "data-value": step }, `array ${step + 1} of ${pass.length}: `, h("strong", null, placeWords(pass[step]))),
+      h("span", { class: "steps-count", "data-value": step },
+        `array ${step + 1} of ${pass.length}: `, h("strong", null, placeWords(pass[step]))),
     );
-  }
-
-  function runChoice(run, { base, donor }, hasPatch) {
-    const options = [
-      ["patched", "patched", hasPatch ? null : "click a cell of the heatmap above first"],
-      [base, `${base} (patched into)`], [donor, `${donor} (patched from)`],
-    ];
-    return choices("steps-run", "values of the run", options, run, (to) => page.set({ run: to }));
   }
 
   function valueWords({ run, of, base }, patch, glowing) {
     if (run !== of) {
-      return `This file holds no arrays of patched runs: the values are those of the ${base} run, and the glow is what the patch changes in them.`;
+      return `This file holds no arrays of patched runs: the values are those of the ${base} run, ` +
+        "and the glow is what the patch changes in them.";
     }
     if (!patch) return `The values are those of the ${of} run.`;
     if (!glowing) return `The values are those of the ${of} run. Its positions are not those of the ${base} run, so they do not glow.`;
-    return `The values are those of the ${of} run. The glow is how much the patched run differs from the ${base} run.`;
+    const which = of === "patched" ? "" : of === base ? ", which is patched into" : ", which is patched from";
+    return `The values are those of the ${of} run${which}. The glow is how much the patched run differs from the ${base} run.`;
   }
 
   function sentence(place, patch) {

@@ -11,11 +11,13 @@ import { columnOf, onPaper, panelsOf, pictureOfArray, scaleOf, scaleWords } from
 
 const READERS = { q: "resid_pre", k: "resid_pre", v: "resid_pre", mlp_pre: "resid_mid" };
 const WRITERS = { attn_out: "resid_mid", mlp_out: "resid_post" }; // which array of the stream has what they add
-const BESIDE = [["scores", "pattern"], ["pattern", "z"], ["z", "attn_out"], ["mlp_pre", "mlp_post"], ["mlp_post", "mlp_out"], ["ln_final", "logits"]];
+const BESIDE = [ // made of the array to the left
+  ["scores", "pattern"], ["pattern", "z"], ["z", "attn_out"], ["mlp_pre", "mlp_post"], ["mlp_post", "mlp_out"], ["ln_final", "logits"],
+];
 const IN_STREAM = ["resid_pre", "resid_mid", "resid_post"];
 const NAME_HEIGHT = 20; // px, the height of a picture's name
 const FRAME = 6; // px that a picture's frame adds to its height
-const LEAST_LIT = 0.002; // a smaller change gives a wire no colour
+const LEAST_LIT = 0.002; // a smaller change cannot be seen in the colour of a frame or a wire
 
 /**
  * The strip of one layer: {element, show(name)}.
@@ -67,9 +69,11 @@ export function stripOf({ places, reply, patch, top, width, pick }) {
     return h(
       "button",
       {
-        id: `strip-${name}`, type: "button", class: `strip-array${change > 0 ? " glows" : ""}${patched ? " patched" : ""}`, "data-name": name,
-        "data-layer": place.layer, "data-value": patch ? change : null, onclick: () => pick(name),
-        "aria-label": `${placeWords(place)}${patched ? ", patched here" : ""}${patch ? `, ${change > 0 ? "on average " : ""}${changeWords(change)}` : ""}`,
+        id: `strip-${name}`, type: "button",
+        class: ["strip-array", change > LEAST_LIT && "glows", patched && "patched"].filter(Boolean).join(" "),
+        "data-name": name, "data-layer": place.layer, "data-value": patch ? change : null, onclick: () => pick(name),
+        "aria-label": [placeWords(place), patched && "patched here", patch && `${change > 0 ? "on average " : ""}${changeWords(change)}`]
+          .filter(Boolean).join(", "),
         style: {
           left: `${xOf(name) + 6}px`, top: `${yOf(name)}px`, width: `${column - 12}px`, "--glow": css(glowColour(change)),
           "--spread": `${Math.round(14 * Math.min(1, Math.sqrt(change)))}px`,
@@ -83,14 +87,14 @@ export function stripOf({ places, reply, patch, top, width, pick }) {
 
   function glowStrip(place) {
     if (!patch) return null;
-    const colours = reply.tokens.map((_, i) => glowColour(changeAt(patch, place, i) ?? 0));
-    const canvas = columnOf(colours, high);
+    const canvas = columnOf(reply.tokens.map((_, i) => changeAt(patch, place, i) ?? 0), high, glowColour);
     canvas.className = "strip-rows";
     return canvas;
   }
 
   function pictures(name) {
-    const array = reply[name], panels = panelsOf(name, array), scale = scaleOf(name, array), square = name === "scores" || name === "pattern";
+    const array = reply[name], panels = panelsOf(name, array), scale = scaleOf(name, array);
+    const square = name === "scores" || name === "pattern";
     const gap = panels.length > 1 ? 2 : 0, room = wide - (patch ? 8 : 0);
     const sizes = (across) => [(room + gap) / across - gap, (high + gap) / Math.ceil(panels.length / across) - gap];
     let across = panels.length, [pw, ph] = sizes(across);
@@ -102,8 +106,10 @@ export function stripOf({ places, reply, patch, top, width, pick }) {
       "span",
       { class: "strip-panels", style: { "grid-template-columns": `repeat(${across}, ${pw}px)`, gap: `${gap}px` } },
       panels.map((panel) => {
-        const look = (row, column, event) => (row === null ? hush() : tell(told(name, panel, row, column, scale), event.clientX, event.clientY));
-        const canvas = pictureOfArray(panel, { mostRows: ph, mostColumns: Math.max(1, square ? pw : pw / 2.5), ends: scale.ends, look });
+        const look = (row, column, event) =>
+          row === null ? hush() : tell(told(name, panel, row, column, scale), event.clientX, event.clientY);
+        const mostColumns = Math.max(1, square ? pw : pw / 2.5);
+        const canvas = pictureOfArray(panel, { mostRows: ph, mostColumns, ends: scale.ends, look });
         for (const [property, size] of [["width", pw], ["height", ph]]) canvas.style.setProperty(property, `${size}px`);
         return canvas;
       }),
@@ -112,13 +118,14 @@ export function stripOf({ places, reply, patch, top, width, pick }) {
 
   function told(name, panel, row, column, scale) {
     const place = places.find((of) => of.name === name), change = patch && changeAt(patch, place, row);
+    const here = patch && editsAt(patch, place).some(({ positions }) => positions.includes(row)) ? ", patched here" : "";
     return [
       `${name} (${reply.shapes[name].join(", ")})`,
       ["position ", row, " ", tokenMark(reply.tokens[row])],
       ...(panel.head === null ? [] : [`head ${panel.head}`]),
       `value ${number(panel.at(row, column))}`,
       scaleWords(scale),
-      ...(patch && change !== null ? [`${changeWords(change)}${editsAt(patch, place).some(({ positions }) => positions.includes(row)) ? ", patched here" : ""}`] : []),
+      ...(patch && change !== null ? [`${changeWords(change)}${here}`] : []),
     ];
   }
 
@@ -146,19 +153,20 @@ export function stripOf({ places, reply, patch, top, width, pick }) {
         svg("circle", { class: "strip-plus", cx: middle(name), cy: stream, r: 7 }),
         svg("path", { class: "strip-plus", d: `M${middle(name) - 4} ${stream} h8 m-4 -4 v8` }),
       ]),
-      has("k", "scores") && wire(`M${middle("k")} ${over} V20 H${middle("scores")}`, "k", null),
-      has("q", "scores") && wire(`M${middle("q")} ${over} V20 H${middle("scores") - 6} Q${middle("scores")} 20 ${middle("scores")} 26 V${over - 5}`, "q", arrowHead(middle("scores"), over, "down")),
-      has("v", "z") && wire(`M${middle("v")} ${over} V8 H${middle("z") - 6} Q${middle("z")} 8 ${middle("z")} 14 V${over - 5}`, "v", arrowHead(middle("z"), over, "down"), true),
+      has("k", "scores") && wire(`M${middle("k")} ${over} V20 H${middle("scores") - 6}`, "k", null),
+      has("q", "scores") && overTo("q", "scores", 20),
+      has("v", "z") && overTo("v", "z", 8),
       ...BESIDE.filter((pair) => has(...pair)).map((pair) => beside(...pair)),
-      has("scores", "pattern") && svg("text", { class: "strip-part", x: (middle("scores") + middle("pattern")) / 2, y: bottom + 26 }, "attention"),
-      has("mlp_post") && svg("text", { class: "strip-part", x: middle("mlp_post"), y: bottom + 26 }, "MLP"),
-      has("q", "scores") && svg("text", { class: "strip-part", x: (middle("scores") + middle("pattern")) / 2, y: stream + 20 }, "residual stream"),
+      ...[["pattern", "attention", bottom + 24], ["mlp_post", "MLP", bottom + 24], ["pattern", "residual stream", stream + 20]]
+        .filter(([name]) => has(name))
+        .map(([name, text, y]) => svg("text", { class: "strip-part", x: middle(name), y }, text)),
     ];
   }
 
   function lit(name) {
     const change = changes.get(name) ?? 0;
-    return change > LEAST_LIT ? { style: { "--glow": css(glowColour(Math.max(change, 0.12))) }, class: "strip-wire lit" } : { class: "strip-wire" };
+    if (change <= LEAST_LIT) return { class: "strip-wire" };
+    return { style: { "--glow": css(glowColour(Math.max(change, 0.12))) }, class: "strip-wire lit" };
   }
 
   function streamLine(from, to, name) {
@@ -173,6 +181,12 @@ export function stripOf({ places, reply, patch, top, width, pick }) {
       svg("path", { ...look, d, "data-name": name }),
       head && svg("path", { ...look, class: `strip-head${look.style ? " lit" : ""}`, d: head }),
     ];
+  }
+
+  /** A wire over the arrays between two. */
+  function overTo(from, to, y) {
+    const x = middle(to), d = `M${middle(from)} ${above - 2} V${y} H${x - 6} Q${x} ${y} ${x} ${y + 6} V${above - 7}`;
+    return wire(d, from, arrowHead(x, above - 2, "down"), from === "v");
   }
 
   function beside(from, to) {

@@ -89,10 +89,10 @@ function largestIn(panel, row, column, nRows, nColumns) {
   return best;
 }
 
-/** One colour for each position, from the top down, as a canvas one cell wide. colours: [r, g, b] each. */
-export function columnOf(colours, mostRows) {
-  const n = Math.ceil(colours.length / mostRows), rows = Math.ceil(colours.length / n), pixels = new ImageData(1, rows);
-  for (let i = 0; i < rows; i++) pixels.data.set([...colours[i * n], 255], 4 * i);
+/** Numbers of the positions as colours from the top down, a canvas one cell wide. Where rows are few, the largest is drawn. */
+export function columnOf(values, mostRows, colourOf) {
+  const n = Math.ceil(values.length / mostRows), rows = Math.ceil(values.length / n), pixels = new ImageData(1, rows);
+  for (let i = 0; i < rows; i++) pixels.data.set([...colourOf(Math.max(...values.slice(i * n, (i + 1) * n))), 255], 4 * i);
   const canvas = h("canvas", { width: 1, height: rows });
   canvas.getContext("2d").putImageData(pixels, 0, 0);
   return canvas;

@@ -12,21 +12,27 @@ const MOST_NAMED = 3;
  * The line as an element.
  *
  * @param {object} what
- *   units: [{first, text, label}], the tokens, or groups of them. values: their attention, (n, n), NaN behind the mask. ends: of
- *   the colours. pinned: which unit is shown while the pointer is elsewhere, or null: the last. pin: token or null -> called at a click.
+ *   units: [{first, text, label}], the tokens, or groups of them. values: their attention, (n, n), NaN behind the mask.
+ *   ends: of the colours. pinned: which unit is shown while the pointer is elsewhere, or null: the last one. pin: token or
+ *   null -> called at a click.
  */
 export function tokenLine({ units, values, ends, pinned, pin }) {
   const n = units.length, signed = ends[0] < 0, home = pinned ?? n - 1;
+  const nothing = signed ? "no change here" : "no attention here";
   const at = (query, key) => values.data[query * n + key];
   const buttons = units.map(({ text, first, label }, i) =>
     h("button", {
-      type: "button", id: `look-${i}`, class: "look", "aria-label": label, "aria-pressed": String(i === pinned), tabindex: i === home ? 0 : -1,
-      onclick: () => pin(i === pinned ? null : first), onpointerenter: (event) => point(i, event.clientX, event.clientY), onfocus: () => focused(i),
+      type: "button", id: `look-${i}`, class: "look", "aria-label": label, "aria-pressed": String(i === pinned),
+      tabindex: i === home ? 0 : -1, onclick: () => pin(i === pinned ? null : first), onfocus: () => focused(i),
+      onpointerenter: (event) => point(i, event.clientX, event.clientY),
     }, h("bdi", null, text)));
   const subject = h("bdi", { class: "subject" });
   const line = h(
     "div",
-    { class: "token-line", id: "token-line", role: "group", "aria-label": "tokens; arrow keys move, Enter keeps one", onkeydown: walk, onpointerleave: leave, onfocusout: leave },
+    {
+      class: "token-line", id: "token-line", role: "group", "aria-label": "tokens; arrow keys move, Enter keeps one",
+      onkeydown: walk, onpointerleave: leave, onfocusout: leave,
+    },
     buttons,
   );
   paint(home);
@@ -34,8 +40,10 @@ export function tokenLine({ units, values, ends, pinned, pin }) {
     "div",
     { class: "looks" },
     line,
-    h("p", { class: "note" }, h("span", { class: "key-row" }, "Background"), ": where ", subject, " looks. ",
-      h("span", { class: "key-column" }, "Underline"), ": which tokens look at it. Point at a token, or choose one by a click."),
+    h("p", { class: "note" },
+      h("span", { class: signed ? null : "key-row" }, "Background"), signed ? ": change in where " : ": where ", subject, " looks. ",
+      h("span", { class: signed ? null : "key-column" }, "Underline"), signed ? ": change in " : ": ", "which tokens look at it. ",
+      "Point at a token, or choose one by a click."),
     h("p", { class: "look-words", id: "look-words" }, sentence(home)),
   );
 
@@ -74,18 +82,31 @@ export function tokenLine({ units, values, ends, pinned, pin }) {
 
   /** A token stands at the end of its line, so that no direction of writing reorders the line. */
   function wordsOf(i) {
-    const lines = (found) => found.map(([j, value]) => `${number(value)}  ${units[j].label}`);
+    const lines = (title, found) => (found.length ? [title, ...found.map(([j, value]) => `${said(value)}  ${units[j].label}`)] : []);
     const [row, column] = [rowOf(i), columnOf(i)];
-    return [units[i].label, "looks most at", ...(row.length ? lines(row) : ["nothing"]), ...(column.length ? ["is looked at most by", ...lines(column)] : [])];
+    if (!row.length && !column.length) return [units[i].label, nothing];
+    return [
+      units[i].label,
+      ...lines(signed ? "change in where it looks" : "looks most at", row),
+      ...lines(signed ? "change in what looks at it" : "is looked at most by", column),
+    ];
   }
 
+  /** The same as one sentence or two. */
   function sentence(i) {
-    const named = (found) => found.flatMap(([j, value], k) => [k ? ", " : "", h("bdi", { class: "token" }, units[j].label), ` (${number(value)})`]);
-    const [row, column] = [rowOf(i), columnOf(i)], verb = signed ? "differs most in its look at " : "looks most at ";
+    const token = (j) => h("bdi", { class: "token" }, units[j].label);
+    const named = (title, found) =>
+      found.length > 0 && [title, found.flatMap(([j, value], k) => [k ? ", " : "", token(j), ` (${said(value)})`]), ". "];
+    const [row, column] = [rowOf(i), columnOf(i)];
+    if (!row.length && !column.length) return [token(i), `: ${nothing}.`];
     return [
-      h("bdi", { class: "token" }, units[i].label), " ", verb, row.length ? named(row) : "nothing", ". ",
-      column.length > 0 && [signed ? "The looks at it differ most from " : "It is looked at most by ", named(column), "."],
+      named([token(i), signed ? " changes where it looks, most at " : " looks most at "], row),
+      named(signed ? "What looks at it changes most at " : "It is looked at most by ", column),
     ];
+  }
+
+  function said(value) {
+    return signed && value > 0 ? `+${number(value)}` : number(value);
   }
 
   function point(i, x, y) {

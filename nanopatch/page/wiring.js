@@ -60,7 +60,7 @@ function sweepRows(rows, chains, x, names) {
     }
   }
   for (let sweep = 0; sweep < SWEEPS; sweep++) {
-    for (const row of sweep % 2 ? rows : rows.toReversed()) {
+    for (const row of sweep % 2 ? rows : [...rows].reverse()) {
       const wanted = row.map((place) => {
         const others = neighbours.get(place);
         return [place, others.length ? others.reduce((sum, other) => sum + x.get(other), 0) / others.length : 0];

@@ -10,6 +10,7 @@ from conftest import tiny_model
 
 import nanopatch
 from nanopatch import Experiment, NanopatchError, Patch, experiments
+from nanopatch.explore import pair as pair_module
 from nanopatch.explore.answers import ARRAYS, Answers, counts, first_experiment, n_edges
 from nanopatch.explore.pair import DRAWN, Pair, What
 from nanopatch.model.sites import SITES, record
@@ -229,6 +230,12 @@ def test_a_mistake_is_told_in_one_line_and_its_mend_mends_it(mistaken):
     )
 
 
+def test_a_mistake_in_the_prompts_is_told_at_every_question():
+    answers, mistaken = Answers(MODEL), Experiment("a b c", "a b", " c")
+    replies = [unpack(answers.reply(mistaken, {"view": "attention", "run": "clean"})) for _ in range(2)]
+    assert "error" in replies[0] and replies[0] == replies[1]
+
+
 def test_an_answer_that_is_better_with_a_space_can_be_given_one():
     reply = ask({"view": "prompts"}, Experiment(MICHELLE.clean, MICHELLE.corrupted, "Jones", " Smith"))
     assert "error" not in reply and {"answer": " Jones"} in [mend["change"] for mend in reply["mends"]]
@@ -322,6 +329,20 @@ def test_answers_keep_few_experiments():
     for year in range(1800, 1810):
         answers.reply(Experiment(f"In {year} the", f"In {year + 1} the", " war", " year"), {"view": "prompts"})
     assert len(answers._pairs) == 2
+
+
+def test_runs_that_are_too_large_are_refused(monkeypatch):
+    monkeypatch.setattr(pair_module, "MOST_BYTES", 100_000)
+    for question in ({"view": "prompts"}, {"view": "lens", "run": "clean"}, {"view": "patch", **what()}):
+        assert "GB" in ask(question)["error"] and "shorten the prompts" in ask(question)["error"]
+
+
+def test_of_large_runs_one_is_kept(monkeypatch):
+    monkeypatch.setattr(pair_module, "MEMORY", 100_000)
+    pair = Pair(MODEL, MICHELLE)
+    for cell in range(12, 15):
+        pair.run(What("resid_pre", ("layer", "position"), 1, "denoise", cell))
+        assert len(pair._runs) == 1
 
 
 def test_a_pair_keeps_the_last_patched_runs():

@@ -147,7 +147,9 @@ def test_a_page_is_the_same_each_time():
 
 def test_a_page_of_what_cannot_be_is_an_error(tmp_path):
     model = nanopatch.load("nano")
-    for wrong in [("nobody",), ([nanopatch.experiments.CAPITAL],), ("capital", "nowhere"), ("capital", ["z", "z"])]:
+    unanswered = nanopatch.Experiment("The capital of France is", "The capital of Italy is")
+    wrong_ones = [("nobody",), ([nanopatch.experiments.CAPITAL],), ("capital", "nowhere"), ("capital", ["z", "z"])]
+    for wrong in [*wrong_ones, ("elon", "pattern"), (unanswered,), ("capital", [])]:
         with pytest.raises(NanopatchError):
             nanopatch.make_page(model, *wrong)
     with pytest.raises(NanopatchError, match="html"):
