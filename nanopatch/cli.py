@@ -273,7 +273,7 @@ def add_pair(command: argparse.ArgumentParser) -> None:
     add("--align", choices=("diff",), help="align prompts of different lengths by their tokens")
     add_tokens(command)
     add_model(command)
-    command.set_defaults(corrupt=None, pairs=None)
+    command.set_defaults(corrupt=None, pairs=None, metric=None)
 
 
 def add_question(command: argparse.ArgumentParser, endings: tuple[str, ...]) -> None:

@@ -207,8 +207,8 @@ class Handler(BaseHTTPRequestHandler):
         port = self.server.server_port
         if self.headers.get_all("Host") not in ([f"{HOST}:{port}"], [f"localhost:{port}"]):
             raise Refused(HTTPStatus.FORBIDDEN, "this server answers its own page only")
-        _, token, name = [*self.path.split("/", 2), "", ""][:3]
-        if not secrets.compare_digest(token.encode(), self.server.token.encode()):
+        before, token, name = [*self.path.split("/", 2), "", ""][:3]
+        if before or self.path.count("/") < 2 or not secrets.compare_digest(token.encode(), self.server.token.encode()):
             raise Refused(
                 HTTPStatus.NOT_FOUND, "there is nothing here: open the address that nanopatch explore printed"
             )
