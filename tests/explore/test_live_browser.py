@@ -86,7 +86,7 @@ def test_live_page_shows_what_model_steps_gives(open_live):
             step.array[4] = clean.mlp_out[0, 4]
     ids = np.argsort(-step.array[-1])[:10]
     logits = step.array[-1].astype(np.float64)
-    assert tab.texts("#top-after .bar-text") == [text.replace(" ", "␣") for text in model.token_strings(ids)]
+    assert tab.texts("#top-after .bar-row bdi") == [text.replace(" ", "␣") for text in model.token_strings(ids)]
     np.testing.assert_allclose(
         tab.values("#top-after .bar-row"), (np.exp(logits) / np.exp(logits).sum())[ids], rtol=1e-4
     )
@@ -199,5 +199,5 @@ def test_browser_that_closes_lets_others_go_on(open_live, chromium, live):
     page.goto(f"{live}#site=pattern&axes=layer,head,query&view=circuit")
     page.wait_for_selector("#prompts .token")  # the first answer is there, the long ones are not
     context.close()
-    tab = open_live("#site=z")
+    tab = open_live("#site=z&axes=layer,head")
     assert_shows(tab, MICHELLE, "z")

@@ -120,7 +120,7 @@ def test_click_shows_what_model_steps_gives(open_tab, file, site, capsys):
     for when, logits in (("before", runs()["corrupted"].logits), ("after", patched_by_hand(site).logits)):
         ids, _, probabilities = top_ten(logits)
         texts = [nanopatch_visible(text) for text in model.token_strings(ids)]
-        assert tab.texts(f"#top-{when} .bar-text") == texts
+        assert tab.texts(f"#top-{when} .bar-row bdi") == texts
         np.testing.assert_allclose(tab.values(f"#top-{when} .bar-row"), probabilities, **SINGLE)
         column = 0 if when == "before" else 3
         for role, token in (("answer", answer), ("wrong answer", wrong)):
@@ -198,14 +198,14 @@ def test_lens_shows_the_logit_lens(view_of, run):
 def test_direct_shows_the_direct_logit_attribution(view_of, run):
     tab, direct = view_of("direct", run), nanopatch.direct_logit_attribution(nano(), runs()[run], " Jones", " Smith")
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
-    parts = dict(zip(tab.texts("#direct-parts .bar-text"), tab.values("#direct-parts .bar-row"), strict=True))
+    parts = dict(zip(tab.texts("#direct-parts .bar-row bdi"), tab.values("#direct-parts .bar-row"), strict=True))
     own = {name: value for name, value in parts.items() if name in direct.parts}
     assert len(own) >= 24
     close([*own.values()], [direct.parts[name] for name in own])
     close(sum(parts.values()), direct.total)
     close(tab.values("#direct-total"), direct.total)
     close(tab.values("#direct-heads rect[data-value]"), direct.heads.ravel())
-    assert tab.texts("#direct-cumulative .bar-text") == [*direct.cumulative]
+    assert tab.texts("#direct-cumulative .bar-row bdi") == [*direct.cumulative]
     close(tab.values("#direct-cumulative .bar-row"), [*direct.cumulative.values()])
 
 
