@@ -138,16 +138,17 @@ function draw() {
   const { state } = page, mistake = answer({ view: "prompts" })?.error;
   tabRow.hidden = tabs.length < 2;
   redraw(tabRow, tabs.map(tabOf));
+  for (const [view, frame] of frames) frame.hidden = tabs.includes(view) && view !== shown();
+  // All widths are read before anything is drawn: each one that is read later would lay out the page once more.
+  const widths = new Map([...frames.values()].map((frame) => [frame, frame.clientWidth || innerWidth]));
   for (const [view, frame] of frames) {
-    const hidden = tabs.includes(view) && view !== shown();
-    frame.hidden = hidden;
-    if (hidden) continue;
+    if (frame.hidden) continue;
     // While something is computed, or the prompts cannot be read, what was drawn before stays, in grey.
     const known = view.questions(state).filter(Boolean).every((question) => answer(question));
     const stale = view.name !== "prompts" && (mistake || !known);
     frame.setAttribute("aria-busy", String(!known));
     frame.classList.toggle("stale", Boolean(stale));
-    if (!stale || !frame.childElementCount) redraw(frame, view.draw(state, answer, frame.clientWidth || innerWidth));
+    if (!stale || !frame.childElementCount) redraw(frame, view.draw(state, answer, widths.get(frame)));
   }
   document.documentElement.dataset.drawn = String(performance.now());
 }
