@@ -16,7 +16,6 @@ from ..experiments import tasks
 from ..experiments.experiment import MICHELLE, NAMED, Experiment, answer_token, spaced_token
 from ..experiments.metrics import METRICS
 from ..experiments.patch import SITE_AXES
-from ..gradients.edges import faithfulness
 from ..lenses.attention import attention
 from ..lenses.change import relative_change
 from ..model.gpt2 import Model
@@ -368,10 +367,12 @@ def arrays(pair: Pair, question: Question) -> Shown:
 
 def wired(pair: Pair, question: Question) -> Shown:
     """The circuit of the best edges, and how much of the model's difference it carries."""
-    scores = pair.scores(question["metric"])
+    metric = question["metric"]
+    if metric not in METRICS:
+        raise NanopatchError(f"unknown metric {metric!r:.40}; known are {', '.join(METRICS)}")
+    scores = pair.scores(metric)
     n = min(question["n"], len(scores.edges))
-    kept = faithfulness(pair.model, pair.experiment, scores.circuit(n), metric=question["metric"])
-    return scores.reply(n, kept)
+    return scores.reply(n, pair.faithfulness(metric, n))
 
 
 VIEWS = {

@@ -16,7 +16,7 @@ from ..errors import NanopatchError
 from ..experiments.experiment import Experiment
 from ..experiments.metrics import METRICS
 from ..experiments.patch import Patch
-from ..gradients.edges import edge_attribution
+from ..gradients.edges import edge_pairs, measure_circuit, score_edges
 from ..lenses.direct import direct_logit_attribution
 from ..lenses.logit import logit_lenses
 from ..model.gpt2 import Model
@@ -27,7 +27,7 @@ from ..patching.cells import Cells, cells_of_patch
 from ..patching.edit import Edit
 from ..progress import look
 from ..results.direct import DirectAttribution
-from ..results.edges import EdgeScores
+from ..results.edges import EdgeScores, Faithfulness
 from ..results.lens import LogitLens
 from ..results.sweep import check_direction
 from ..types import Array
@@ -185,10 +185,17 @@ class Pair:
         )
 
     def scores(self, metric: str) -> EdgeScores:
-        """The scores of all edges: EAP-IG with 5 steps."""
+        """The scores of all edges: EAP-IG with 5 steps, of clean patched into corrupted."""
         if metric not in self._scores:
-            self._scores[metric] = edge_attribution(self.model, self.experiment, metric=metric, steps=5)
+            check_equal_positions(self.model, self.experiment, "edge attribution")
+            case = make_case(self.runs(), "denoise", [METRICS[metric]])
+            self._scores[metric] = score_edges(self.model, self.experiment, case, 5)
         return self._scores[metric]
+
+    def faithfulness(self, metric: str, n: int) -> Faithfulness:
+        """The metric when only the circuit of the best n edges carries the clean run."""
+        case = make_case(self.runs(), "noise", [METRICS[metric]])
+        return measure_circuit(self.model, case, edge_pairs(self.scores(metric).circuit(n)))
 
 
 def finished(model: Model, runs: Sequence[Run]) -> list[Run]:

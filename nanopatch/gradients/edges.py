@@ -221,23 +221,27 @@ def faithfulness(
 
     def one(experiment: Experiment, number: int) -> dict[str, Faithfulness]:
         case = full_case(model, experiment, "noise", metric)  # the clean run is the base
-        runs = case.runs
-        assert runs.corrupted is not None
-        logits = circuit_logits(model, runs.clean.resid_pre[0], runs.corrupted, pairs)
-        measured = logits[:, case.answers][-1:] if case.answers else logits
-        value = Faithfulness(
-            metric=case.metrics[0].name,
-            value=case.measure(measured)[0],
-            baseline_clean=case.values["clean"][0],
-            baseline_corrupted=case.values["corrupted"][0],
-            rounding=case.rounding[0],
-            n_edges=len(pairs),
-            source=model.source or Source("unnamed"),
-            prediction=runs.prediction,
-        )
-        return {"": value}
+        return {"": measure_circuit(model, case, pairs)}
 
     return over(checked(model, experiments), one, structure(model, "faithfulness"))[""]
+
+
+def measure_circuit(model: Model, case: Case, pairs: Sequence[tuple[Node, Node]]) -> Faithfulness:
+    """The faithfulness of one experiment. case: of direction "noise", so that the clean run is the base."""
+    runs = case.runs
+    assert runs.corrupted is not None
+    resid = circuit_resid(model, runs.clean.resid_pre[0], runs.corrupted, pairs)  # (n_tokens, d_model)
+    logits = model.unembed(resid[-1:] if case.last_only else resid, case.answers)
+    return Faithfulness(
+        metric=case.metrics[0].name,
+        value=case.measure(logits)[0],
+        baseline_clean=case.values["clean"][0],
+        baseline_corrupted=case.values["corrupted"][0],
+        rounding=case.rounding[0],
+        n_edges=len(pairs),
+        source=model.source or Source("unnamed"),
+        prediction=runs.prediction,
+    )
 
 
 def edge_pairs(edges: Any) -> list[tuple[Node, Node]]:
@@ -249,12 +253,12 @@ def edge_pairs(edges: Any) -> list[tuple[Node, Node]]:
     return list(dict.fromkeys((node(edge[0]), node(edge[1])) for edge in edges))
 
 
-def circuit_logits(model: Model, embedding: Array, corrupted: Run, edges: Sequence[tuple[Node, Node]]) -> Array:
-    """Logits (n_tokens, n_vocab) of a run in which each receiver has an input of its own.
+def circuit_resid(model: Model, embedding: Array, corrupted: Run, edges: Sequence[tuple[Node, Node]]) -> Array:
+    """What the logits read, (n_tokens, d_model), in a run in which each receiver has an input of its own.
 
     That input is the residual stream of the corrupted run, plus a change for each sender that has an edge to the
     receiver: what the sender writes in this run minus what it writes in the corrupted run. embedding: the token
-    embeddings of this run, (n_tokens, d_model). corrupted: a full record.
+    embeddings of this run, (n_tokens, d_model). corrupted: a record with the residual stream, z and mlp_out.
     """
     senders, receivers = graph(model)
     feeding: dict[Node, list[Node]] = {receiver: [] for receiver in receivers}
@@ -288,4 +292,4 @@ def circuit_logits(model: Model, embedding: Array, corrupted: Run, edges: Sequen
                 site.array = input_of(Node("mlp", layer), corrupted.resid_mid[layer])
             elif site.name == "mlp_out":
                 changes[Node("mlp", layer)] = site.array - corrupted.mlp_out[layer]
-    return model.unembed(input_of(Node("logits"), corrupted.resid_post[-1]))
+    return input_of(Node("logits"), corrupted.resid_post[-1])

@@ -43,7 +43,7 @@ from nanopatch import (
 from nanopatch.experiments import MICHELLE
 from nanopatch.experiments.metrics import METRICS, Target, measure
 from nanopatch.experiments.pairs import PairFile
-from nanopatch.gradients.edges import circuit_logits, graph
+from nanopatch.gradients.edges import circuit_resid, graph
 from nanopatch.model.graph import Edge, Node, node
 from nanopatch.model.layers import affine, layer_norm
 from nanopatch.results.base import jsonable
@@ -195,7 +195,8 @@ def test_integrated_gradients_are_complete_and_converge():
 
 
 def run_circuit(model, experiment, edges):
-    return circuit_logits(model, model.embed(experiment.clean), model.run(experiment.corrupted), edges)
+    resid = circuit_resid(model, model.embed(experiment.clean), model.run(experiment.corrupted), edges)
+    return model.unembed(resid)
 
 
 def assert_logits(actual, expected, *runs):
