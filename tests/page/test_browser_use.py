@@ -353,16 +353,13 @@ def test_print_is_light_and_whole(open_tab, file):
 
 # ---- odd text and sizes ---------------------------------------------------------------------------
 
-ODD = {
-    "marks": "<script>alert(1)</script></script><!-- $x$ \\(y\\) \"quoted\" 'so' & <b>bold</b> &amp; ${z} `one`",
-    "writing": "👩‍👩‍👧 مرحبا שלום\ntwo\n\tthree\u00a0four\u200bfive\u202esix",
-}
+ODD = "<script>alert(1)</script><!-- $x$ \"quoted\" 'so' <b>&amp; ${z} ``"
+ODD += " 👩‍👧 مرحبا שלום\n\tone\u00a0two\u200bthree\u202efour"
 
 
-@pytest.mark.parametrize("text", ODD.values(), ids=ODD)
-def test_text_is_only_text(open_tab, tmp_path, capsys, text):
+def test_text_is_only_text(open_tab, tmp_path, capsys):
     model = nanopatch.load("nano")
-    experiment = Experiment(f"{text} Jones", f"{text} Smith", " Jones", " Smith")
+    experiment = Experiment(f"{ODD} Jones", f"{ODD} Smith", " Jones", " Smith")
     nanopatch.make_page(model, experiment, "z").save(tmp_path / "odd.html")
     tab = open_tab((tmp_path / "odd.html").as_uri() + PATCHED)
     assert tab.texts("#prompts .token.clean") == [
