@@ -25,7 +25,7 @@ from .answers import Answers, n_edges
 from .pair import MEMORY, Pair, What
 
 #: The arrays that a page holds grids of, unless others are named.
-SITES = ("resid_pre", "z", "mlp_out")
+SITES = ("resid_pre", "z")
 
 
 @dataclass(frozen=True, repr=False)
