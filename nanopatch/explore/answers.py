@@ -23,7 +23,6 @@ from ..model.sites import ATTENTION_SITES, FINAL_SITES, HEAD_SITES, Run
 from ..model.tokenizer import visible
 from ..page.document import STATE
 from ..page.pack import Question, Shown, half, key_of, pack, pooled
-from ..patching.sweep import sweep
 from ..results.edges import counts
 from ..results.prediction import Prediction
 from ..results.sweep import DIRECTIONS
@@ -202,6 +201,13 @@ def which_of(question: Question) -> What | str:
     return what_of(question) if question["run"] == "patched" else str(question["run"])
 
 
+def known_metric(question: Question) -> str:
+    """The metric that a question names."""
+    if question["metric"] not in METRICS:
+        raise NanopatchError(f"unknown metric {question['metric']!r:.40}; known are {', '.join(METRICS)}")
+    return str(question["metric"])
+
+
 # ---- views ----------------------------------------------------------------------------------------
 
 
@@ -265,8 +271,7 @@ def _is_one(model: Model, answer: str) -> bool:
 
 def grid(pair: Pair, question: Question) -> Shown:
     """A sweep."""
-    asked = what_of({**question, "cell": 0}).patch
-    return sweep(pair.model, pair.experiment, asked, direction=question["direction"], metric=question["metric"]).reply()
+    return pair.sweep(what_of({**question, "cell": 0}), known_metric(question)).reply()
 
 
 def patch(pair: Pair, question: Question) -> Shown:
@@ -367,9 +372,7 @@ def arrays(pair: Pair, question: Question) -> Shown:
 
 def wired(pair: Pair, question: Question) -> Shown:
     """The circuit of the best edges, and how much of the model's difference it carries."""
-    metric = question["metric"]
-    if metric not in METRICS:
-        raise NanopatchError(f"unknown metric {metric!r:.40}; known are {', '.join(METRICS)}")
+    metric = known_metric(question)
     scores = pair.scores(metric)
     n = min(question["n"], len(scores.edges))
     return scores.reply(n, pair.faithfulness(metric, n))

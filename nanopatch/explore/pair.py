@@ -25,11 +25,13 @@ from ..model.sites import ATTENTION_SITES, BLOCK_SITES, Run, record, shapes
 from ..patching.case import Case, Runs, check_equal_positions, make_case, run_both
 from ..patching.cells import Cells, cells_of_patch
 from ..patching.edit import Edit
+from ..patching.question import as_sweep
+from ..patching.sweep import Running
 from ..progress import look
 from ..results.direct import DirectAttribution
 from ..results.edges import EdgeScores, Faithfulness
 from ..results.lens import LogitLens
-from ..results.sweep import check_direction
+from ..results.sweep import Sweep, check_direction
 from ..types import Array
 
 #: The arrays of a block that the page draws, in the order of the forward pass.
@@ -64,7 +66,8 @@ class Pair:
 
     def __init__(self, model: Model, experiment: Experiment) -> None:
         self.model, self.experiment = model, experiment
-        self._cells: dict[tuple[Any, ...], tuple[Case, Cells]] = {}
+        self._cases: dict[tuple[str, str], Case] = {}
+        self._cells: dict[tuple[Any, ...], Cells] = {}
         self._runs: dict[What, Run] = {}
         self._lenses: dict[What | str, LogitLens] = {}
         self._top: dict[What | str, list[dict[str, Any]]] = {}
@@ -80,6 +83,7 @@ class Pair:
             look()
             self._check_size()
             sites = self._sites | wanted
+            self._cases.clear()
             self._cells.clear()
             self.__dict__.pop("_finished", None)
             (self._both,) = run_both(self.model, self.experiment, 0, None, dict.fromkeys(("clean", "corrupted"), sites))
@@ -114,19 +118,33 @@ class Pair:
 
     # ---- patched runs ---------------------------------------------------------------------------
 
-    def cells(self, what: What) -> tuple[Case, Cells]:
-        """The direction of a patch, and the assignments of every cell of its grid."""
-        check_direction(what.direction)
+    def case(self, site: str, direction: str, metric: str) -> Case:
+        """One direction of the experiment, with the metrics of both runs."""
+        check_direction(direction)
+        runs, name = self.runs(site), (direction, metric)
+        if name not in self._cases:
+            self._cases[name] = make_case(runs, direction, [METRICS[metric]])
+        return self._cases[name]
+
+    def cells(self, what: What, metric: str | None = None) -> tuple[Case, Cells]:
+        """The direction of a patch, and the assignments of every cell of its grid. metric: what measures them."""
         if what.site in ATTENTION_SITES:
             check_equal_positions(self.model, self.experiment, f"patching {what.site}", ": patch z instead")
-        runs, name = self.runs(what.site), what[:4]
+        if metric is None:  # no cell is measured: any metric that this experiment has
+            answered = None not in self.runs().tokens[2:]
+            metric = "logit_diff" if answered else "kl_divergence"
+        case, name = self.case(what.site, what.direction, metric), what[:4]
         if name not in self._cells:
             if len(self._cells) >= MOST_GRIDS:
                 self._cells.clear()
-            # The metric is one that every experiment has; no cell is measured here.
-            case = make_case(runs, what.direction, [METRICS["kl_divergence"]])
-            self._cells[name] = case, cells_of_patch(what.patch, case)
-        return self._cells[name]
+            self._cells[name] = cells_of_patch(what.patch, case)
+        return case, self._cells[name]
+
+    def sweep(self, what: What, metric: str) -> Sweep:
+        """The grid of a patch, of runs that are there already."""
+        case, cells = self.cells(what, metric)
+        (values,) = Running(MEMORY).values(case, [cells])
+        return as_sweep(what.patch, case, cells, values, 0, None)
 
     def edits(self, what: What) -> list[Edit]:
         """The assignments of one cell."""
@@ -188,13 +206,13 @@ class Pair:
         """The scores of all edges: EAP-IG with 5 steps, of clean patched into corrupted."""
         if metric not in self._scores:
             check_equal_positions(self.model, self.experiment, "edge attribution")
-            case = make_case(self.runs(), "denoise", [METRICS[metric]])
+            case = self.case("resid_pre", "denoise", metric)
             self._scores[metric] = score_edges(self.model, self.experiment, case, 5)
         return self._scores[metric]
 
     def faithfulness(self, metric: str, n: int) -> Faithfulness:
         """The metric when only the circuit of the best n edges carries the clean run."""
-        case = make_case(self.runs(), "noise", [METRICS[metric]])
+        case = self.case("resid_pre", "noise", metric)
         return measure_circuit(self.model, case, edge_pairs(self.scores(metric).circuit(n)))
 
 

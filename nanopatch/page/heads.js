@@ -96,9 +96,9 @@ function largestNumber({ data }) {
   return data.reduce((most, value) => (Math.abs(value) > Math.abs(most) ? value : most), 0);
 }
 
-/** One pattern, drawn at the screen's own pixels. A pixel that covers several cells shows the largest of them. */
+/** One pattern, a pixel for each cell; if the screen has fewer pixels there, each shows the largest of several cells. */
 function headCanvas({ shape: [n], data: pattern }, [low, high], shades, size) {
-  const side = Math.max(1, Math.round(size * devicePixelRatio));
+  const side = Math.min(n, Math.max(1, Math.round(size * devicePixelRatio)));
   const first = (pixel) => Math.floor((pixel * n) / side), after = (pixel) => Math.max(first(pixel) + 1, first(pixel + 1));
   const pixels = new ImageData(side, side);
   for (let y = 0; y < side; y++) {

@@ -42,13 +42,17 @@ document.getElementById("page").append(
 document.title = start.model.name ? `nanopatch: ${start.model.name}` : "nanopatch";
 addEventListener("hashchange", follow);
 addEventListener("keydown", (event) => shown()?.keys?.(event, page.state));
-onTheme(draw);
+onTheme(drawAll);
 let room = innerWidth;
 let waiting = false;
+let opened = false; // whether all has been drawn once
+let queue = []; // the views that are still to be drawn: [view, frame, width]
+const fading = new Map(); // the timer of each frame that waits to be shown in grey
+const drawnFrom = new Map(); // what each frame was drawn from
 let unfollowed = ""; // what of the link is not shown: said until something is chosen
 addEventListener("resize", () => innerWidth !== room && ((room = innerWidth), draw()));
-addEventListener("beforeprint", draw); // with light colours
-addEventListener("afterprint", draw);
+addEventListener("beforeprint", drawAll); // with light colours
+addEventListener("afterprint", drawAll);
 follow();
 
 /** Show what the link says. */
@@ -113,16 +117,20 @@ function answer(question) {
 function update() {
   complain(unfollowed);
   const questions = [...above, shown()].flatMap((view) => view?.questions(page.state)).filter(Boolean);
+  const at = performance.now();
   source.ask(experimentOf(page.state), questions, (failed) => {
     complain(failed ?? unfollowed);
-    drawSoon();
+    // The prompts alone wait a moment for the heatmap: drawing takes time from what computes it.
+    const few = above.some((view) => view.questions(page.state).some((question) => question && !answer(question)));
+    setTimeout(drawSoon, few && !failed ? Math.max(0, at + 150 - performance.now()) : 0);
   });
-  drawSoon();
+  if (opened || start.form === "live") drawSoon(); // a file is opened in a moment: it shows nothing half
 }
 
 function drawSoon() {
   if (waiting) return;
   waiting = true;
+  queue = []; // what was still to be drawn comes after what is drawn now
   requestAnimationFrame(() => {
     waiting = false;
     draw();
@@ -134,23 +142,63 @@ function complain(text) {
   remark.hidden = !text;
 }
 
-function draw() {
-  const { state } = page, mistake = answer({ view: "prompts" })?.error;
+/**
+ * Draw what has changed. Once the page is there, one view in each frame and the heatmap first: so what someone waits for is
+ * on the screen before the rest is drawn.
+ */
+function draw(atOnce = !opened) {
+  if (tabRow.dataset.shown !== page.state.view) redraw(tabRow, tabs.map(tabOf));
+  tabRow.dataset.shown = page.state.view;
   tabRow.hidden = tabs.length < 2;
-  redraw(tabRow, tabs.map(tabOf));
   for (const [view, frame] of frames) frame.hidden = tabs.includes(view) && view !== shown();
   // All widths are read before anything is drawn: each one that is read later would lay out the page once more.
-  const widths = new Map([...frames.values()].map((frame) => [frame, frame.clientWidth || innerWidth]));
-  for (const [view, frame] of frames) {
-    if (frame.hidden) continue;
+  queue = [...frames].filter(([, frame]) => !frame.hidden).map(([view, frame]) => [view, frame, frame.clientWidth || innerWidth]);
+  queue.sort(([a], [b]) => Number(b.name === "grid") - Number(a.name === "grid"));
+  for (const [, frame] of queue) frame.setAttribute("aria-busy", "true");
+  drawQueue(atOnce);
+}
+
+function drawQueue(atOnce) {
+  const mistake = answer({ view: "prompts" })?.error;
+  while (queue.length) {
+    const [view, frame, width] = queue.shift(), asked = view.questions(page.state).filter(Boolean);
     // While something is computed, or the prompts cannot be read, what was drawn before stays, in grey.
-    const known = view.questions(state).filter(Boolean).every((question) => answer(question));
-    const stale = view.name !== "prompts" && (mistake || !known);
+    const known = asked.every((question) => answer(question));
+    const stale = !known || (mistake && view.name !== "prompts");
+    fade(frame, stale);
+    const drawn = (!stale || !frame.childElementCount) && drawView(view, frame, width);
     frame.setAttribute("aria-busy", String(!known));
-    frame.classList.toggle("stale", Boolean(stale));
-    if (!stale || !frame.childElementCount) redraw(frame, view.draw(state, answer, widths.get(frame)));
+    if (drawn && queue.length && !atOnce) return requestAnimationFrame(() => drawQueue(atOnce));
   }
+  opened ||= [...frames.values()].every((frame) => frame.hidden || frame.getAttribute("aria-busy") === "false");
   document.documentElement.dataset.drawn = String(performance.now());
+}
+
+/** Show in grey what no longer holds; only after a moment, so that quick answers do not make the page blink. */
+function fade(frame, stale) {
+  clearTimeout(fading.get(frame));
+  if (!stale) frame.classList.remove("stale");
+  else fading.set(frame, setTimeout(() => frame.classList.add("stale"), 300));
+}
+
+/** Draw a view, unless it was drawn from the same state, in the same width, with the same replies. Says whether it did. */
+function drawView(view, frame, width) {
+  const { state } = page, before = drawnFrom.get(frame);
+  if (before?.state === state && before.width === width && before.read.every(([question, reply]) => answer(question) === reply)) return false;
+  const read = [];
+  const noting = (question) => {
+    read.push([question, answer(question)]);
+    return read.at(-1)[1];
+  };
+  redraw(frame, view.draw(state, noting, width));
+  drawnFrom.set(frame, { state, width, read });
+  return true;
+}
+
+/** Draw all views anew: their colours or their room have changed. */
+function drawAll() {
+  drawnFrom.clear();
+  draw(true);
 }
 
 function tabOf(view) {

@@ -11,6 +11,7 @@ export function keyOf(question) {
 export function fileSource() {
   const elements = document.querySelectorAll("script.chunk"), chunks = new Map(), replies = new Map();
   const index = chunk(0).then((bytes) => JSON.parse(new TextDecoder().decode(bytes)));
+  if (elements.length > 1) chunk(1); // what the page shows first: it is unpacked meanwhile
 
   function chunk(i) {
     if (!chunks.has(i)) chunks.set(i, gunzip(elements[i].textContent.trim()));
