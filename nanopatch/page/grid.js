@@ -14,11 +14,13 @@ export function gridView(page) {
     questions: (state) => [gridQuestion(state)],
     draw(state, answer, width) {
       const reply = answer(gridQuestion(state)), prompts = answer({ view: "prompts" });
-      return [h("h2", null, "The heatmap: a patch in each cell"), controls(state), problem(reply) ?? grid(reply, prompts, state, width)];
+      return [h("h2", null, "The heatmap: a patch in each cell"), controls(state, prompts), problem(reply) ?? grid(reply, prompts, state, width)];
     },
   };
 
-  function controls(state) {
+  function controls(state, prompts) {
+    // Some metrics need answers that the prompts may not have.
+    const metrics = offered.metrics.filter((name) => name === state.metric || (prompts?.metrics ?? [name]).includes(name));
     const of = (names) => names.map((name) => [name, name.replaceAll("_", " ")]);
     const same = (values) => values.map((value) => [String(value), String(value)]);
     const donor = (direction) => page.start.directions[direction][1];
@@ -30,7 +32,7 @@ export function gridView(page) {
         menu("axes", "Axes ", offered.axes[state.site].map((axes) => [axes.join(","), axes.join(" × ")]), state.axes.join(","), (said) => page.set({ axes: said.split(","), window: 1 })),
       offered.windows.length > 1 && state.axes.includes("layer") &&
         menu("window", "Layers at once ", same(offered.windows), String(state.window), (said) => page.set({ window: Number(said) })),
-      offered.metrics.length > 1 && menu("metric", "Metric ", of(offered.metrics), state.metric, (metric) => page.set({ metric })),
+      offered.metrics.length > 1 && menu("metric", "Metric ", of(metrics), state.metric, (metric) => page.set({ metric })),
       offered.directions.length > 1 &&
         choices("direction", "Patch from", offered.directions.map((name) => [name, `${donor(name)} (${name})`]), state.direction, (direction) => page.set({ direction })),
       choices("scale", "Show", [["normalised", "normalised"], ["raw", "raw"]], state.scale, (scale) => page.set({ scale })),
