@@ -51,20 +51,14 @@ def look() -> None:
 def progress(items: Iterable[Any] | None, unit: str, total: int | None = None) -> Any:
     """A tqdm bar over the items, on stderr. It appears only on a terminal or in a notebook, and only after one second.
 
-    Iterate over it. If `items` is None, use it in a `with` block and call its `update(n)`. Before each item, and at
-    each update, the check of `watch` is called.
+    Iterate over it. If `items` is None, use it in a `with` block and call its `update(n)`. Before each item the check
+    of `watch` is called; who calls `update` calls `look` too.
     """
     from tqdm import tqdm
 
-    class Bar(tqdm):
-        def update(self, n: float | None = 1) -> bool | None:
-            look()
-            updated: bool | None = super().update(n)
-            return updated
-
     stderr = sys.stderr  # None in a program without one
     hidden = stderr is None or _check.get() is not None
-    return Bar(
+    return tqdm(
         None if items is None else _looking(items),
         total=len(items) if total is None and isinstance(items, Sized) else total,
         unit=f" {unit}",

@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+import threading
 
 import pytest
+
+from nanopatch.progress import Stopped, progress, watch
 
 SCRIPT = """
 import time
@@ -26,3 +29,26 @@ def test_a_program_without_stderr_goes_on():
     command = ["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, SCRIPT]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     assert (done.returncode, done.stdout) == (0, "done\n")
+
+
+def test_many_bars_leave_no_threads():
+    list(progress(range(3), "patches"))  # the first starts the one thread with which tqdm watches all bars
+    before = threading.active_count()
+    for _ in range(50):
+        list(progress(range(3), "patches"))
+        with progress(None, "logits", 3) as bar:
+            bar.update(3)
+    assert threading.active_count() == before
+
+
+def test_a_check_stops_the_loop_before_the_next_item():
+    seen = []
+
+    def enough():
+        if len(seen) == 2:
+            raise Stopped
+
+    with watch(enough), pytest.raises(Stopped):
+        for item in progress(range(5), "patches"):
+            seen.append(item)
+    assert seen == [0, 1]

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import NanopatchError
 from ..model.layers import top_tokens as top_tokens  # one of the ways of reading logits
-from ..progress import progress
+from ..progress import look, progress
 from ..types import Array
 
 
@@ -310,6 +310,7 @@ def by_finite_differences(function: LogitsFunction) -> Callable[[Array, Target],
         parts = [slice(0, logits.size)]
         with progress(None, "logits", logits.size) as bar:
             while parts:
+                look()
                 part = parts.pop()
                 size = part.stop - part.start
                 if size > 1 and value_with(part, amounts[part]) != value:

@@ -18,7 +18,7 @@ from ..page.pack import key_of
 from ..patching.average import checked
 from ..patching.case import check_answers
 from ..patching.question import ask
-from ..progress import progress
+from ..progress import look, progress
 from ..results.edges import counts
 from ..types import PathLike
 from .answers import Answers, n_edges
@@ -121,6 +121,7 @@ def make_page(
     chunks = []
     with progress(None, "replies", sum(map(len, groups)) + 4 * n_cells) as bar:
         for group in itertools.chain(groups, patched(pair, grids)):  # one after the other: see `patched`
+            look()
             chunks.append({key_of(question): answers.reply(experiment, question) for question in group})
             bar.update(len(group))
     return Page(file_page(answers.start("file", experiment, menu), chunks))
