@@ -13,6 +13,8 @@ class NanopatchError(ValueError):
 
 def one_line(text: str) -> str:
     """A text with line breaks and other characters that cannot be printed escaped."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ def make_page(
 
 
 def _listed(names: str | Sequence[str]) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)
+    return list(names) if isinstance(names, Iterable) and not isinstance(names, str) else [names]
 
 
 def unpatched(model: Model, menu: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:

@@ -186,8 +186,10 @@ def _edit(name: str, recorded: Array, made: Array, size: Array | float = 0.0) ->
     size: see `_product`. A sum of two arrays is the same whenever it is computed, so there an edit of any size counts.
     """
     tolerance = ROUNDING * np.finfo(recorded.dtype).eps * size
-    if not np.isclose(recorded, made, rtol=0, atol=tolerance, equal_nan=True).all():
-        yield name, recorded.astype(np.float64) - made
+    added = recorded.astype(np.float64) - made
+    same = (np.abs(added) <= tolerance) | (recorded == made) | (np.isnan(recorded) & np.isnan(made))
+    if not same.all():
+        yield name, added
 
 
 def w_o(model: Model, layer: int, head: int) -> Array:

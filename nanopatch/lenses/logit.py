@@ -66,29 +66,30 @@ def logit_lenses(
 ) -> list[LogitLens]:
     """A lens of each of several runs. Rows that runs share, such as what a patch leaves as it was, are read once."""
     ids, wrong_ids = answer_ids(model, answer, wrong_answer)
-    tokens = [check_run(model, run, SITES, "logit_lens") for run in runs]
+    run_tokens = [check_run(model, run, SITES, "logit_lens") for run in runs]
     resids = [_stream(model, run) for run in runs]  # (n_rows, n_tokens, d_model) each
     rows, places = _different_rows(np.concatenate([resid.reshape(-1, model.d_model) for resid in resids]))
-    best, probability = np.zeros(len(rows), np.int64), np.zeros(len(rows))
-    answer_probability, rank, logit_diff = np.zeros((3, len(rows)))
+    best = np.zeros(len(rows), np.int64)
+    highest, probability, answer_probability, rank, logit_diff = np.zeros((5, len(rows)))
     size = max(1, MEMORY // (model.n_vocab * model.dtype.itemsize))
     for first in range(0, len(rows), size):
+        part = slice(first, first + size)
+        logits = model.unembed(rows[part])  # (size, n_vocab)
+        answers, wrong = (logits[:, tokens].astype(np.float64) for tokens in (ids, wrong_ids))
+        if wrong_ids:
+            logit_diff[part] = answers.mean(axis=1) - wrong.mean(axis=1)
         # One row after another, because a row stays in the processor's cache between the steps.
-        for i, logits in enumerate(model.unembed(rows[first : first + size]), start=first):  # (n_vocab,) each
-            answers = logits[ids].astype(np.float64)
+        for i, row in enumerate(logits, start=first):  # (n_vocab,)
             if ids:
-                rank[i] = np.count_nonzero(logits > logits[ids].max())
-            if wrong_ids:
-                logit_diff[i] = answers.mean() - logits[wrong_ids].mean(dtype=np.float64)
-            best[i] = logits.argmax()
-            highest = logits[best[i]]
-            logits -= highest
-            total = np.exp(logits, out=logits).sum()  # softmax's denominator
-            probability[i] = 1 / total
-            answer_probability[i] = np.exp(answers - highest).sum() / total
+                rank[i] = np.count_nonzero(row > row[ids].max())
+            best[i] = row.argmax()
+            highest[i] = row[best[i]]
+            row -= row[best[i]]
+            probability[i] = 1 / np.exp(row, out=row).sum()  # softmax of the highest
+        answer_probability[part] = np.exp(answers - highest[part, None]).sum(axis=1) * probability[part]
     texts = np.array(model.token_strings(best), object)
     lenses = []
-    for of_run, resid in zip(tokens, resids, strict=True):
+    for of_run, resid in zip(run_tokens, resids, strict=True):
         own, places = np.split(places, [resid.shape[0] * resid.shape[1]])
         own = own.reshape(resid.shape[:2])  # (n_rows, n_tokens): where each cell's row was read
         lenses.append(

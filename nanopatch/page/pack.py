@@ -115,6 +115,8 @@ def _typed(array: Array) -> Array:
 
 def _finite(value: Any) -> Any:
     """JSON's values, with null in place of numbers that are not finite."""
+    if value is None or isinstance(value, (str, int)):
+        return value
     if isinstance(value, dict):
         return {str(name): _finite(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):

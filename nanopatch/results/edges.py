@@ -97,8 +97,9 @@ class EdgeScores(Result):
     @property
     def edges(self) -> list[Edge]:
         """Every edge with its score, by sender, then by receiver."""
-        places = np.argwhere(np.isfinite(self.scores))
-        return [Edge(self.senders[i], self.receivers[j], float(self.scores[i, j])) for i, j in places]
+        places = np.argwhere(np.isfinite(self.scores)).tolist()
+        scores = self.scores.tolist()
+        return [Edge(self.senders[i], self.receivers[j], scores[i][j]) for i, j in places]
 
     def top(self, n: int) -> list[Edge]:
         """The n edges of largest |score|, largest first; equal ones stand in the order of `edges`."""

@@ -96,6 +96,11 @@ class LogitLens(View):
     def __repr__(self) -> str:
         return f"<LogitLens: {len(self.predicted)} rows, {len(self.tokens)} tokens, showing {self.shown}>"
 
+    @property
+    def columns(self) -> list[str]:
+        """The positions, as they are labelled."""
+        return [f"{i} {visible(token)}" for i, token in enumerate(self.tokens)]
+
     def matrix(self) -> Matrix:
         values: Any = self.probability if self.shown == "prediction" else getattr(self, self.shown)
         wrong = "" if self.wrong_answer is None else f" minus {visible(self.wrong_answer)}"
@@ -112,7 +117,7 @@ class LogitLens(View):
             values=values,
             rows=self.rows,
             rows_title="read from",
-            columns=[f"{i} {visible(token)}" for i, token in enumerate(self.tokens)],
+            columns=self.columns,
             columns_title="position",
             title=f"logit lens: {what}",
             unit=unit,
@@ -131,7 +136,7 @@ class LogitLens(View):
             if array is not None:
                 arrays[name] = half(array) if name == "logit_diff" else array.astype(np.float32)
         values = {
-            **{"tokens": self.tokens, "rows": self.rows, "columns": self.matrix().columns, "texts": texts},
+            **{"tokens": self.tokens, "rows": self.rows, "columns": self.columns, "texts": texts},
             **{"answer": self.answer, "wrong_answer": self.wrong_answer, "notes": self.notes},
         }
         return Shown(values, arrays)
