@@ -4,6 +4,10 @@ results must be, and the slowest obvious ways of patching."""
 import os
 from pathlib import Path
 
+# Before NumPy is imported, here and in what tests start: there is one process for each core, so each needs only one
+# thread of matrix products.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st

@@ -77,4 +77,4 @@ export function gridQuestion({ site, axes, window, direction, metric }) {
 }
 
 /** What a view says if it shows the patched run and no cell is chosen. */
-export const NO_CELL = "No cell is patched yet: click one in the heatmap above.";
+export const NO_CELL = "No cell is patched yet: click one in the heatmap.";

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -509,7 +510,9 @@ def command(*options, **environment):
     arguments = [sys.executable, "-m", "nanopatch", "explore", *options]
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", **environment}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(arguments, env=environment, **pipes)
+    # What a script starts in the background ignores Ctrl-C, and so does all that it starts: these tests may be there.
+    heard = None if sys.platform == "win32" else partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(arguments, env=environment, preexec_fn=heard, **pipes)
     try:
         yield (
             process,
