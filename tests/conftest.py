@@ -72,7 +72,7 @@ def models(draw, most_layers=4, dtypes=(np.float32, np.float64)):
         tie_word_embeddings=draw(st.booleans()),
         n_layer=draw(st.integers(1, most_layers)),
         n_head=n_head,
-        n_embd=n_head * draw(st.integers(2, 8)),
+        n_embd=n_head * draw(st.integers(4, 8)),  # of fewer numbers, LayerNorm leaves little but rounding
         n_inner=draw(st.integers(1, 30)),
         activation_function=draw(st.sampled_from(["gelu_new", "gelu", "relu"])),
         scale_attn_weights=draw(st.booleans()),
