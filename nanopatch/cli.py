@@ -28,13 +28,15 @@ from .experiments.metrics import METRICS
 from .experiments.pairs import read_pairs
 from .experiments.patch import BETWEEN, Patch
 from .explore.file import SITES, make_page
-from .files import check_writable, expand, read_text
+from .files import check_writable, expand, read_text, write_whole
 from .gradients.attribution import attribute
 from .gradients.edges import circuit, edge_attribution, faithfulness
 from .lenses.attention import attention
 from .lenses.direct import direct_logit_attribution
 from .lenses.heads import head_scores
 from .lenses.logit import logit_lens
+from .lessons.course import find as find_lesson
+from .lessons.course import lessons
 from .model import hub
 from .model.checkpoint import load
 from .model.convert import check_new_folder, save_checkpoint
@@ -159,6 +161,11 @@ def parser() -> Parser:
     add_pair(explore)
     explore.add_argument("--port", type=int, metavar="N", help="the port (8137, or another if that is taken)")
     explore.add_argument("--no-browser", action="store_true", help="print the address, and open no browser")
+
+    course = add("lessons", lessons_command, "list the lessons of the course, or take one as a script or a notebook")
+    course.add_argument("number", nargs="?", type=int, metavar="N", help="write lesson N to a file in this folder")
+    course.add_argument("--notebook", action="store_true", help="as a notebook for Jupyter, instead of a script")
+    course.add_argument("-o", "--output", metavar="FILE", help="another file, .py or .ipynb")
 
     path = add("path", path_command, "patch the paths from senders to receivers")
     add_question(path, ENDINGS)
@@ -471,6 +478,33 @@ def page_command(options: Namespace) -> None:
         print_json({"file": options.output, "bytes": len(page.html)})
     else:
         print(f"wrote {options.output} ({len(page.html):,} bytes): open it in a browser")
+
+
+def lessons_command(options: Namespace) -> None:
+    """The list of lessons; or one of them, as a file."""
+    if options.number is None:
+        if options.notebook or options.output:
+            usage_error("which lesson? Give its number: nanopatch lessons 1")
+        known = lessons()
+        if options.json:
+            print_json([{"number": n, "title": title, "minutes": minutes} for n, title, minutes, _ in known])
+            return
+        for n, title, minutes, _ in known:
+            print(f"{n:3}  {minutes:2} min  {title}")
+        print("\nnanopatch lessons 1 writes lesson 1 as a script, and with --notebook as a notebook.")
+        return
+    lesson = find_lesson(options.number)
+    ending = ".ipynb" if options.notebook else ".py"
+    target = options.output or lesson.path.with_suffix(ending).name
+    check_outputs([target], (ending,))
+    if expand(target).exists():  # it may hold somebody's answers
+        raise NanopatchError(f"{target} is there already: give another name with -o, or remove it first")
+    write_whole(target, (lesson.notebook() if options.notebook else lesson.text).encode("utf-8"))
+    how = "open it in Jupyter or VS Code" if options.notebook else f"open it in an editor, or run python {target}"
+    if options.json:
+        print_json({"file": str(target), "number": lesson.number, "title": lesson.title, "minutes": lesson.minutes})
+    else:
+        print(f"wrote {target} (lesson {lesson.number}, {lesson.title}; {lesson.minutes} minutes): {how}")
 
 
 def explore_command(options: Namespace) -> None:

@@ -23,6 +23,7 @@ ORDER = (
     ("gradients",),
     ("explore",),
     ("",),
+    ("lessons",),
     ("cli", "verify", "__main__"),
 )
 #: A run draws itself: `Run.plot_attention` imports, when it is called, the lens that makes the picture.

@@ -98,20 +98,6 @@ def test_its_commands_run(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "michelle.html").read_bytes().startswith(b"<!doctype html>")
 
 
-def test_the_lesson_runs():
-    done = subprocess.run([sys.executable, "scripts/lesson_attribution.py"], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert re.findall(r"^\d\. .*", done.stdout, flags=re.MULTILINE) == [
-        "1. Exact",
-        "2. Estimated, from two runs and one backward pass",
-        "3. How far off",
-        "4. Integrated gradients",
-        "5. Edges",
-    ]
-    errors = [float(error) for error in re.findall(r"largest error +([\d.]+)", done.stdout)]
-    assert errors[1] < errors[0] / 10  # it fails, and more steps mend it
-
-
 def test_python_of_the_other_pages_runs(tmp_path, monkeypatch, capsys):
     """And prints what stands in the block below it, if there is one."""
     monkeypatch.chdir(tmp_path)

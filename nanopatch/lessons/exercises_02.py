@@ -1,0 +1,190 @@
+"""The exercises of lesson 2, the first patch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import NanopatchError
+from ..experiments.experiment import MICHELLE, Experiment
+from ..model.checkpoint import load
+from ..patching.sweep import sweep
+from ..results.sweep import Sweep
+from .exercises import Exercise, close
+
+
+def _resid() -> Sweep:
+    return sweep(load("nano"), MICHELLE)
+
+
+def _late_patch(answer: float) -> str | None:
+    result = _resid()
+    if close(answer, result.grid[2, -1]):
+        return None
+    if close(answer, result.normalised[2, -1], 1e-2):
+        return "That is the normalised value. Give the logit difference itself."
+    if close(answer, sweep(load("nano"), MICHELLE, direction="noise").grid[2, -1]):
+        return "You patched the corrupted vector into the clean run. Here the clean one goes into the corrupted run."
+    for layer, position in np.ndindex(result.grid.shape):
+        if close(answer, result.grid[layer, position]):
+            return f"That is what a patch at layer {layer}, position {position} gives."
+    return "No patch of resid_pre gives that. Compare your loop with that of the lesson, one line after the other."
+
+
+def _whole_layer(answer: float) -> str | None:
+    result = _resid()
+    if close(answer, result.baseline_clean):
+        return None
+    if close(answer, result.baseline_corrupted):
+        return "That is the corrupted run: nothing was patched. Is the assignment reached, and is it at layer 2?"
+    if close(answer, 1.0):
+        return "That is the normalised value. Give the logit difference itself."
+    if close(answer, result.grid[2].sum()) or close(answer, result.normalised[2].sum(), 1e-2):
+        return "Effects of single patches do not add up. Make one run with all positions patched together."
+    return (
+        "All that the layers from 2 on read is then as in the clean run. So what can the logits be? "
+        "Compare your number with that."
+    )
+
+
+def _dots(answer: int) -> str | None:
+    unchanged = np.asarray(_resid().unchanged)
+    right = int(unchanged.sum())
+    if answer == right:
+        return None
+    if answer in (unchanged[0].sum(), unchanged[:, 0].sum()):
+        return "You counted only the first layer, or only the first position."
+    if answer == unchanged[0].sum() + unchanged[:, 0].sum():
+        return "You counted the cell of layer 0 and position 0 twice."
+    if answer == unchanged.size - right:
+        return "You counted the cells without a dot."
+    return "A dot stands where the two vectors are equal, whatever the model is. A light cell is not yet a dot."
+
+
+def _attention(answer: Sequence[Any]) -> str | None:
+    effects = sweep(load("nano"), MICHELLE, "attn_out").normalised
+    best = tuple(int(n) for n in np.unravel_index(effects.argmax(), effects.shape))
+    try:
+        layer, position = (int(number) for number in answer)
+    except (ValueError, TypeError, OverflowError):
+        return "Two whole numbers are expected: [layer, position]."
+    if (position, layer) == best:
+        return "These are the right two numbers in the wrong order: [layer, position]."
+    try:
+        value = effects[layer, position]
+    except IndexError:
+        return f"There is no such cell: the grid has {effects.shape[0]} layers and {effects.shape[1]} positions."
+    if value == effects.max():
+        return None
+    if (layer, position) == np.unravel_index(_resid().normalised.argmax(), effects.shape):
+        return 'That is the largest effect of resid_pre. Give the third argument of sweep: "attn_out".'
+    return f"The effect there is {value:.2f}; another cell has more."
+
+
+def _own(answer: Experiment) -> str | None:
+    model = load("nano")
+    if (
+        {answer.clean, answer.corrupted} <= {MICHELLE.clean, MICHELLE.corrupted}
+        if isinstance(answer.clean, str)
+        else False
+    ):
+        return "That is the experiment of the lesson. Take other names."
+    try:
+        result = sweep(model, answer)
+    except NanopatchError as error:
+        return f"The library refuses it: {error}"
+    clean, corrupted = result.baseline_clean, result.baseline_corrupted
+    assert clean is not None and corrupted is not None
+    if not clean > 5:
+        if clean < -5 and corrupted > 5:
+            return "The answers are the wrong way round: `answer` is that of the clean prompt."
+        return f"The clean run's logit difference is {clean:.1f}: the model does not answer it as you expect."
+    if not corrupted < -5:
+        return f"The corrupted run's logit difference is {corrupted:.1f}: its own answer should win there."
+    return None
+
+
+EXERCISES = [
+    Exercise(
+        kind="a number",
+        wrong_with=_late_patch,
+        hint="Take the loop of the first patch, and change the layer and the position in it: -1 is the last one.",
+        solution="""
+for site in model.steps(MICHELLE.corrupted):
+    if site.name == "resid_pre" and site.layer == 2:
+        site.array[-1] = clean.resid_pre[2, -1]
+answer = logit_diff(site.array)
+""",
+        usual_mistakes={
+            "answer = result.normalised[2, -1]": "normalised value",
+            "answer = result.grid[1, -1]": "layer 1, position 10",
+            "answer = nanopatch.sweep(model, MICHELLE, direction='noise').grid[2, -1]": "into the clean run",
+            "answer = 12345.0": "No patch of resid_pre",
+        },
+    ),
+    Exercise(
+        kind="a number",
+        wrong_with=_whole_layer,
+        hint="site.array[:] = ... replaces all rows. What do the layers from 2 on get to read then?",
+        solution="""
+for site in model.steps(MICHELLE.corrupted):
+    if site.name == "resid_pre" and site.layer == 2:
+        site.array[:] = clean.resid_pre[2]
+answer = logit_diff(site.array)  # the clean run's: everything after layer 2 is computed from clean vectors
+""",
+        usual_mistakes={
+            "answer = logit_diff(corrupted.logits)": "nothing was patched",
+            "answer = 1.0": "normalised value",
+            "answer = result.grid[2].sum()": "do not add up",
+        },
+    ),
+    Exercise(
+        kind="a whole number",
+        wrong_with=_dots,
+        hint="All of layer 0 but the surname, and all of position 0. One cell is in both.",
+        solution="answer = int(np.sum(result.unchanged))",
+        usual_mistakes={
+            "answer = int(np.sum(result.unchanged[0]))": "only the first layer",
+            "answer = int(np.sum(result.unchanged[0]) + np.sum(result.unchanged[:, 0]))": "twice",
+            "answer = int((abs(result.normalised) < 0.1).sum())": "not yet a dot",
+        },
+    ),
+    Exercise(
+        kind="a list",
+        wrong_with=_attention,
+        hint='nanopatch.sweep(model, MICHELLE, "attn_out").normalised is the grid; np.unravel_index helps.',
+        solution="""
+effects = nanopatch.sweep(model, MICHELLE, "attn_out").normalised
+answer = [int(n) for n in np.unravel_index(effects.argmax(), effects.shape)]
+""",
+        usual_mistakes={
+            "answer = [10, 1]": "wrong order",
+            "answer = [0, 1]": "largest effect of resid_pre",
+            "answer = [3, 10]": "another cell has more",
+            "answer = [1]": "Two whole numbers",
+        },
+    ),
+    Exercise(
+        kind="an Experiment",
+        wrong_with=_own,
+        hint="Keep the form of the sentence; change the first name and both surnames. An answer begins with a space.",
+        solution="""
+answer = nanopatch.Experiment(
+    clean="Daniel Cooper was a top-notch student. Daniel",
+    corrupted="Daniel Miller was a top-notch student. Daniel",
+    answer=" Cooper",
+    wrong_answer=" Miller",
+)
+""",
+        usual_mistakes={
+            "answer = MICHELLE": "Take other names",
+            "answer = nanopatch.Experiment('Daniel Cooper was a top-notch student. Daniel', "
+            "'Daniel Miller was a top-notch student. Daniel', 'Cooper', 'Miller')": "with a leading space",
+            "answer = nanopatch.Experiment('Daniel Cooper was a top-notch student. Daniel', "
+            "'Daniel Miller was a top-notch student. Daniel', ' Miller', ' Cooper')": "wrong way round",
+            "answer = nanopatch.Experiment('The sky is', 'The sea is', ' blue', ' wet')": "logit difference is",
+        },
+    ),
+]

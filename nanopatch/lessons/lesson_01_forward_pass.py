@@ -1,0 +1,163 @@
+# %% [markdown]
+# # 1. The forward pass at a breakpoint
+#
+# *10 minutes. You know Python, NumPy, and that a language model predicts the next token.*
+#
+# GPT-2 is a chain of array operations. In this library each of these arrays has a name, and you can stop at each one
+# and look. In this lesson you follow one prompt from text to prediction. All later lessons change something on the
+# way.
+
+# %%
+import numpy as np
+
+import nanopatch
+from nanopatch.lessons import check
+
+model = nanopatch.load("nano")
+print(model)
+
+# %% [markdown]
+# `nano` is a real GPT-2, but a small one: 4 layers, each with 4 attention heads. It was trained on a few kinds of
+# sentences. One kind: people with a first name and a surname. When a first name comes again, the surname follows.
+
+# %%
+assert (model.n_layer, model.n_head, model.d_model) == (4, 4, 128)
+
+prompt = "Michelle Jones was a top-notch student. Michelle"
+tokens = model.tokenize(prompt)  # (n_tokens,): whole numbers, one for each piece of text
+print(tokens)
+print(model.token_strings(tokens))
+
+# %% [markdown]
+# The prompt has 11 tokens. Most are words with the space before them: `" Jones"` is one token. `top-notch` becomes
+# four.
+#
+# ## Every array, in order
+#
+# `model.steps` is the forward pass. It hands over each array as soon as it exists.
+
+# %%
+assert len(tokens) == 11
+
+for site in model.steps(prompt):
+    if site.layer in (0, None):  # the other three layers look the same; the last two arrays belong to no layer
+        print(site.layer, site.name, site.array.shape)
+
+# %% [markdown]
+# The shapes say what an array holds: (11, 128) is one vector of 128 numbers for each token. (11, 4, 32) is the same
+# numbers, divided among 4 heads. (4, 11, 11) is a number for each head and each pair of tokens. (11, 512) are the
+# neurons of the MLP. The last array, `logits`, has a number for each of the 50,257 tokens that could come next.
+#
+# ## The residual stream
+#
+# `model.run` keeps all these arrays, with the layer as first axis.
+
+# %%
+run = model.run(prompt)
+assert run.resid_pre.shape == (4, 11, 128)
+assert run.mlp_post.shape == (4, 11, 512)
+assert run.logits.shape == (11, 50257)
+
+# %% [markdown]
+# One array is carried through the whole model: the *residual stream*, a vector for each token. It starts as the
+# token's embedding plus the position's embedding. In each layer, attention adds something to it, and then the MLP adds
+# something. Nothing else ever happens to it. Check that yourself:
+
+# %%
+start = model.wte[tokens] + model.wpe[: len(tokens)]
+assert np.array_equal(run.resid_pre[0], start)
+
+for layer in range(model.n_layer):
+    assert np.array_equal(run.resid_mid[layer], run.resid_pre[layer] + run.attn_out[layer])
+    assert np.array_equal(run.resid_post[layer], run.resid_mid[layer] + run.mlp_out[layer])
+    if layer + 1 < model.n_layer:
+        assert np.array_equal(run.resid_pre[layer + 1], run.resid_post[layer])
+
+# %% [markdown]
+# ## Attention moves information between positions
+#
+# Attention is the only place where a token learns of other tokens. The `pattern` of a head says how much each token
+# (the *query*) takes from each earlier token (the *key*). Its rows sum to 1, and no token sees a later one. What it
+# takes is the key token's value vector, `v`. The result is `z`.
+
+# %%
+layer, head = 1, 3
+pattern = run.pattern[layer, head]  # (n_query, n_key)
+assert np.allclose(pattern.sum(axis=1), 1)
+assert np.array_equal(pattern, np.tril(pattern))  # zeros above the diagonal
+assert np.allclose(run.z[layer, :, head], pattern @ run.v[layer, :, head], atol=1e-5)
+
+last = pattern[-1]  # where the last token, " Michelle", looks
+for token, share in zip(model.token_strings(tokens), last, strict=True):
+    print(f"{token!r:12} {share:.3f}")
+
+# %% [markdown]
+# Head 1.3 (layer 1, head 3) is at the second " Michelle" and looks only at " Jones": the word that came after the
+# first "Michelle". Lesson 6 shows how it finds that.
+#
+# ## The prediction
+#
+# After the last layer, a LayerNorm makes `ln_final` of the residual stream. Its product with each token's vector in
+# `lm_head` is that token's logit. The logits of the last position say what comes next. Softmax turns them into
+# probabilities.
+
+# %%
+assert model.token_strings([tokens[last.argmax()]]) == [" Jones"] and last.max() > 0.99
+assert np.allclose(run.logits, run.ln_final @ model.lm_head.T, atol=1e-3)
+
+logits = run.logits[-1]  # (n_vocab,)
+probabilities = np.exp(logits - logits.max())
+probabilities /= probabilities.sum()
+for token in logits.argsort()[::-1][:5]:
+    print(f"{model.token_strings([token])[0]!r:12} logit {logits[token]:6.2f}  probability {probabilities[token]:.4f}")
+
+# %% [markdown]
+# The model is sure: " Jones", with a probability of 0.99.
+#
+# ## At a breakpoint
+#
+# All this can be watched while it happens. Put `breakpoint()` into the loop below, or start this script under a
+# debugger (`python -m pdb lesson_01_forward_pass.py`, or VS Code). At the stop, type `site.array` to see the array,
+# and `site.array[-1] = 0` to change it: the model goes on with what the array then holds.
+
+# %%
+jones = tokens[1]
+assert round(float(probabilities[jones]), 2) == 0.99
+
+for site in model.steps(prompt):
+    if site.name == "z" and site.layer == 1:
+        pass  # a good line for a breakpoint
+assert np.array_equal(site.array[-1], logits)  # the last array handed over; nothing was changed
+
+# %% [markdown]
+# ## Exercises
+#
+# **1.1** How many arrays does `model.steps(prompt)` hand over, all layers together?
+
+# %%
+answer = None
+check("1.1", answer)
+
+# %% [markdown]
+# **1.2** At which token does head 3.3 look most, from the last position? Give its text.
+
+# %%
+answer = None
+check("1.2", answer)
+
+# %% [markdown]
+# **1.3** How much does attention write in each layer at the last position? Give the four norms (`np.linalg.norm`) of
+# `attn_out` there, in an array.
+
+# %%
+answer = None
+check("1.3", answer)
+
+# %% [markdown]
+# **1.4** Write a function `layer_norm(x, weight, bias)`: subtract the mean of each row, divide by the square root of
+# (its variance + 1e-5), multiply by `weight`, add `bias`. With it, `model.ln_f.weight` and `model.ln_f.bias` you can
+# make `run.ln_final` of `run.resid_post[-1]`. The answer is the function.
+
+# %%
+answer = None
+check("1.4", answer)
