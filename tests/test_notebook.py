@@ -95,7 +95,8 @@ def text_of(html):
 def test_the_calls_of_the_readme_run_without_a_word_on_stderr(outputs):
     for name in outputs:
         if name not in BARS:
-            assert written(outputs[name], "stderr") == "", name
+            said = re.sub(r"\r[^\r\n]*", "", written(outputs[name], "stderr"))  # a bar, if the machine was slow
+            assert said == "", name
 
 
 @pytest.mark.parametrize("name", ["sweep", "panels", "comparison", "edges", "saliency", "figure"])

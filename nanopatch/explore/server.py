@@ -400,5 +400,6 @@ def serve(server: Server, open_browser: bool) -> None:
     except KeyboardInterrupt:
         pass
     finally:
-        server.stopping = True  # stops what is computed
+        server.stopping = True  # stops what is computed, at its next look
+        server.computing.acquire()  # for a Python that ends while one of its threads is inside NumPy may abort
         server.server_close()

@@ -178,7 +178,7 @@ def input_gradient(model: Model, run: Run, gradients: Run, receiver: Node, place
 
 
 def circuit(scores: EdgeScores, n: int, prune: bool = True) -> list[Edge]:
-    """The n edges of largest |score|, largest first. See `EdgeScores.top` for ties.
+    """The n edges of largest absolute score, largest first. See `EdgeScores.top` for ties.
 
     prune: leave out, as the literature does, edges that are on no path from the embedding to the logits. They carry
     nothing, so the circuit's faithfulness is the same without them. The result may be empty.

@@ -133,7 +133,7 @@ answer = nanopatch.Experiment(
 """,
         usual_mistakes={
             "answer = INDIRECT_OBJECT": "named experiments",
-            "answer = nanopatch.Experiment('The capital of Japan is', 'The capital of China is', ' Tokyo', ' Beijing')": (
+            "answer = nanopatch.Experiment('The capital of Cuba is', 'The capital of Peru is', ' Havana', ' Lima')": (
                 "Its slope is"
             ),
             "answer = nanopatch.Experiment('Daniel Lewis', 'Daniel Hall', ' Lewis', ' Hall')": "differ by only",

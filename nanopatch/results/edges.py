@@ -102,14 +102,14 @@ class EdgeScores(Result):
         return [Edge(self.senders[i], self.receivers[j], scores[i][j]) for i, j in places]
 
     def top(self, n: int) -> list[Edge]:
-        """The n edges of largest |score|, largest first; equal ones stand in the order of `edges`."""
+        """The n edges of largest absolute score, largest first; equal ones stand in the order of `edges`."""
         edges = self.edges
         if not isinstance(n, Integral) or not 1 <= n <= len(edges):
             raise NanopatchError(f"n={n!r}: from 1 to {len(edges)} edges can be chosen")
         return sorted(edges, key=lambda edge: -abs(edge.score))[:n]
 
     def circuit(self, n: int, prune: bool = True) -> list[Edge]:
-        """The n edges of largest |score|, largest first; see `nanopatch.circuit`."""
+        """The n edges of largest absolute score, largest first; see `nanopatch.circuit`."""
         edges = self.top(n)
         while prune:
             fed = {Node("embed")} | {edge.receiver.component for edge in edges}
