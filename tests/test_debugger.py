@@ -1,6 +1,7 @@
 """Patches by hand in real debuggers, pdb and debugpy (VS Code's), and what a breakpoint inside a block shows."""
 
 import contextlib
+import itertools
 import json
 import re
 import socket
@@ -16,6 +17,7 @@ from conftest import ROOT, tiny_model
 import nanopatch
 from nanopatch import sweep
 from nanopatch.experiments import MICHELLE
+from nanopatch.lessons.course import find as find_lesson
 from nanopatch.model import gpt2
 from nanopatch.model.sites import BLOCK_SITES
 
@@ -202,12 +204,12 @@ class Client:
 
 
 @contextlib.contextmanager
-def debugged(path, line, condition):
+def debugged(path, line, condition, script=SCRIPT):
     """The script in debugpy, with a breakpoint: (client, process)."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "debugpy", "--listen", f"127.0.0.1:{port}", "--wait-for-client", SCRIPT]
+    command = [sys.executable, "-m", "debugpy", "--listen", f"127.0.0.1:{port}", "--wait-for-client", script]
     # `-m` puts the folder it is run in on the path. In the checkout it would find another nanopatch than the tests do.
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=SCRIPT.parent)
     client = Client(port)
@@ -245,6 +247,29 @@ def test_a_patch_typed_into_an_editor_inside_a_block_is_that_patch(patched):
         client.ask("continue", threadId=thread)
         client.wait(type="event", event="terminated")  # it did not stop again
         assert logit_difference(process.stdout.readline()) == patched
+
+
+@pytest.mark.parametrize(
+    ("number", "text", "typed", "shape", "line_after"),
+    [
+        (1, "pass  # stop here", "site.array[-1] = 0", "('z', 1, (11, 4, 32))", "the loop predicts [' Owens']\n"),
+        (1, "pass  # stop here", "None", "('z', 1, (11, 4, 32))", "the loop predicts [' Jones']\n"),
+        (2, "site.array[1] = clean", "None", "('resid_pre', 1, (11, 128))", "after the patch 16.29\n"),
+    ],
+)
+def test_a_lesson_in_an_editor(number, text, typed, shape, line_after):
+    path = find_lesson(number).path
+    (line,) = [n for n, code in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if text in code]
+    assert f"(Pdb) break {line}\n" in (ROOT / "docs/debugger.md").read_text(encoding="utf-8")
+    with debugged(path, line, "True", script=path) as (client, process):
+        thread, frame = client.stopped()
+        seen = "site.name, site.layer, site.array.shape"
+        assert client.ask("evaluate", expression=seen, frameId=frame["id"], context="watch")["result"] == shape
+        client.ask("evaluate", expression=typed, frameId=frame["id"], context="repl")
+        client.ask("continue", threadId=thread)
+        client.wait(type="event", event="terminated")
+        said = list(itertools.takewhile(lambda line: not line.startswith("Exercise"), process.stdout))
+        assert line_after in said
 
 
 def test_two_steps_of_an_editor_lead_into_a_block(loop_line):

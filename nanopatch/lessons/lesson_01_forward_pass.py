@@ -116,9 +116,10 @@ for token in logits.argsort()[::-1][:5]:
 #
 # ## At a breakpoint
 #
-# All this can be watched while it happens. Put `breakpoint()` into the loop below, or start this script under a
-# debugger (`python -m pdb lesson_01_forward_pass.py`, or VS Code). At the stop, type `site.array` to see the array,
-# and `site.array[-1] = 0` to change it: the model goes on with what the array then holds.
+# All this can be watched while it happens. Stop at the marked line below, in a debugger (`python -m pdb
+# lesson_01_forward_pass.py`, or VS Code). There, `site.array` is the array that was just made, and `site.array[-1] = 0`
+# changes it: the model goes on with what the array then holds. If nothing is changed, the loop ends with the prediction
+# from above.
 
 # %%
 jones = tokens[1]
@@ -126,8 +127,9 @@ assert round(float(probabilities[jones]), 2) == 0.99
 
 for site in model.steps(prompt):
     if site.name == "z" and site.layer == 1:
-        pass  # a good line for a breakpoint
-assert np.array_equal(site.array[-1], logits)  # the last array handed over; nothing was changed
+        pass  # stop here
+prediction = site.array[-1].argmax()  # the last array handed over are the logits
+print("the loop predicts", model.token_strings([prediction]))
 
 # %% [markdown]
 # ## Exercises
