@@ -1,0 +1,139 @@
+"""The exercises of lesson 4, from a dark cell to a head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..experiments.experiment import MICHELLE
+from ..experiments.patch import Patch
+from ..model.checkpoint import load
+from ..model.sites import Run, Site
+from ..patching.sweep import sweep
+from .exercises import Exercise, close
+
+
+def _value(edit: Callable[[Site, Run], None]) -> float:
+    """The normalised value of the corrupted run with an edit of each array: edit(site, clean)."""
+    model = load("nano")
+    tokens = MICHELLE.tokens(model)
+    clean, corrupted = model.run(tokens.clean), model.run(tokens.corrupted)
+    for site in model.steps(tokens.corrupted):
+        edit(site, clean)
+    low, high, value = (
+        float(logits[-1, tokens.answer] - logits[-1, tokens.wrong_answer])
+        for logits in (corrupted.logits, clean.logits, site.array)
+    )
+    return (value - low) / (high - low)
+
+
+def _two_heads(answer: set[Any]) -> str | None:
+    effects = sweep(load("nano"), MICHELLE, Patch("z", axes=("layer", "head", "position"))).normalised[0, :, 1]
+    right = {int(head) for head in (effects > 0.2).nonzero()[0]}
+    if answer == right:
+        return None
+    if answer == {head + 1 for head in right}:
+        return "Heads are counted from 0."
+    if not answer <= set(range(4)):
+        return "The heads of a layer have the numbers 0 to 3."
+    if right < answer:
+        return "There is one too many: look at the sizes of the four effects."
+    missing = sorted(right - answer)
+    return f"{len(missing)} of the two is not among them: look at heads.normalised[0, :, 1]."
+
+
+def _values(answer: float) -> str | None:
+    def at_surname(site: Site, clean: Run) -> None:
+        if site.name == "v" and site.layer == 1:
+            site.array[1] = clean.v[1, 1]
+
+    def one_by_one() -> float:
+        return float(sweep(load("nano"), MICHELLE, "v").normalised[1].sum())
+
+    def elsewhere(site: Site, clean: Run) -> None:
+        if site.name == "v" and site.layer == 1:
+            site.array[-1] = clean.v[1, -1]
+
+    if close(answer, _value(at_surname), 1e-2):
+        return None
+    if close(answer, one_by_one(), 1e-2):
+        return "That is the sum of the four single patches. Patch them in one run."
+    if abs(answer - _value(elsewhere)) < 1e-3:
+        return "You patched the values of the last position. What is moved comes from the position that is looked at."
+    if abs(answer) > 2:
+        return "That looks like a logit difference. The function normalised(logits) puts it on the scale."
+    return "Replace site.array[1] where site.name is v and site.layer is 1: all heads at position 1."
+
+
+def _blind(answer: float) -> str | None:
+    def no_look(site: Site, clean: Run) -> None:
+        if site.name == "pattern" and site.layer == 1:
+            site.array[:, -1, 1] = 0
+
+    def whole_column(site: Site, clean: Run) -> None:
+        if site.name == "pattern" and site.layer == 1:
+            site.array[:, :, 1] = 0
+
+    def whole_row(site: Site, clean: Run) -> None:
+        if site.name == "pattern" and site.layer == 1:
+            site.array[:, -1] = 0
+
+    if close(answer, _value(no_look), 1e-2):
+        return None
+    if abs(answer) < 1e-3:
+        return "That is the corrupted run as it is: was the assignment reached?"
+    if close(answer, _value(whole_column), 1e-2):
+        return "You took the surname from every query. Only the last query, -1, should not see it."
+    if close(answer, _value(whole_row), 1e-2):
+        return "You took everything from the last query. Only the key at position 1 should be set to 0."
+    if abs(answer) > 2:
+        return "That looks like a logit difference. The function normalised(logits) puts it on the scale."
+    return "pattern has the axes (n_head, n_query, n_key): all heads, the last query, key 1."
+
+
+EXERCISES = [
+    Exercise(
+        kind="a set",
+        wrong_with=_two_heads,
+        hint="heads.normalised has the axes layer, head, position.",
+        solution="answer = {int(head) for head in (heads.normalised[0, :, 1] > 0.2).nonzero()[0]}",
+        usual_mistakes={
+            "answer = {1, 3}": "counted from 0",
+            "answer = {0}": "not among them",
+            "answer = {0, 1, 2}": "one too many",
+            "answer = {0, 4}": "0 to 3",
+        },
+    ),
+    Exercise(
+        kind="a number",
+        wrong_with=_values,
+        hint="v has the axes (n_tokens, n_head, d_head), so site.array[1] are the values of all heads at position 1.",
+        solution="""
+for site in model.steps(MICHELLE.corrupted):
+    if site.name == "v" and site.layer == 1:
+        site.array[1] = clean.v[1, 1]
+answer = normalised(site.array)
+""",
+        usual_mistakes={
+            "answer = nanopatch.sweep(model, MICHELLE, 'v').normalised[1].sum()": "sum of the four",
+            "answer = 0.0": "last position",
+            "answer = 18.0": "looks like a logit difference",
+        },
+    ),
+    Exercise(
+        kind="a number",
+        wrong_with=_blind,
+        hint="pattern has the axes (n_head, n_query, n_key).",
+        solution="""
+for site in model.steps(MICHELLE.corrupted):
+    if site.name == "pattern" and site.layer == 1:
+        site.array[:, -1, 1] = 0
+answer = normalised(site.array)
+""",
+        usual_mistakes={
+            "answer = 0.0": "as it is",
+            "answer = -13.4": "looks like a logit difference",
+            "answer = 0.123": "the last query, key 1",
+        },
+    ),
+]
