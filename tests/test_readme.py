@@ -111,6 +111,20 @@ def test_python_of_the_other_pages_runs(tmp_path, monkeypatch, capsys):
             assert printed in ("", capsys.readouterr().out), page.name
 
 
+def test_what_the_teachers_page_says_of_nano_is_so():
+    page = (ROOT / "docs/teaching.md").read_text(encoding="utf-8")
+    model = nanopatch.load("nano")
+    known, unknown = (
+        re.findall(r"^\| ([^|]+) \| (\S+) \|$", part, flags=re.MULTILINE)
+        for part in page.partition("## An experiment of one's own")[2].split("And these it does not")
+    )
+    assert len(known) >= 12 and len(unknown) >= 8
+    for prompt, token in known + unknown:
+        (likeliest,) = model.run(prompt).top(1)
+        assert likeliest["token"] == token.replace("␣", " "), prompt
+        assert likeliest["probability"] > 0.5 or (prompt, token) in unknown, prompt
+
+
 def test_what_they_link_to_is_there():
     for page in DOCS:
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
