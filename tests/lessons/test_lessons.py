@@ -14,6 +14,7 @@ import pytest
 from nbclient import NotebookClient
 
 import nanopatch
+from nanopatch.cli import main
 from nanopatch.lessons.course import find as find_lesson
 from nanopatch.lessons.course import lessons
 from nanopatch.lessons.exercises import KINDS, check, hint, of_lesson, solution, wrong_with
@@ -158,3 +159,64 @@ def test_hints_and_solutions_are_printed(capsys):
 def test_an_unknown_exercise_is_one_line(name):
     with pytest.raises(nanopatch.NanopatchError, match="exercise"):
         check(name, None)
+
+
+# ---- the command ------------------------------------------------------------------------------------
+
+
+def test_the_command_lists_the_lessons(capsys):
+    assert main(["lessons"]) == 0
+    out = capsys.readouterr().out
+    for lesson in lessons():
+        assert re.search(rf"^ +{lesson.number} +{lesson.minutes} min +{re.escape(lesson.title)}$", out, re.MULTILINE)
+    assert main(["lessons", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [lesson["number"] for lesson in listed] == [lesson.number for lesson in lessons()]
+
+
+def test_the_command_writes_a_lesson_and_never_over_somebodys_answers(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lesson = find_lesson(2)
+    script = tmp_path / lesson.path.name
+    assert main(["lessons", "2"]) == 0
+    assert script.read_text(encoding="utf-8") == lesson.text
+    script.write_text("answer = 1")
+    assert main(["lessons", "2"]) == 1
+    assert script.read_text() == "answer = 1"
+    assert main(["lessons", "2", "--notebook", "-o", "mine.ipynb"]) == 0
+    assert (tmp_path / "mine.ipynb").read_text(encoding="utf-8") == lesson.notebook()
+    out, err = capsys.readouterr()
+    assert "wrote mine.ipynb" in out and err == (
+        f"nanopatch: {script.name} is there already: give another name with -o, or remove it first\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["99"], "there is no lesson 99: they are 1 to "),
+        (["0"], "there is no lesson 0: "),
+        (["two"], "argument N: invalid int value"),
+        (["--notebook"], "which lesson? Give its number"),
+        (["1", "-o", "a.txt"], "the file name must end in one of .py"),
+        (["1", "--notebook", "-o", "a.py"], "the file name must end in one of .ipynb"),
+        (["1", "-o", "no/such/folder/a.py"], "no/such/folder"),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = main(["lessons", *arguments])
+    except SystemExit as ended:
+        status = ended.code
+    out, err = capsys.readouterr()
+    assert status != 0 and out == "" and said in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_jupytext_it_is_said_what_to_install(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "jupytext", None)
+    assert main(["lessons", "1", "--notebook"]) == 1
+    assert capsys.readouterr().err == 'nanopatch: a notebook is made by jupytext: pip install "nanopatch[lessons]"\n'
+    assert not list(tmp_path.iterdir())
