@@ -116,8 +116,9 @@ show(jessica)
 
 # %% [markdown]
 # Again the surname's position is dark, and then the last one. The first names differ too, and their cells at layer 0
-# are not dark. They are even a little below 0. A difference between the prompts is not yet a difference that the
-# answer is made of. Here the model takes the only surname there is.
+# are not dark. They are even a little below 0. (If values are below 0, the picture has two colours: red is above 0,
+# blue is below.) A difference between the prompts is not yet a difference that the answer is made of. Here the model
+# takes the only surname there is.
 
 # %%
 assert jessica.normalised[0, 1] > 0.9 and jessica.normalised[2, -1] > 0.8
