@@ -88,7 +88,10 @@ def test_no_function_of_the_package_has_the_name_of_a_module_of_it():
     assert modules & set(nanopatch.__all__) <= {"experiments", "tasks"}
 
 
-MODULES = [module.name for module in pkgutil.walk_packages(nanopatch.__path__, "nanopatch.")]
+#: But for the lessons, which are scripts: tests/lessons runs them.
+MODULES = [
+    module.name for module in pkgutil.walk_packages(nanopatch.__path__, "nanopatch.") if ".lesson_" not in module.name
+]
 
 
 @pytest.mark.parametrize("name", MODULES)
