@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..experiments.experiment import INDIRECT_OBJECT
+from ..errors import NanopatchError
+from ..experiments.experiment import INDIRECT_OBJECT, Experiment
 from ..experiments.patch import Patch
 from ..model.checkpoint import load
 from ..patching.sweep import path_patch, sweep
@@ -27,11 +28,14 @@ def _not_direct(answer: float) -> str | None:
     if close(answer, total - direct, 2e-2):
         return None
     if close(answer, direct - total, 2e-2):
-        return "The sign is wrong: the whole effect is the larger one."
+        return "The sign is wrong: the direct effect is subtracted from the total one."
     if close(answer, total, 1e-2):
-        return "That is the whole effect. Subtract what is direct."
+        return "That is the total effect. Subtract what is direct."
     if close(answer, direct, 1e-2):
-        return "That is the direct effect. Subtract it from the whole one."
+        return "That is the direct effect. Subtract it from the total one."
+    mlps_free = path_patch(load("nano"), INDIRECT_OBJECT, "head 2.0", "logits", between="free mlps").normalised[0, 0]
+    if close(answer, total - mlps_free, 2e-2):
+        return 'That is the rest with the MLPs free. Direct is between="frozen".'
     return "Both are normalised values: total.normalised[2, 0], and effect of head 2.0."
 
 
@@ -40,13 +44,14 @@ def _other_path(answer: float) -> str | None:
     if close(answer, path_patch(model, INDIRECT_OBJECT, "head 0.3", "v 2.0").normalised[0, 0], 1e-2):
         return None
     for sender in ("head 0.1", "head 0.0", "head 0.2"):
-        if close(answer, path_patch(model, INDIRECT_OBJECT, sender, "v 2.0").normalised[0, 0], 1e-2):
+        if close(answer, path_patch(model, INDIRECT_OBJECT, sender, "v 2.0").normalised[0, 0], 3e-3):
             return f"That is the path from {sender}."
     if close(answer, _total()[0, 3], 1e-2):
-        return "That is the whole effect of head 0.3, for all who read it."
-    free = path_patch(model, INDIRECT_OBJECT, "head 0.3", "v 2.0", between="free").normalised[0, 0]
-    if close(answer, free, 1e-2):
-        return "In your first run the other heads and the MLPs are not held at the corrupted run's values."
+        return "That is the total effect of head 0.3, for all who read it."
+    for between, what in (("free mlps", "the MLPs are"), ("free", "the other heads and the MLPs are")):
+        freed = path_patch(model, INDIRECT_OBJECT, "head 0.3", "v 2.0", between=between).normalised[0, 0]
+        if close(answer, freed, 3e-3):
+            return f"In your first run {what} not held at the corrupted run's values."
     if close(answer, path_patch(model, INDIRECT_OBJECT, "head 0.3", "v 2").normalised[0, 0], 1e-2):
         return "That is the path to the values of all heads of layer 2."
     return "Change only the head that is not held, from 1 to 3, and compare with path_patch."
@@ -61,16 +66,42 @@ def _through_mlp(answer: int) -> str | None:
     return f"For head 3.{answer} it is {through[answer]:.3f}; for another one it is more."
 
 
+def _own(answer: Experiment) -> str | None:
+    model = load("nano")
+    try:
+        tokens = answer.tokens(model)
+        for name, prompt, best in (
+            ("clean", tokens.clean, tokens.answer),
+            ("corrupted", tokens.corrupted, tokens.wrong_answer),
+        ):
+            if best is None:
+                return "Give both an answer and a wrong_answer."
+            said, right = model.token_strings([int(model.run(prompt).logits[-1].argmax()), best])
+            if said != right:
+                return f"After the {name} prompt the model says {said!r}, not {right!r}."
+        if {tokens.answer, tokens.wrong_answer} == set(model.tokenize(" Mary John").tolist()):
+            return "These are the names of the lesson. Take two other names."
+        carried = float(path_patch(model, answer, "head 0.1", "v 2.0").normalised[0, 0])
+    except NanopatchError as error:
+        return f"It cannot be patched: {str(error).rstrip('.')}."
+    except Exception as error:  # fields of any kind are an Experiment too
+        return f"It cannot be run: {type(error).__name__}: {str(error).rstrip('.')}."
+    if carried > 0.1:
+        return None
+    return f"From head 0.1 to v of head 2.0 it is {carried:.2f}. Keep the form: the giver is named twice."
+
+
 EXERCISES = [
     Exercise(
         kind="a number",
         wrong_with=_not_direct,
-        hint='`total` has the whole effects; effect["head 2.0"] is the direct one.',
+        hint='`total` has the total effects; effect["head 2.0"] is the direct one.',
         solution='answer = total.normalised[2, 0] - effect["head 2.0"]',
         usual_mistakes={
             'answer = effect["head 2.0"] - total.normalised[2, 0]': "sign",
-            "answer = total.normalised[2, 0]": "whole effect",
+            "answer = total.normalised[2, 0]": "total effect",
             'answer = effect["head 2.0"]': "direct effect",
+            'answer = total.normalised[2, 0] - to_logits["free mlps"][2, 0]': "with the MLPs free",
         },
     ),
     Exercise(
@@ -95,6 +126,10 @@ answer = normalised(site.array)
         usual_mistakes={
             "answer = by_hand": "from head 0.1",
             "answer = total.normalised[0, 3]": "for all who read it",
+            'freed = nanopatch.path_patch(model, INDIRECT_OBJECT, "head 0.3", "v 2.0", between="free")\n'
+            "answer = freed.normalised[0, 0]": "the other heads and the MLPs are not held",
+            'freed = nanopatch.path_patch(model, INDIRECT_OBJECT, "head 0.3", "v 2.0", between="free mlps")\n'
+            "answer = freed.normalised[0, 0]": "run the MLPs are not held",
             "answer = 0.5": "Change only the head",
         },
     ),
@@ -107,5 +142,24 @@ through = [abs(total.normalised[3, head] - effect[f"head 3.{head}"]) for head in
 answer = through.index(max(through))
 """,
         usual_mistakes={"answer = 0": "for another one", "answer = 4": "0 to 3"},
+    ),
+    Exercise(
+        kind="an Experiment",
+        wrong_with=_own,
+        hint="nanopatch.Experiment(clean, corrupted, answer, wrong_answer); the answers begin with a space.",
+        solution="""
+answer = nanopatch.Experiment(
+    "When Tom and James went to the park, James gave a ball to",
+    "When Tom and James went to the park, Tom gave a ball to",
+    " Tom",
+    " James",
+)
+""",
+        usual_mistakes={
+            "answer = INDIRECT_OBJECT": "names of the lesson",
+            "from nanopatch.experiments import MICHELLE\nanswer = MICHELLE": "Keep the form",
+            'answer = nanopatch.Experiment("Tom gave a ball to", "James gave a ball to", " Tom", " Ann")': "model says",
+            'answer = nanopatch.Experiment("Tom gave a ball to", "James gave a ball to")': "Give both",
+        },
     ),
 ]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from ..errors import NanopatchError
 from ..model.checkpoint import load
 from ..types import Array
 from .exercises import Exercise
@@ -58,7 +61,9 @@ def _late(answer: str) -> str | None:
         return f"The token has a space before it: {right!r}."
     if answer.strip() == "Smith":
         return "That is what it writes without the patch. Is the edit made in round 0, at layer 3, at position -1?"
-    return "Give only the first new token."
+    if answer.strip().startswith(right.strip()):
+        return "Give only the first new token."
+    return f"With that patch it writes something else than {answer!r:.40} first."
 
 
 def _greece(answer: str) -> str | None:
@@ -71,9 +76,37 @@ def _greece(answer: str) -> str | None:
         return "That is with the vector for Italy."
     if answer == _said("Spain", _vector("Greece"), 0):
         return "That is without the vector. Is it added at layer 1, at position 3?"
-    if answer == _said("Spain", _vector("Greece"), 1):
-        return "That is with strength 1."
     return "Use at_country('Greece') minus the same mean, times 4."
+
+
+def _own(answer: Any) -> str | None:
+    if len(answer) != 3 or not all(isinstance(name, str) for name in answer[:2]):
+        return 'Give two names and a number, such as ["Japan", "Italy", 2].'
+    of, to, strength = answer
+    if not isinstance(strength, (int, np.integer)) or isinstance(strength, bool) or not 1 <= strength <= 100:
+        return "The strength is a whole number from 1 to 100."
+    strength = int(strength)
+    if (of, to) in (("Japan", "Italy"), ("Spain", "Greece")):
+        return "These two were in the lesson. Take other countries."
+    model = load("nano")
+    known = model.trained_tokens or frozenset()
+    for name in (of, to):
+        try:
+            tokens = model.tokenize(f"The capital of {name} is")
+        except NanopatchError as error:
+            return f"{name!r:.40} cannot be read: {error}."
+        if len(tokens) != 5 or int(tokens[COUNTRY]) not in known:
+            return f"{name!r:.40} must be a country that is one token, and that nano was trained on."
+    vector, nothing = _vector(to), np.zeros(model.d_model, np.float32)
+    wanted, before = _said(to, nothing, 0), _said(of, nothing, 0)
+    if wanted == before:
+        return f"Without the vector the model says {before!r} for both. Take two with different capitals."
+    said = _said(of, vector, strength)
+    if said != wanted:
+        return f"At {strength:g} the model says {said!r}; for {to} itself it says {wanted!r}."
+    if _said(of, vector, strength - 1) == wanted:
+        return f"At {strength:g} it does, but at {strength - 1:g} too."
+    return None
 
 
 EXERCISES = [
@@ -128,6 +161,29 @@ answer = model.token_strings([site.array[-1].argmax()])[0]
             'answer = " Madrid"': "without the vector",
             'answer = " Rome"': "vector for Italy",
             'answer = "Athens"': "space before",
+        },
+    ),
+    Exercise(
+        kind="a list",
+        wrong_with=_own,
+        hint="The loop of 10.3, inside a loop over strengths. First look what the model says without a vector.",
+        solution="""
+egypt = at_country("Egypt") - np.mean([at_country(country) for country in others], axis=0)
+cairo = model.run("The capital of Egypt is").logits[-1].argmax()
+for strength in range(1, 20):
+    for site in model.steps("The capital of Japan is"):
+        if site.name == "resid_pre" and site.layer == layer:
+            site.array[3] += strength * egypt
+    if site.array[-1].argmax() == cairo:
+        break
+answer = ["Japan", "Egypt", strength]
+""",
+        usual_mistakes={
+            'answer = ["Japan", "Egypt", 1]': "At 1 the model says",
+            'answer = ["Japan", "Egypt", 5]': "but at 4 too",
+            'answer = ["Japan", "Italy", 2]': "in the lesson",
+            'answer = ["Japan", "Liechtenstein", 2]': "one token",
+            'answer = ["Japan", "Japan", 1]': "different capitals",
         },
     ),
 ]

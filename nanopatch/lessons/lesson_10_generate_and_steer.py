@@ -31,6 +31,7 @@ print(model.detokenize(tokens))
 written = nanopatch.generate(model, prompt, 5)  # (n_tokens,): the new tokens
 assert list(written) == tokens[-5:]
 assert model.detokenize(written).startswith(" Smith was")
+assert nanopatch.generate(model, "Michelle Jones was a top-notch student. Michelle", 1, as_text=True) == " Jones"
 
 # %% [markdown]
 # ## Writing with a patch
@@ -84,21 +85,25 @@ italy = at_country("Italy") - np.mean([at_country(country) for country in others
 
 # %%
 tokyo, rome = model.tokenize(" Tokyo Rome")
-probability = {}
+probability, difference = {}, {}
 for strength in (0, 0.5, 1, 2, 4):
     for site in model.steps("The capital of Japan is"):
         if site.name == "resid_pre" and site.layer == layer:
             site.array[3] += strength * italy
-    logits = site.array[-1].astype(np.float64)
+    logits = site.array[-1].astype(np.float64)  # (n_vocab,)
     after = np.exp(logits - logits.max())
     after /= after.sum()
-    probability[strength] = after[rome]
-    print(f"strength {strength:3}: Tokyo {after[tokyo]:.3f}  Rome {after[rome]:.3f}")
-assert probability[1] < 0.1 and probability[2] > 0.9
+    probability[strength], difference[strength] = after[rome], logits[rome] - logits[tokyo]
+    print(f"{strength:3}: Tokyo {after[tokyo]:.3f}  Rome {after[rome]:.3f}  difference {difference[strength]:6.2f}")
+assert probability[0.5] < 0.01 and probability[1] < 0.1 and probability[2] > 0.9
+assert difference[0.5] - difference[0] > 5 and difference[1] - difference[0.5] > 5 and difference[2] > 0
+assert list(difference.values()) == sorted(difference.values())
 
 # %% [markdown]
-# It is a switch, not a slope: at strength 1 " Rome" has a probability below 0.1, at strength 2 above 0.9. Between the
-# two lies the point where the model reads Italy instead of Japan.
+# In probabilities it looks like a switch. At strength 0.5 " Rome" has less than 0.01: too weak, and no word changes.
+# At strength 1 it has less than 0.1, at strength 2 more than 0.9. But the logit difference, Rome minus Tokyo, rises
+# all the way: by more than 5 for each half step up to 1. Softmax makes the switch, where the difference passes 0. So a
+# vector that changes no word has an effect too: measure it with logits.
 #
 # ## In the prompt only, or at every position
 #
@@ -133,11 +138,13 @@ assert "is Tokyo." in steered(1, everywhere=True)
 assert steered(1, everywhere=True).endswith("The capital of Italy is")
 assert not steered(0, everywhere=True).endswith("The capital of Italy is")
 assert steered(2, everywhere=True).endswith(" Italy" * 8)
+assert " Italy" not in steered(64, everywhere=True) and " Rome" not in steered(64, everywhere=True)
 
 # %% [markdown]
 # At strength 1 the answer is still Tokyo, but the next sentence that the model writes is about Italy. At strength 2
-# nothing is left but " Italy", again and again: the vector is larger than what the model has to say. At 64 it is not
-# even that. So when you steer, look for the range in between, and measure it. There may be none.
+# nothing is left but " Italy", again and again: the vector was made at a country, and now it is added where no country
+# stands. At 64 it is not even that. Too strong breaks the text. At the country alone, strength 2 did what we wanted.
+# So when you steer, look for the range in between, and measure it. There may be none.
 #
 # ## Exercises
 #
@@ -163,3 +170,12 @@ check("10.2", answer)
 # %%
 answer = None
 check("10.3", answer)
+
+# %% [markdown]
+# **10.4** An experiment with two countries of your own: a prompt about the first, and a vector for the second (again
+# with the same `others`, added at layer 1 at the country). Which is the smallest strength, 1, 2, 3, ..., at which the
+# model says the capital of the second? Give a list such as `["Japan", "Italy", 2]`, but with other countries.
+
+# %%
+answer = None
+check("10.4", answer)
