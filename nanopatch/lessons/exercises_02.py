@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 
 from ..errors import NanopatchError
@@ -21,7 +18,7 @@ def _resid() -> Sweep:
 
 def _late_patch(answer: float) -> str | None:
     result = _resid()
-    if close(answer, result.grid[2, -1]):
+    if close(answer, result.grid[2, -1], 3e-3):  # 15.3 is right too
         return None
     if close(answer, result.normalised[2, -1], 1e-2):
         return "That is the normalised value. Give the logit difference itself."
@@ -35,7 +32,7 @@ def _late_patch(answer: float) -> str | None:
 
 def _whole_layer(answer: float) -> str | None:
     result = _resid()
-    if close(answer, result.baseline_clean):
+    if close(answer, result.baseline_clean, 3e-3):  # 17.1 is right too
         return None
     if close(answer, result.baseline_corrupted):
         return "That is the corrupted run: nothing was patched. Is the assignment reached, and is it at layer 2?"
@@ -60,27 +57,22 @@ def _dots(answer: int) -> str | None:
         return "You counted the cell of layer 0 and position 0 twice."
     if answer == unchanged.size - right:
         return "You counted the cells without a dot."
-    return "A dot stands where the two vectors are equal, whatever the model is. A light cell is not yet a dot."
+    return (
+        "A dot stands where the vectors are equal, or where the patch cannot reach the answer. A light cell is no dot."
+    )
 
 
-def _attention(answer: Sequence[Any]) -> str | None:
-    effects = sweep(load("nano"), MICHELLE, "attn_out").normalised
-    best = tuple(int(n) for n in np.unravel_index(effects.argmax(), effects.shape))
-    try:
-        layer, position = (int(number) for number in answer)
-    except (ValueError, TypeError, OverflowError):
-        return "Two whole numbers are expected: [layer, position]."
-    if (position, layer) == best:
-        return "These are the right two numbers in the wrong order: [layer, position]."
-    try:
-        value = effects[layer, position]
-    except IndexError:
-        return f"There is no such cell: the grid has {effects.shape[0]} layers and {effects.shape[1]} positions."
-    if value == effects.max():
+def _attention(answer: int) -> str | None:
+    effects = sweep(load("nano"), MICHELLE, "attn_out").normalised[:, -1]
+    if not 0 <= answer < len(effects):
+        return f"The layers have the numbers 0 to {len(effects) - 1}."
+    if answer == effects.argmax():
         return None
-    if (layer, position) == np.unravel_index(_resid().normalised.argmax(), effects.shape):
-        return 'That is the largest effect of resid_pre. Give the third argument of sweep: "attn_out".'
-    return f"The effect there is {value:.2f}; another cell has more."
+    if answer == _resid().normalised[:, -1].argmax():
+        return 'That is the largest effect of resid_pre there. Give the third argument of sweep: "attn_out".'
+    if answer == 0:
+        return "In layer 0 the large effect is at the surname. Look at the last position."
+    return f"The effect there is {effects[answer]:.2f}; another layer has more."
 
 
 def _own(answer: Experiment) -> str | None:
@@ -148,22 +140,18 @@ answer = logit_diff(site.array)  # the clean run's: everything after layer 2 is 
         usual_mistakes={
             "answer = int(np.sum(result.unchanged[0]))": "only the first layer",
             "answer = int(np.sum(result.unchanged[0]) + np.sum(result.unchanged[:, 0]))": "twice",
-            "answer = int((abs(result.normalised) < 0.1).sum())": "not yet a dot",
+            "answer = int((abs(result.normalised) < 0.1).sum())": "is no dot",
         },
     ),
     Exercise(
-        kind="a list",
+        kind="a whole number",
         wrong_with=_attention,
-        hint='nanopatch.sweep(model, MICHELLE, "attn_out").normalised is the grid; np.unravel_index helps.',
-        solution="""
-effects = nanopatch.sweep(model, MICHELLE, "attn_out").normalised
-answer = [int(n) for n in np.unravel_index(effects.argmax(), effects.shape)]
-""",
+        hint='nanopatch.sweep(model, MICHELLE, "attn_out").normalised has the axes layer and position.',
+        solution='answer = int(nanopatch.sweep(model, MICHELLE, "attn_out").normalised[:, -1].argmax())',
         usual_mistakes={
-            "answer = [10, 1]": "wrong order",
-            "answer = [0, 1]": "largest effect of resid_pre",
-            "answer = [3, 10]": "another cell has more",
-            "answer = [1]": "Two whole numbers",
+            "answer = 0": "at the surname",
+            "answer = int(result.normalised[:, -1].argmax())": "largest effect of resid_pre",
+            "answer = 10": "0 to 3",
         },
     ),
     Exercise(

@@ -44,15 +44,20 @@ def _one_bit(answer: np.ndarray) -> str | None:
         return "That holds if both bits differ. Here the second bit is 1 in both prompts."
     if close(answer, [1, 1], 1e-6):
         return "One of the two bits is the same in both prompts, so its head writes the same in both runs."
+    if not np.isfinite(answer).all():
+        return "There is no scale if both prompts give the same. Is this the AND gate?"
     return "Look at what each head copies in both prompts, and what the neuron then computes."
 
 
 def _which_gate(answer: str) -> str | None:
-    if answer.strip().upper().startswith("OR"):
+    said = set(answer.upper().replace(",", " ").split()) & {"AND", "OR", "SHARED"}
+    if said == {"OR"}:
         return None
-    if answer.strip().upper().startswith("AND"):
+    if said == {"SHARED"}:
+        return "With shared work each part brings back only a part. Here one is enough, and it is not needed."
+    if said == {"AND"}:
         return "In an AND gate one mended part is not enough, so that denoising gives 0. Here it gives nearly 1."
-    return 'Answer "AND" or "OR".'
+    return 'Answer one of "AND", "OR" and "SHARED".'
 
 
 def _four_heads(answer: float) -> str | None:
@@ -91,9 +96,8 @@ EXERCISES = [
     Exercise(
         kind="a number",
         wrong_with=_both_heads,
-        hint="site.array[:] replaces all heads of z at once. The gate is and_gate().model: `gate` is now the OR gate.",
+        hint="site.array[:] replaces all heads of z at once.",
         solution="""
-gate = and_gate().model
 for site in gate.steps("00="):
     if site.name == "z" and site.layer == 0:
         site.array[:] = clean.z[0]
@@ -126,7 +130,12 @@ answer = nanopatch.sweep(and_gate().model, one_bit, heads).normalised[0]
         wrong_with=_which_gate,
         hint="Is the head enough? Is it needed? Then find the row of the table.",
         solution='answer = "OR"  # enough (0.9), but not needed (0.1): the other head stands in for it',
-        usual_mistakes={'answer = "AND"': "not enough", 'answer = "both"': 'Answer "AND" or "OR"'},
+        usual_mistakes={
+            'answer = "AND"': "not enough",
+            'answer = "SHARED"': "one is enough",
+            'answer = "both"': "Answer one of",
+            'answer = "OR, but also AND"': "Answer one of",
+        },
     ),
     Exercise(
         kind="a number",

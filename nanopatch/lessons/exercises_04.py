@@ -33,7 +33,10 @@ def _two_heads(answer: set[Any]) -> str | None:
     if answer == right:
         return None
     if answer == {head + 1 for head in right}:
-        return "Heads are counted from 0."
+        return (
+            "Heads 0.1 and 0.3 look back at the first name, which is equal in both prompts. "
+            "(Or did you count from 1? Heads are counted from 0.)"
+        )
     if not answer <= set(range(4)):
         return "The heads of a layer have the numbers 0 to 3."
     if right < answer:
@@ -78,8 +81,15 @@ def _blind(answer: float) -> str | None:
         if site.name == "pattern" and site.layer == 1:
             site.array[:, -1] = 0
 
+    def rescaled(site: Site, clean: Run) -> None:
+        no_look(site, clean)
+        if site.name == "pattern" and site.layer == 1:
+            site.array[:, -1] /= site.array[:, -1].sum(axis=-1, keepdims=True)
+
     if close(answer, _value(no_look), 1e-2):
         return None
+    if close(answer, _value(rescaled), 1e-2):
+        return "You made the row sum to 1 again. Leave the other weights as they are."
     if abs(answer) < 1e-3:
         return "That is the corrupted run as it is: was the assignment reached?"
     if close(answer, _value(whole_column), 1e-2):
@@ -98,7 +108,7 @@ EXERCISES = [
         hint="heads.normalised has the axes layer, head, position.",
         solution="answer = {int(head) for head in (heads.normalised[0, :, 1] > 0.2).nonzero()[0]}",
         usual_mistakes={
-            "answer = {1, 3}": "counted from 0",
+            "answer = {1, 3}": "look back at the first name",
             "answer = {0}": "not among them",
             "answer = {0, 1, 2}": "one too many",
             "answer = {0, 4}": "0 to 3",
@@ -134,6 +144,7 @@ answer = normalised(site.array)
             "answer = 0.0": "as it is",
             "answer = -13.4": "looks like a logit difference",
             "answer = 0.123": "the last query, key 1",
+            "answer = 0.448": "sum to 1 again",
         },
     ),
 ]

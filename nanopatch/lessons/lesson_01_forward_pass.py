@@ -11,7 +11,7 @@
 import numpy as np
 
 import nanopatch
-from nanopatch.lessons import check
+from nanopatch.lessons import check, hint, solution
 
 model = nanopatch.load("nano")
 print(model)
@@ -44,8 +44,8 @@ for site in model.steps(prompt):
         print(site.layer, site.name, site.array.shape)
 
 # %% [markdown]
-# The shapes say what an array holds: (11, 128) is one vector of 128 numbers for each token. (11, 4, 32) is the same
-# numbers, divided among 4 heads. (4, 11, 11) is a number for each head and each pair of tokens. (11, 512) are the
+# The shapes say what an array holds: (11, 128) is one vector of 128 numbers for each token. (11, 4, 32) is 32 numbers
+# for each token in each of 4 heads. (4, 11, 11) is a number for each head and each pair of tokens. (11, 512) are the
 # neurons of the MLP. The last array, `logits`, has a number for each of the 50,257 tokens that could come next.
 #
 # ## The residual stream
@@ -77,8 +77,8 @@ for layer in range(model.n_layer):
 # ## Attention moves information between positions
 #
 # Attention is the only place where a token learns of other tokens. The `pattern` of a head says how much each token
-# (the *query*) takes from each earlier token (the *key*). Its rows sum to 1, and no token sees a later one. What it
-# takes is the key token's value vector, `v`. The result is `z`.
+# (the *query*) takes from itself and each earlier token (the *key*). Its rows sum to 1, and no token sees a later one.
+# What it takes is the key token's value vector, `v`. The result is `z`.
 
 # %%
 layer, head = 1, 3
@@ -117,9 +117,9 @@ for token in logits.argsort()[::-1][:5]:
 # ## At a breakpoint
 #
 # All this can be watched while it happens. Stop at the marked line below, in a debugger (`python -m pdb
-# lesson_01_forward_pass.py`, or VS Code). There, `site.array` is the array that was just made, and `site.array[-1] = 0`
-# changes it: the model goes on with what the array then holds. If nothing is changed, the loop ends with the prediction
-# from above.
+# lesson_01_forward_pass.py`, or VS Code). In pdb type `break 130`, `continue`, `site.array[-1] = 0`, `continue`.
+# There, `site.array` is the array that was just made, and the model goes on with what it then holds. Without a change,
+# the loop ends with the prediction from above. (In a notebook, write `breakpoint()` there instead.)
 
 # %%
 jones = tokens[1]
@@ -133,6 +133,8 @@ print("the loop predicts", model.token_strings([prediction]))
 
 # %% [markdown]
 # ## Exercises
+#
+# Write your answer in place of `None`, and run it again. `hint("1.1")` and `solution("1.1")` help.
 #
 # **1.1** How many arrays does `model.steps(prompt)` hand over, all layers together?
 
@@ -148,8 +150,8 @@ answer = None
 check("1.2", answer)
 
 # %% [markdown]
-# **1.3** How much does attention write in each layer at the last position? Give the four norms (`np.linalg.norm`) of
-# `attn_out` there, in an array.
+# **1.3** How much does attention add to the residual stream in each layer, at the last position? Give the four norms
+# (`np.linalg.norm`) of `attn_out` there, in an array.
 
 # %%
 answer = None

@@ -12,7 +12,7 @@ import numpy as np
 
 import nanopatch
 from nanopatch.experiments import ELON, JESSICA, MICHELLE
-from nanopatch.lessons import check, show
+from nanopatch.lessons import check, hint, show, solution
 
 model = nanopatch.load("nano")
 
@@ -55,7 +55,7 @@ assert round(float(one_patch), 1) == 16.3
 
 # %% [markdown]
 # 16.3. The prompt still says "Michelle Smith", but the model answers " Jones", nearly as surely as in the clean run.
-# So at the start of layer 1, the surname is still kept at its own position, and only there.
+# So at the start of layer 1, the surname is still kept at its own position.
 #
 # ## Every layer and every position
 #
@@ -88,14 +88,16 @@ show(result)
 # How to read it:
 #
 # - **A dark cell** (near 1): this one vector is enough to bring the clean answer back.
-# - **A light cell** (near 0): the patch changes nothing. The two vectors may be equal, or nobody needs the difference.
+# - **A light cell** (near 0): the patch changes nothing. The difference may not be enough alone (lesson 3), or nobody
+#   reads it.
 # - **A dot**: the patch cannot change anything. At layer 0 the vectors of equal tokens are equal. And no token sees a
-#   later one, so the first position is the same in both runs, in every layer.
+#   later one, so the first position is the same in both runs, in every layer. In later pictures also where a patch
+#   cannot reach the last position.
 # - A value is not a probability. It can be below 0 or above 1.
 #
 # What it shows: at layers 0 and 1 the surname is at its own position. From layer 2 on it is at the last position. So
 # layer 1 moves it: it is attention that moves things between positions. After that, the surname's own position is not
-# needed any more.
+# enough any more.
 
 # %%
 surname, last = result.normalised[:, 1], result.normalised[:, -1]
@@ -136,10 +138,12 @@ show(elon)
 assert (len(model.tokenize(ELON.clean)), len(model.tokenize(ELON.corrupted))) == (16, 15)
 assert np.isnan(elon.normalised[:, 0]).all()  # the column without a partner
 assert elon.normalised[1, 2] > 0.9 and elon.normalised[2, -1] > 0.9
+assert np.nanmin(elon.normalised[0]).round(2) == -0.62 and elon.normalised[0, -1].round(2) == 0.28
 
 # %% [markdown]
-# The picture is the same once more: the surname first, then the last position, and attention in layer 1 in between.
-# Three prompts with one picture are a reason to believe it. The next lessons look at what in layer 1 does it.
+# From layer 1 on the picture is the same once more: the surname first, then the last position, and attention in layer
+# 1 in between. At layer 0 the first names also count: -0.62 where " Steve" stands first, 0.28 where it stands last.
+# Three prompts of nearly one form are a reason to try others. The next lessons look at what in layer 1 does it.
 #
 # ## Exercises
 #
@@ -167,8 +171,8 @@ answer = None
 check("2.3", answer)
 
 # %% [markdown]
-# **2.4** Patch `attn_out` (what attention adds to the residual stream) instead of `resid_pre`. At which layer and
-# position is the largest effect? Give `[layer, position]`.
+# **2.4** Patch `attn_out` (what attention adds to the residual stream) instead of `resid_pre`. (That is the third
+# argument of `nanopatch.sweep`.) At which layer is the largest effect at the last position? Give its number.
 
 # %%
 answer = None

@@ -10,7 +10,7 @@
 import nanopatch
 from nanopatch import Patch
 from nanopatch.experiments import MICHELLE
-from nanopatch.lessons import check, show
+from nanopatch.lessons import check, hint, show, solution
 
 model = nanopatch.load("nano")
 clean, corrupted = model.run(MICHELLE.clean), model.run(MICHELLE.corrupted)
@@ -35,14 +35,19 @@ show(attention)
 print(f"largest effect of any MLP: {mlp.normalised.max():.2f}")
 
 # %% [markdown]
-# Two cells are dark. Attention of layer 0, at the surname: it writes something there that is needed later. And
-# attention of layer 1, at the last position: that is the move. No MLP matters much.
+# Two cells are dark. Attention of layer 0, at the surname: two of its heads look at the surname itself (exercise 4.1),
+# and what they add is enough. And attention of layer 1, at the last position: that is the move. No MLP is enough. But
+# noised, the MLP of layer 3 takes away a fifth at the last position, so it does have a part.
 
 # %%
 assert attention.normalised[0, 1] > 0.9 and attention.normalised[1, -1] > 0.9
 others = attention.normalised.copy()
 others[0, 1] = others[1, -1] = 0
 assert abs(others).max() < 0.1 and abs(mlp.normalised).max() < 0.1
+
+noised = nanopatch.sweep(model, MICHELLE, "mlp_out", direction="noise").normalised
+assert 0.18 < noised[3, -1] < 0.22
+assert clean.pattern[0, [0, 2], 1, 1].min() > 0.95  # heads 0.0 and 0.2, from the surname to itself
 
 # %% [markdown]
 # ## Which head?
@@ -61,7 +66,7 @@ assert abs(heads.normalised[1, 0, -1] - by_hand) < 1e-4
 print("heads of layer 1, at the last position:", heads.normalised[1, :, -1].round(2))
 
 # %% [markdown]
-# Each of the four heads of layer 1 brings back about a fifth: from 0.18 to 0.24. No head alone does it. So put them in
+# Each of the four heads of layer 1 brings back about a fifth: from 0.19 to 0.23. No head alone does it. So put them in
 # together, one more each time:
 
 # %%
@@ -72,13 +77,15 @@ for n in (1, 2, 3, 4):
             site.array[-1, :n] = clean.z[1, -1, :n]
     together.append(normalised(site.array))
 print([round(value, 2) for value in together])
-assert 0.18 < heads.normalised[1, :, -1].min() < 0.20 < 0.22 < heads.normalised[1, :, -1].max() < 0.24
+at_last = heads.normalised[1, :, -1]
+assert (round(float(at_last.min()), 2), round(float(at_last.max()), 2)) == (0.19, 0.23)
 assert all(later - earlier > 0.15 for earlier, later in zip(together, together[1:], strict=False))
 assert together[-1] > 0.9
 
 # %% [markdown]
-# Each adds its share, and all four together bring back 0.94. In this model one step of the work is shared by four
-# heads. That is common in large models too. Who looks for *the* head may overlook the others.
+# Each adds its share (single effects need not sum to the joint one: the model is not linear), and all four together
+# bring back 0.94. In this model one step of the work is shared by four heads. That is common in large models too. Who
+# looks for *the* head may overlook the others.
 #
 # ## Looking elsewhere, or moving something else?
 #
@@ -96,8 +103,9 @@ for name in ("q", "k", "pattern", "v"):
         assert abs(effects[1]).max() < 0.1
 
 # %% [markdown]
-# Only the values matter. So the heads look at the same place in both runs, and take another thing from there: the
-# surname. The picture of one of them confirms it. A row is a query, a column is a key:
+# For this pair only the values matter: it differs in what is moved, not in where to look. So the heads look at the
+# same place in both runs, and take another thing from there: the surname. The picture of one of them confirms it. A
+# row is a query, a column is a key:
 
 # %%
 show(nanopatch.attention(model, clean, layer=1, head=1))
@@ -132,8 +140,8 @@ check("4.2", answer)
 
 # %% [markdown]
 # **4.3** In the corrupted run, let no head of layer 1 look at the surname from the last position: in `pattern`, set
-# that weight to 0 for all four heads. What is the normalised value? (Nothing is patched in from the clean run. Below 0
-# would be: more of " Smith"; above 0: less.)
+# that weight to 0 for all four heads. What is the normalised value? Leave the other weights as they are. (Above 0
+# means less of " Smith". A logit difference of 0 lies at 0.44.)
 
 # %%
 answer = None

@@ -13,7 +13,7 @@ import numpy as np
 import nanopatch
 from nanopatch import Patch
 from nanopatch.experiments import MICHELLE
-from nanopatch.lessons import check, show
+from nanopatch.lessons import check, hint, show, solution
 
 model = nanopatch.load("nano")
 run = model.run(MICHELLE.clean)

@@ -11,7 +11,7 @@
 import numpy as np
 
 import nanopatch
-from nanopatch.lessons import check, show
+from nanopatch.lessons import check, hint, show, solution
 
 model = nanopatch.load("nano")
 

@@ -11,7 +11,7 @@
 import nanopatch
 from nanopatch import Patch
 from nanopatch.experiments import INDIRECT_OBJECT
-from nanopatch.lessons import check, show
+from nanopatch.lessons import check, hint, show, solution
 
 model = nanopatch.load("nano")
 tokens = INDIRECT_OBJECT.tokens(model)

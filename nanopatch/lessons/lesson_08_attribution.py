@@ -12,7 +12,7 @@ import numpy as np
 
 import nanopatch
 from nanopatch.experiments import INDIRECT_OBJECT
-from nanopatch.lessons import check, show
+from nanopatch.lessons import check, hint, show, solution
 
 model = nanopatch.load("nano")
 tokens = INDIRECT_OBJECT.tokens(model)

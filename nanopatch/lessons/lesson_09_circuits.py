@@ -10,7 +10,7 @@
 # %%
 import nanopatch
 from nanopatch.experiments import INDIRECT_OBJECT
-from nanopatch.lessons import check
+from nanopatch.lessons import check, hint, solution
 from nanopatch.lessons.programs import and_gate, share_of_x
 
 # %% [markdown]

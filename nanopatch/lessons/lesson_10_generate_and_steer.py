@@ -10,7 +10,7 @@
 import numpy as np
 
 import nanopatch
-from nanopatch.lessons import check
+from nanopatch.lessons import check, hint, solution
 
 model = nanopatch.load("nano")
 

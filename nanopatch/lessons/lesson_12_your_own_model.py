@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 import nanopatch
 from nanopatch.experiments import MICHELLE
-from nanopatch.lessons import check
+from nanopatch.lessons import check, hint, solution
 from nanopatch.lessons.programs import and_gate
 
 nano = nanopatch.load("nano")
