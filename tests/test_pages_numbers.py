@@ -1,23 +1,27 @@
 """Numbers in sentences and tables of README.md and docs/ are what is computed."""
 
+import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 import nanopatch
+from nanopatch.cli import main
 from nanopatch.experiments import ELON, MICHELLE
 from nanopatch.experiments.patch import SITE_AXES
 from nanopatch.explore import answers
+from nanopatch.explore.server import Server
 from nanopatch.lessons.course import lessons
 from nanopatch.page.document import file_page
 from nanopatch.results import attention
 from nanopatch.results.edges import counts
 
-ROOT = Path(__file__).parent.parent
 MODEL = nanopatch.load("nano")
 #: Of a page in a sentence, words may stand on two lines.
 PAGES = {path.name: " ".join(path.read_text("utf-8").split()) for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
@@ -45,8 +49,7 @@ def line_of_loop():
 
 
 def minutes():
-    assert all(8 <= lesson.minutes <= 12 for lesson in lessons())
-    return "ten"
+    return {10: "ten"}[round(float(np.mean([lesson.minutes for lesson in lessons()])))]
 
 
 def pieces_of_code():
@@ -59,8 +62,6 @@ def empty_page():
 
 
 def bits():
-    from nanopatch.explore.server import Server
-
     server = Server(answers.Answers(MODEL), 0)
     server.server_close()
     return 6 * len(server.token)  # a character of base64 is six bits
@@ -131,7 +132,8 @@ def test_shapes_of_arrays_are_those_of_the_table():
 
 def test_calls_in_the_table_of_questions_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("pairs.jsonl").write_text("".join(f"{line}\n" for line in [pair_line()]), "utf-8")
+    pair = {"clean": MICHELLE.clean, "corrupted": MICHELLE.corrupted, "answer": " Jones", "wrong_answer": " Smith"}
+    Path("pairs.jsonl").write_text(json.dumps(pair) + "\n", "utf-8")
     page = (ROOT / "docs/questions.md").read_text("utf-8")
     names = {"nanopatch": nanopatch, "sweep": nanopatch.sweep, "metrics": nanopatch.metrics, "model": MODEL}
     names |= {"michelle": MICHELLE, "run": MODEL.run(MICHELLE.clean), "layer": 1, "head": 0}
@@ -142,29 +144,16 @@ def test_calls_in_the_table_of_questions_run(tmp_path, monkeypatch):
         assert eval(call, names) is not None, call
 
 
-def pair_line():
-    import json
-
-    fields = {"clean": MICHELLE.clean, "corrupted": MICHELLE.corrupted}
-    return json.dumps(fields | {"answer": " Jones", "wrong_answer": " Smith"})
-
-
 def test_the_pdb_stop_that_needs_no_line_number():
     """docs/debugger.md: `break model.block_steps`, typed after a stop in the script."""
-    import subprocess
-
     typed = [f"break {line_of_loop()}", "continue", "break model.block_steps", "continue", "quit"]
     command = [sys.executable, "-m", "pdb", "scripts/step_through.py"]
     done = subprocess.run(command, input="\n".join(typed), capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert "block_steps()" in done.stdout and "break model.block_steps" in PAGES["debugger.md"]
 
 
-# The page leaves a file open, as a reader of two lines may.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:unclosed file:ResourceWarning")
 def test_the_programs_of_models_md_run(tmp_path, monkeypatch):
     """Its indented blocks, on a nanoGPT checkpoint of ours, whose characters are fewer than Shakespeare's."""
-    from nanopatch.cli import main
-
     monkeypatch.chdir(tmp_path)
     (tmp_path / "out").mkdir()
     (tmp_path / "data/shakespeare_char").mkdir(parents=True)
@@ -173,7 +162,7 @@ def test_the_programs_of_models_md_run(tmp_path, monkeypatch):
     shutil.copy(names / "meta.pkl", "data/shakespeare_char/meta.pkl")
     blocks = re.findall(r"(?<=\n\n)(?:    .+\n)+", (ROOT / "docs/models.md").read_text("utf-8"))
     load, vocab, commands = ([line.strip() for line in block.splitlines()] for block in blocks)
-    scope = {"nanopatch": nanopatch, "text": "abcde", "json": __import__("json")}
+    scope = {"nanopatch": nanopatch, "text": "abcde", "json": json, "Path": Path}
     exec("\n".join([*load, *vocab]), scope)
     assert scope["model"].n_layer == 2 and (tmp_path / "out/vocab.json").exists()
     convert, top = (command.split() for command in commands)

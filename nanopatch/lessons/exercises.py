@@ -23,7 +23,7 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "a text": lambda answer: isinstance(answer, str),
     "a list": lambda answer: isinstance(answer, (list, tuple)),
     "a set": lambda answer: isinstance(answer, (set, frozenset)),
-    "an array": lambda answer: isinstance(answer, np.ndarray),
+    "an array of numbers": lambda answer: isinstance(answer, np.ndarray) and np.issubdtype(answer.dtype, np.number),
     "a function": callable,
     "a model": lambda answer: isinstance(answer, Model),
     "an Experiment": lambda answer: isinstance(answer, Experiment),

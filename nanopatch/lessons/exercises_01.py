@@ -116,7 +116,7 @@ EXERCISES = [
         },
     ),
     Exercise(
-        kind="an array",
+        kind="an array of numbers",
         wrong_with=_norms,
         hint="run.attn_out has the shape (4, 11, 128): layers, tokens, d_model. np.linalg.norm takes an axis.",
         solution="answer = np.linalg.norm(run.attn_out[:, -1], axis=-1)",

@@ -111,18 +111,19 @@ answer = site.array[-1, one] - site.array[-1, zero]
         },
     ),
     Exercise(
-        kind="an array",
+        kind="an array of numbers",
         wrong_with=_one_bit,
         hint='nanopatch.Experiment("11=", "01=", "1", "0") is the experiment; `heads` says what to patch.',
         solution="""
 one_bit = nanopatch.Experiment("11=", "01=", "1", "0")
-answer = nanopatch.sweep(and_gate().model, one_bit, heads).normalised[0]
+answer = nanopatch.sweep(gate, one_bit, heads).normalised[0]
 """,
         usual_mistakes={
             "answer = np.array([0, 0])": "both bits differ",
             "answer = np.array([0, 1])": "counted from 0",
             "answer = np.array([1, 1])": "the same in both prompts",
             "answer = np.array([[1, 0]])": "[0]",
+            'answer = np.array(["one", "zero"])': "an array of numbers",
         },
     ),
     Exercise(

@@ -12,6 +12,7 @@ from ..lenses.heads import head_scores
 from ..model.checkpoint import load
 from ..model.gpt2 import Model
 from ..model.sites import Site
+from ..results.heads import SCORES
 from ..types import Array
 from .exercises import Exercise, close
 
@@ -63,17 +64,10 @@ def _two(answer: float) -> str | None:
 
 def _habit(answer: str) -> str | None:
     scores = head_scores(load("nano"))
-    named = {
-        "induction": scores.induction,
-        "previous": scores.previous_token,
-        "duplicate": scores.duplicate_token,
-        "first": scores.first_token,
-        "current": scores.current_token,
-    }
     given = answer.strip().removesuffix("_token")
-    values = {name: float(grid[0, 0]) for name, grid in named.items()}
+    values = {name.removesuffix("_token"): float(getattr(scores, name)[0, 0]) for name in SCORES}
     if given not in values:
-        return f"Give one of {', '.join(named)}."
+        return f"Give one of {', '.join(values)}."
     if given == max(values, key=values.__getitem__):
         return None
     return f"Its score there is {values[given]:.2f}; another one is higher."
@@ -166,19 +160,13 @@ EXERCISES = [
         wrong_with=_habit,
         hint="Look at the first row of the table of scores, or at scores.induction[0, 0] and the other four.",
         solution="""
-named = {
-    "induction": scores.induction,
-    "previous": scores.previous_token,
-    "duplicate": scores.duplicate_token,
-    "first": scores.first_token,
-    "current": scores.current_token,
-}
-answer = max(named, key=lambda name: named[name][0, 0])  # it reads the query's own token, which is then compared
+names = ["induction", "previous_token", "duplicate_token", "first_token", "current_token"]
+answer = max(names, key=lambda name: getattr(scores, name)[0, 0])  # it reads the query's own token: "current"
 """,
         usual_mistakes={'answer = "previous"': "higher", 'answer = "own"': "Give one of"},
     ),
     Exercise(
-        kind="an array",
+        kind="an array of numbers",
         wrong_with=_three,
         hint='First: deaf = nanopatch.record(without([(0, 0)]), sites=["q", "k", "v", "logits"]).',
         solution="""

@@ -95,7 +95,7 @@ EXERCISES = [
         },
     ),
     Exercise(
-        kind="an array",
+        kind="an array of numbers",
         wrong_with=_heads,
         hint="z has the axes (n_layer, n_tokens, n_head, d_head). Which two must remain?",
         solution="answer = (gradients.z * (clean.z - corrupted.z)).sum(axis=(1, 3))",
@@ -106,7 +106,7 @@ EXERCISES = [
         },
     ),
     Exercise(
-        kind="an array",
+        kind="an array of numbers",
         wrong_with=_noising,
         hint="A derivative says what happens to the run in which it is taken. Which run is patched into?",
         solution="""

@@ -120,10 +120,11 @@ assert max(abs(value[path]) for path in value if path[1][0] in "qk") < 0.02
 # place in both runs, and take another thing from there. Look at their patterns, from the last position:
 
 # %%
+for run in (clean, corrupted):
+    assert run.pattern[2, 0, -1, 10] > 0.95 and run.pattern[3, 2, -1, 9] > 0.95
+    assert run.pattern[0, [1, 3], 10, 9].min() > 0.85  # heads 0.1 and 0.3, from the verb to the name before it
+
 for layer, head, position in ((2, 0, 10), (3, 2, 9)):
-    for run in (clean, corrupted):
-        assert run.pattern[layer, head, -1, position] > 0.95
-        assert run.pattern[0, [1, 3], 10, 9].min() > 0.85  # heads 0.1 and 0.3, from the verb to the name before it
     texts = [model.token_strings(prompt)[position] for prompt in (tokens.clean, tokens.corrupted)]
     print(f"head {layer}.{head} looks at position {position}: {texts[0]!r} or {texts[1]!r}")
 

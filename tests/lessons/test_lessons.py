@@ -48,6 +48,12 @@ def test_they_are_numbered_from_1_and_each_takes_ten_minutes():
     assert all(8 <= lesson.minutes <= 12 for lesson in lessons())
 
 
+def test_lesson_1_names_the_line_to_stop_at():
+    lines = find_lesson(1).text.splitlines()
+    (stop,) = [number for number, line in enumerate(lines, start=1) if line.endswith("pass  # stop here")]
+    assert f"`break {stop}`" in find_lesson(1).text
+
+
 @pytest.mark.parametrize("lesson", LESSONS)
 def test_it_runs_as_a_script(lesson, tmp_path):
     done = subprocess.run([sys.executable, lesson.path], capture_output=True, text=True, cwd=tmp_path)
