@@ -53,7 +53,7 @@ def check(exercise: str, answer: object) -> None:
     >>> check("1.1", None)
     Exercise 1.1: no answer yet. hint("1.1") helps, and solution("1.1") shows one.
     >>> check("1.1", "eleven")
-    Exercise 1.1: not yet. The answer is a whole number; this is 'eleven', a str.
+    Exercise 1.1: not yet. The answer is a whole number; this is 'eleven' (str).
     """
     if answer is None:
         said = f'no answer yet. hint("{exercise}") helps, and solution("{exercise}") shows one.'
@@ -77,9 +77,22 @@ def solution(exercise: str) -> None:
 def wrong_with(exercise: str, answer: object) -> str | None:
     """What is wrong with an answer, or None if it is right."""
     found = find(exercise)
-    if not KINDS[found.kind](answer):
-        return f"The answer is {found.kind}; this is {answer!r:.60}, a {type(answer).__name__}."
-    return found.wrong_with(answer)
+    given = as_kind(found.kind, answer)
+    if not KINDS[found.kind](given):
+        return f"The answer is {found.kind}; this is {answer!r:.60} ({type(answer).__name__})."
+    return found.wrong_with(given)
+
+
+def as_kind(kind: str, answer: object) -> object:
+    """A list in place of an array or of a set, as what it stands for; anything else as it is."""
+    try:
+        if kind == "an array of numbers" and isinstance(answer, (list, tuple)):
+            return np.array(answer)
+        if kind == "a set" and isinstance(answer, (list, tuple, np.ndarray)):
+            return set(answer)
+    except (TypeError, ValueError):  # lists of unequal lengths; elements that no set holds
+        pass
+    return answer
 
 
 def find(exercise: str) -> Exercise:

@@ -77,12 +77,10 @@ def _attention(answer: int) -> str | None:
 
 def _own(answer: Experiment) -> str | None:
     model = load("nano")
-    if (
-        {answer.clean, answer.corrupted} <= {MICHELLE.clean, MICHELLE.corrupted}
-        if isinstance(answer.clean, str)
-        else False
-    ):
-        return "That is the experiment of the lesson. Take other names."
+    names = ("Michelle", "Jones", "Smith", "Jessica", "Elon", "Steve")
+    used = [name for name in names if name in f"{answer.clean} {answer.corrupted}"]
+    if used:
+        return f"{' and '.join(used)} stood in the lesson. Take other names."
     try:
         result = sweep(model, answer)
     except NanopatchError as error:
@@ -157,7 +155,8 @@ answer = logit_diff(site.array)  # the clean run's: everything after layer 2 is 
     Exercise(
         kind="an Experiment",
         wrong_with=_own,
-        hint="Keep the form of the sentence; change the first name and both surnames. An answer begins with a space.",
+        hint="Keep the form of the sentence; change the first name and both surnames. An answer begins with a space, and "
+        "is one token: model.token_strings(model.tokenize(text)) shows the tokens of a text.",
         solution="""
 answer = nanopatch.Experiment(
     clean="Daniel Cooper was a top-notch student. Daniel",
@@ -168,6 +167,7 @@ answer = nanopatch.Experiment(
 """,
         usual_mistakes={
             "answer = MICHELLE": "Take other names",
+            "answer = JESSICA": "Take other names",
             "answer = nanopatch.Experiment('Daniel Cooper was a top-notch student. Daniel', "
             "'Daniel Miller was a top-notch student. Daniel', 'Cooper', 'Miller')": "with a leading space",
             "answer = nanopatch.Experiment('Daniel Cooper was a top-notch student. Daniel', "

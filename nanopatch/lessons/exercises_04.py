@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..experiments.experiment import MICHELLE
+from ..experiments.experiment import MICHELLE, Experiment
 from ..experiments.patch import Patch
 from ..model.checkpoint import load
 from ..model.sites import Run, Site
@@ -101,6 +101,22 @@ def _blind(answer: float) -> str | None:
     return "pattern has the axes (n_head, n_query, n_key): all heads, the last query, key 1."
 
 
+def _other_question(answer: set[Any]) -> str | None:
+    experiment = Experiment("Anna Brown met Peter Young. Anna", "Anna Brown met Peter Young. Peter", " Brown", " Young")
+    names = ("q", "k", "pattern", "v")
+    results = {name: sweep(load("nano"), experiment, name) for name in names}
+    right = {name for name in names if abs(results[name].normalised[1]).max() > 0.1}
+    if answer == right:
+        return None
+    if not answer <= set(names):
+        return 'The names are "q", "k", "pattern" and "v".'
+    if "v" in answer:
+        return "Both surnames stand in both prompts, so what can be taken is the same. Only the last token differs."
+    if "k" in answer:
+        return "Keys are what earlier tokens offer, and these are the same in both prompts."
+    return f"{len(right - answer)} more: if heads ask for something else, they also look elsewhere."
+
+
 EXERCISES = [
     Exercise(
         kind="a set",
@@ -123,6 +139,8 @@ for site in model.steps(MICHELLE.corrupted):
     if site.name == "v" and site.layer == 1:
         site.array[1] = clean.v[1, 1]
 answer = normalised(site.array)
+# The same as with v patched at all positions: only this one is looked at. It is a little above 1, for the other arrays
+# are those of the corrupted run, and the MLPs after it see a mixture that is in neither run. A value is not a share.
 """,
         usual_mistakes={
             "answer = nanopatch.sweep(model, MICHELLE, 'v').normalised[1].sum()": "sum of the four",
@@ -145,6 +163,28 @@ answer = normalised(site.array)
             "answer = -13.4": "looks like a logit difference",
             "answer = 0.123": "the last query, key 1",
             "answer = 0.448": "sum to 1 again",
+        },
+    ),
+    Exercise(
+        kind="a set",
+        wrong_with=_other_question,
+        hint="What is the same in both prompts up to the last token: what can be looked at, or what is looked for?",
+        solution="""
+pair = nanopatch.Experiment(
+    "Anna Brown met Peter Young. Anna", "Anna Brown met Peter Young. Peter", " Brown", " Young"
+)
+answer = set()
+for name in ("q", "k", "pattern", "v"):
+    effects = nanopatch.sweep(model, pair, name).normalised[1]
+    if abs(effects).max() > 0.1:
+        answer.add(name)
+# The query of the last token asks for another first name, so the heads look elsewhere. All they can look at is the same.
+""",
+        usual_mistakes={
+            'answer = {"v"}': "what can be taken is the same",
+            'answer = {"q", "k", "pattern"}': "what earlier tokens offer",
+            'answer = {"q"}': "1 more",
+            "answer = {1}": "The names are",
         },
     ),
 ]

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 1. The forward pass at a breakpoint
 #
-# *10 minutes. You know Python, NumPy, and that a language model predicts the next token.*
+# *12 minutes. You know Python, NumPy, and that a language model predicts the next token.*
 #
 # GPT-2 is a chain of array operations. In this library each of these arrays has a name, and you can stop at each one
 # and look. In this lesson you follow one prompt from text to prediction. All later lessons change something on the
@@ -17,8 +17,12 @@ model = nanopatch.load("nano")
 print(model)
 
 # %% [markdown]
-# `nano` is a real GPT-2, but a small one: 4 layers, each with 4 attention heads. It was trained on a few kinds of
-# sentences. One kind: people with a first name and a surname. When a first name comes again, the surname follows.
+# `nano` is a real GPT-2, but a small one. It has 4 *layers* (also called blocks), one after the other. Each layer has
+# two parts. *Attention* moves information from one token to another; it has 4 *heads*, which do that side by side. The
+# *MLP* is a small network with one hidden layer of *neurons*; it works on each token by itself.
+#
+# `nano` was trained on a few kinds of sentences. One kind: people with a first name and a surname. When a first name
+# comes again, the surname follows. (The lessons check what they say with `assert`: no output means that it holds.)
 
 # %%
 assert (model.n_layer, model.n_head, model.d_model) == (4, 4, 128)
@@ -34,7 +38,8 @@ print(model.token_strings(tokens))
 #
 # ## Every array, in order
 #
-# `model.steps` is the forward pass. It hands over each array as soon as it exists.
+# `model.steps` is the forward pass. It hands over each array as soon as it exists, as a *site*: a place in the model,
+# with the array's name, its layer, and the array itself.
 
 # %%
 assert len(tokens) == 11
@@ -46,7 +51,9 @@ for site in model.steps(prompt):
 # %% [markdown]
 # The shapes say what an array holds: (11, 128) is one vector of 128 numbers for each token. (11, 4, 32) is 32 numbers
 # for each token in each of 4 heads. (4, 11, 11) is a number for each head and each pair of tokens. (11, 512) are the
-# neurons of the MLP. The last array, `logits`, has a number for each of the 50,257 tokens that could come next.
+# neurons of the MLP. The last array, `logits`, has a number for each of the 50,257 tokens that could come next. This
+# lesson explains the names that you need now. The page *What is in a run* of the documentation has them all, in one
+# picture.
 #
 # ## The residual stream
 #
@@ -59,9 +66,11 @@ assert run.mlp_post.shape == (4, 11, 512)
 assert run.logits.shape == (11, 50257)
 
 # %% [markdown]
-# One array is carried through the whole model: the *residual stream*, a vector for each token. It starts as the
-# token's embedding plus the position's embedding. In each layer, attention adds something to it, and then the MLP adds
-# something. Nothing else ever happens to it. Check that yourself:
+# One array is carried through the whole model: the *residual stream*, a vector for each token. Its start is looked up
+# in two tables: `model.wte` has a vector for each token that exists (its *embedding*), `model.wpe` one for each
+# position. The two are added. In each layer, attention adds something, and then the MLP. Nothing else ever happens to
+# the stream. So `resid_pre` is the stream before a layer, `attn_out` what attention adds, `resid_mid` the stream
+# between, `mlp_out` what the MLP adds, and `resid_post` the stream after the layer. Check that yourself:
 
 # %%
 start = model.wte[tokens] + model.wpe[: len(tokens)]
@@ -76,16 +85,26 @@ for layer in range(model.n_layer):
 # %% [markdown]
 # ## Attention moves information between positions
 #
-# Attention is the only place where a token learns of other tokens. The `pattern` of a head says how much each token
-# (the *query*) takes from itself and each earlier token (the *key*). Its rows sum to 1, and no token sees a later one.
-# What it takes is the key token's value vector, `v`. The result is `z`.
+# Attention is the only place where a token learns of other tokens. Each head makes three vectors of each token's
+# stream: a *query* (`q`: what am I looking for?), a *key* (`k`: what do I have?) and a *value* (`v`: what do I give?).
+# The dot product of a token's query with another token's key says how well they match. Softmax turns these numbers
+# into shares that sum to 1: the `pattern`. No token sees a later one. The result `z` is the sum of the values, each
+# times its share.
+
 
 # %%
+def softmax(x):  # along the last axis
+    exp = np.exp(x - x.max(axis=-1, keepdims=True))
+    return exp / exp.sum(axis=-1, keepdims=True)
+
+
 layer, head = 1, 3
+q, k, v = run.q[layer, :, head], run.k[layer, :, head], run.v[layer, :, head]  # (n_tokens, d_head) each
+scores = q @ k.T / np.sqrt(model.d_head)  # (n_query, n_key); the root keeps them from growing with d_head
+scores[np.triu_indices(len(tokens), k=1)] = -np.inf  # above the diagonal: later tokens
 pattern = run.pattern[layer, head]  # (n_query, n_key)
-assert np.allclose(pattern.sum(axis=1), 1)
-assert np.array_equal(pattern, np.tril(pattern))  # zeros above the diagonal
-assert np.allclose(run.z[layer, :, head], pattern @ run.v[layer, :, head], atol=1e-5)
+assert np.allclose(pattern, softmax(scores), atol=1e-5)
+assert np.allclose(run.z[layer, :, head], pattern @ v, atol=1e-5)
 
 last = pattern[-1]  # where the last token, " Michelle", looks
 for token, share in zip(model.token_strings(tokens), last, strict=True):
@@ -97,17 +116,17 @@ for token, share in zip(model.token_strings(tokens), last, strict=True):
 #
 # ## The prediction
 #
-# After the last layer, a LayerNorm makes `ln_final` of the residual stream. Its product with each token's vector in
-# `lm_head` is that token's logit. The logits of the last position say what comes next. Softmax turns them into
-# probabilities.
+# After the last layer, a *LayerNorm* makes `ln_final` of the residual stream: it brings each vector to mean 0 and
+# variance 1, and then scales and shifts its elements (exercise 1.4). Attention and the MLP of each layer read the
+# stream through a LayerNorm too. The product of `ln_final` with each token's vector in `lm_head` is that token's
+# *logit*. The logits of the last position say what comes next. Softmax turns them into probabilities.
 
 # %%
 assert model.token_strings([tokens[last.argmax()]]) == [" Jones"] and last.max() > 0.99
 assert np.allclose(run.logits, run.ln_final @ model.lm_head.T, atol=1e-3)
 
 logits = run.logits[-1]  # (n_vocab,)
-probabilities = np.exp(logits - logits.max())
-probabilities /= probabilities.sum()
+probabilities = softmax(logits)
 for token in logits.argsort()[::-1][:5]:
     print(f"{model.token_strings([token])[0]!r:12} logit {logits[token]:6.2f}  probability {probabilities[token]:.4f}")
 
@@ -117,7 +136,7 @@ for token in logits.argsort()[::-1][:5]:
 # ## At a breakpoint
 #
 # All this can be watched while it happens. Stop at the marked line below, in a debugger (`python -m pdb
-# lesson_01_forward_pass.py`, or VS Code). In pdb type `break 130`, `continue`, `site.array[-1] = 0`, `continue`.
+# lesson_01_forward_pass.py`, or VS Code). In pdb type `break 149`, `continue`, `site.array[-1] = 0`, `continue`.
 # There, `site.array` is the array that was just made, and the model goes on with what it then holds. Without a change,
 # the loop ends with the prediction from above. (In a notebook, write `breakpoint()` there instead.)
 

@@ -85,6 +85,9 @@ assert np.allclose(result.normalised, normalised, atol=1e-4)
 show(result)
 
 # %% [markdown]
+# In a notebook and in the documentation this is a picture. A script prints it as a table, where a row is a position, a
+# column is a layer, and the darkest sign is █.
+#
 # How to read it:
 #
 # - **A dark cell** (near 1): this one vector is enough to bring the clean answer back.

@@ -146,3 +146,12 @@ check("4.2", answer)
 # %%
 answer = None
 check("4.3", answer)
+
+# %% [markdown]
+# **4.4** Now a pair that asks about two people: `"Anna Brown met Peter Young. Anna"` is clean, and `"Anna Brown met
+# Peter Young. Peter"` corrupted, with the answers `" Brown"` and `" Young"`. Which of `"q"`, `"k"`, `"pattern"` and
+# `"v"` have an effect in layer 1 now? Guess first. Give a set of names.
+
+# %%
+answer = None
+check("4.4", answer)

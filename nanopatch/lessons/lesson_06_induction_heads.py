@@ -94,12 +94,13 @@ assert np.allclose(scores.previous_token, previous, atol=1e-4)
 
 
 # %%
-def without(heads):
-    """The forward pass with z of these heads set to zero: [(layer, head), ...]."""
+def without(heads, by_mean=False):
+    """The forward pass with z of these heads set to zero, or to its mean: [(layer, head), ...]."""
     for site in model.steps(prompts):
         for layer, head in heads:
             if site.name == "z" and site.layer == layer:
-                site.array[:, :, head] = 0  # (batch, n_tokens, n_head, d_head)
+                mean = run.z[layer][:, :, head].mean(axis=(0, 1))  # over prompts and positions
+                site.array[:, :, head] = mean if by_mean else 0  # (batch, n_tokens, n_head, d_head)
         yield site
 
 
@@ -116,6 +117,25 @@ for name, heads in {
 # %% [markdown]
 # Without the four induction heads the model cannot do it: less than 0.05. Without one of them, or without all four
 # heads of a later layer, it can: still more than 0.9.
+#
+# But zero is a value that a head never gives. Part of what is lost may come from that, and not from what the head does
+# here. So try the head's mean as well:
+
+# %%
+for heads in ([(1, 0), (1, 1), (1, 2), (1, 3)], [(1, 0), (1, 2)], [(0, 2)]):
+    zero = accuracy(nanopatch.record(without(heads), sites=["logits"]).logits)
+    mean = accuracy(nanopatch.record(without(heads, by_mean=True), sites=["logits"]).logits)
+    print(f"without {heads}: zero {zero:.2f}, mean {mean:.2f}")
+    if heads == [(0, 2)]:
+        assert mean - zero > 0.05
+    elif len(heads) == 2:
+        assert zero - mean > 0.03
+    else:
+        assert max(zero, mean) < 0.05
+
+# %% [markdown]
+# Without the four induction heads nothing is left, either way. Where a part is left, the two disagree, once in each
+# direction. So a number in the middle says less than it seems to: give the value that was put in along with it.
 #
 # ## The second kind needs the first
 #

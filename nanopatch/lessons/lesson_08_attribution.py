@@ -34,8 +34,7 @@ show(exact)
 #
 # How much would the logit difference change if one vector of the corrupted run changed a little? The derivative says
 # so. A backward pass gives it for every array at once. It begins at the logits: the logit difference is `logits[-1,
-# Mary]
-# - logits[-1, John]`, so its derivative is 1 at the one, -1 at the other, and 0 elsewhere.
+# Mary] - logits[-1, John]`, so its derivative is 1 at the one, -1 at the other, and 0 elsewhere.
 
 # %%
 clean, corrupted = model.run(tokens.clean), model.run(tokens.corrupted)

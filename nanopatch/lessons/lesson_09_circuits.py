@@ -105,14 +105,15 @@ result = nanopatch.faithfulness(model, experiment, circuit)
 print(f"with these {len(circuit)} edges: {result.normalised:.2f}")
 assert round(result.normalised, 4) == 1
 
-without_one = [edge for edge in circuit if str(edge.sender) != "embed"]
-result = nanopatch.faithfulness(model, experiment, without_one)
-print(f"without the edge from the embedding: {result.normalised:.2f}")
-assert round(result.normalised, 4) == 0
+for left_out in circuit:
+    others = [edge for edge in circuit if edge != left_out]
+    result = nanopatch.faithfulness(model, experiment, others)
+    print(f"without {left_out.sender} -> {left_out.receiver}: {result.normalised:.2f}")
+    assert round(result.normalised, 4) == 0
 
 # %% [markdown]
-# Three edges give the whole answer. Leave one away, and nothing is left. So the circuit is enough, and no edge in it
-# is too much.
+# Three edges give the whole answer. Leave any one away, and nothing is left. So the circuit is *complete* (enough for
+# the whole answer) and *minimal* (no edge in it is too much).
 #
 # ## A trained model
 #

@@ -108,7 +108,7 @@ for name, grid in {"GPT-2": real, "nano": small}.items():
 
 # %% [markdown]
 # The same two columns are dark, and nothing else: the surname first, then the last position. But in `nano` the move
-# happens within one layer. In GPT-2 it takes five: after layer 6 the surname's position still holds 0.90, and after
+# happens within one layer. In GPT-2 it takes several: after layer 6 the surname's position still holds 0.90, and after
 # layer 10 it holds 0.13. In between, both positions hold a part.
 
 # %%

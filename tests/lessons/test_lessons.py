@@ -17,7 +17,7 @@ import nanopatch
 from nanopatch.cli import main
 from nanopatch.lessons.course import find as find_lesson
 from nanopatch.lessons.course import lessons
-from nanopatch.lessons.exercises import KINDS, check, hint, of_lesson, solution, wrong_with
+from nanopatch.lessons.exercises import KINDS, as_kind, check, hint, of_lesson, solution, wrong_with
 
 LESSONS = [pytest.param(lesson, id=f"{lesson.number}") for lesson in lessons()]
 EXERCISES = [
@@ -139,7 +139,7 @@ def test_what_is_wrong_with_the_usual_mistakes_is_said(name, exercise):
 def test_an_answer_of_another_kind_is_told_what_is_expected(name, exercise):
     others = [1.5, "a text", [1, "a"], {1}, len, {"a": 1}]
     for other in others:
-        if not KINDS[exercise.kind](other):
+        if not KINDS[exercise.kind](as_kind(exercise.kind, other)):
             assert wrong_with(name, other).startswith(f"The answer is {exercise.kind}; this is ")
 
 
@@ -151,6 +151,14 @@ def test_any_answer_of_its_kind_gets_a_sentence(name, exercise):
     for answer in strange:
         said = wrong_with(name, answer)
         assert said is None or said.strip(), answer
+
+
+def test_a_list_stands_for_an_array_or_a_set():
+    norms = answer_of(of_lesson(1)[2].solution, "1.3")
+    assert wrong_with("1.3", norms.tolist()) is None and "shape (1,)" in wrong_with("1.3", (1.0,))
+    assert wrong_with("4.1", [0, 2]) is None and wrong_with("4.1", np.array([0, 2])) is None
+    assert wrong_with("4.1", [[0], [2]]).startswith("The answer is a set; this is [[0], [2]] (list)")
+    assert wrong_with("1.3", [[1], [1, 2]]).startswith("The answer is an array of numbers; ")
 
 
 def test_hints_and_solutions_are_printed(capsys):
