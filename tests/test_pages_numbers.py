@@ -99,7 +99,7 @@ def test_a_number_is_what_is_computed(page, said, number):
 
 
 def test_a_page_is_as_large_as_said():
-    """Within four hundredths: what is packed depends on how the processor rounds (OpenBLAS' kernels differ by three)."""
+    """Within four hundredths: what is packed depends on how the processor rounds (OpenBLAS kernels differ by 3)."""
     (few, all_sites) = re.search(r"every site \| (\S+) / (\S+) MB", PAGES["speed.md"]).groups()
     for said, sites in ((few, ["resid_pre", "z", "mlp_out"]), (all_sites, list(SITE_AXES))):
         assert len(nanopatch.make_page(MODEL, MICHELLE, sites).html) / 1e6 == pytest.approx(float(said), rel=0.04)

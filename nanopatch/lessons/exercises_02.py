@@ -155,8 +155,8 @@ answer = logit_diff(site.array)  # the clean run's: everything after layer 2 is 
     Exercise(
         kind="an Experiment",
         wrong_with=_own,
-        hint="Keep the form of the sentence; change the first name and both surnames. An answer begins with a space, and "
-        "is one token: model.token_strings(model.tokenize(text)) shows the tokens of a text.",
+        hint="Keep the form of the sentence; change the first name and both surnames. An answer begins with a space, "
+        "and is one token: model.token_strings(model.tokenize(text)) shows the tokens of a text.",
         solution="""
 answer = nanopatch.Experiment(
     clean="Daniel Cooper was a top-notch student. Daniel",

@@ -152,8 +152,8 @@ value, low, high = (
     logits[-1, jones] - logits[-1, smith] for logits in (site.array, runs["corrupted"].logits, runs["clean"].logits)
 )
 answer = (value - low) / (high - low)
-# More than the sum. What the heads write does add up. But then the last LayerNorm divides by the size of the vector, and
-# a vector that holds both surnames is larger. And the MLP of layer 3, like any MLP, does not add up.
+# More than the sum. What the heads write does add up. But then the last LayerNorm divides by the size of the vector,
+# and a vector that holds both surnames is larger. And the MLP of layer 3, like any MLP, does not add up.
 """,
         usual_mistakes={
             "answer = denoised[1].sum()": "one at a time",

@@ -178,7 +178,7 @@ for name in ("q", "k", "pattern", "v"):
     effects = nanopatch.sweep(model, pair, name).normalised[1]
     if abs(effects).max() > 0.1:
         answer.add(name)
-# The query of the last token asks for another first name, so the heads look elsewhere. All they can look at is the same.
+# The query of the last token asks for another first name, so the heads look elsewhere. What they can see is the same.
 """,
         usual_mistakes={
             'answer = {"v"}': "what can be taken is the same",
