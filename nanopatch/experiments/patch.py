@@ -86,7 +86,7 @@ class Patch:
 
     def __post_init__(self) -> None:
         if not isinstance(self.site, str) or self.site not in SITE_AXES:
-            raise NanopatchError(f"cannot patch {self.site!r}; sites are {', '.join(SITE_AXES)}")
+            raise NanopatchError(f"cannot patch {quoted(self.site)}; sites are {', '.join(SITE_AXES)}")
         known = SITE_AXES[self.site]
         if self.axes is not None and not np.iterable(self.axes):
             raise NanopatchError(f"axes={self.axes!r}: names are expected, of {', '.join(known)}")

@@ -260,7 +260,7 @@ class Run:
     def __getitem__(self, name: str) -> Array:
         """`run["resid_pre"]` is `run.resid_pre`."""
         if not isinstance(name, str) or name not in SITES:
-            raise NanopatchError(f"a run has no array {name!r:.60}; the names are {', '.join(SITES)}")
+            raise NanopatchError(f"a run has no array {quoted(name)}; the names are {', '.join(SITES)}")
         array: Array = getattr(self, name)
         return array
 
@@ -269,7 +269,7 @@ class Run:
         def __getattr__(self, name):  # called only if there is no such attribute
             if name in SITES:
                 raise NotRecordedError(f"{name} was not recorded; this run holds {', '.join(self.names) or 'nothing'}")
-            raise AttributeError(f"a run has no array {name!r}; the names are {', '.join(SITES)}")
+            raise AttributeError(f"a run has no array {quoted(name)}; the names are {', '.join(SITES)}")
 
     def top(self, k: int = 10, position: int = -1) -> list[dict[str, Any]]:
         """The k likeliest next tokens after a position, likeliest first: dicts of "id", "token" and "probability".
@@ -464,6 +464,23 @@ def known_sites(sites: Sites) -> frozenset[str]:
     unknown = names - frozenset(SITES)
     if unknown:
         raise NanopatchError(
-            f"unknown site {', '.join(map(repr, sorted(map(str, unknown))))}; sites are {', '.join(SITES)}"
+            f"unknown site {', '.join(map(quoted, sorted(map(str, unknown))))}; sites are {', '.join(SITES)}"
         )
     return names
+
+
+#: TransformerLens' names of arrays that have another one here, without "blocks.0.attn.hook_" and the like.
+ELSEWHERE = {"attn_scores": "scores", "pre": "mlp_pre", "post": "mlp_post"}
+
+
+def quoted(name: object) -> str:
+    """A name that is no site, as an error quotes it; with the name that it has here, if it is TransformerLens'.
+
+    Examples
+    --------
+    >>> print(quoted("blocks.1.attn.hook_attn_scores"))
+    'blocks.1.attn.hook_attn_scores' (here it is 'scores')
+    """
+    last = str(name).rpartition(".")[2].removeprefix("hook_")
+    ours = ELSEWHERE.get(last, last)
+    return f"{name!r:.60} (here it is {ours!r})" if ours in SITES and ours != name else f"{name!r:.60}"
