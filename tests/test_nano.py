@@ -1,10 +1,21 @@
-"""What the default model does, and which heads do it: found by the library's own sweeps."""
+"""What the default model does, which heads do it, and what its own page says of it (weights/nano/README.md)."""
+
+import hashlib
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
+import nanopatch
 from nanopatch import Experiment, Patch, load, sweep, tasks
-from nanopatch.experiments import MICHELLE, NAMED
+from nanopatch.experiments import CAPITAL, INDIRECT_OBJECT, JESSICA, MICHELLE, NAMED
+
+FOLDER = ROOT / "weights/nano"
+PAGE = (FOLDER / "README.md").read_text("utf-8")
+RECIPE = (FOLDER / "RECIPE.md").read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +86,84 @@ def test_facts_are_recalled(nano):
     for pair in tasks.capitals(35):
         tokens = pair.tokens(nano)
         assert nano.next_logits(tokens.clean).argmax() == tokens.answer
+
+
+# ---- what its page says -----------------------------------------------------------------------------
+
+
+def rows(text):
+    """The rows of its tables: [(the first cell, the numbers after it), ...]."""
+    split = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    numeric = [row for row in split if all(re.fullmatch(r"-?\d*\.?\d*", cell) for cell in row[1:]) and any(row[1:])]
+    return [(first, [float(cell) for cell in rest if cell]) for first, *rest in numeric]
+
+
+def test_its_size_and_its_file(nano):
+    file = FOLDER / "model.safetensors"
+    n_parameters = sum(array.size for name, array in nanopatch.named_weights(nano).items() if name != "lm_head.weight")
+    for page in (PAGE, RECIPE):
+        text = " ".join(page.split())
+        assert f"{n_parameters / 1e6:.2f} million" in text and f"{file.stat().st_size / 1e6:.1f} MB" in text
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in RECIPE
+    assert f"({len(nano.trained_tokens):,} with the capitalised words" in " ".join(PAGE.split())
+
+
+def test_the_named_pairs(nano):
+    said = rows(PAGE.partition("| named pair |")[2].partition("## Where to look")[0])
+    assert len(said) == len(NAMED) == 5
+    for experiment, (_, numbers) in zip(NAMED.values(), said, strict=True):
+        tokens = experiment.tokens(nano)
+        found = []
+        for prompt, says in ((tokens.clean, tokens.answer), (tokens.corrupted, tokens.wrong_answer)):
+            logits = nano.next_logits(prompt).astype(np.float64)
+            difference = logits[tokens.answer] - logits[tokens.wrong_answer]
+            found += [difference, np.exp(logits[says] - logits.max()) / np.exp(logits - logits.max()).sum()]
+        assert numbers == pytest.approx(found, abs=0.0051), experiment
+
+
+def test_where_to_look(nano):
+    section = PAGE.partition("## Where to look")[2].partition("Heads: ")[0]
+    said = rows(section)
+    experiments = (MICHELLE, JESSICA, INDIRECT_OBJECT, CAPITAL)
+    assert [first for first, _ in said] == ["0", "1", "2", "3", "final"] * len(experiments)
+    for number, experiment in enumerate(experiments):
+        found = sweep(nano, experiment).normalised
+        for layer, (_, numbers) in enumerate(said[5 * number : 5 * number + 4]):
+            assert numbers == pytest.approx(list(found[layer]), abs=0.0051), (experiment, layer)
+        last = said[5 * number + 4][1]
+        assert last == pytest.approx(list(sweep(nano, experiment, "resid_post").normalised[-1]), abs=0.0051)
+
+
+def test_what_it_says_of_facts(nano):
+    text = " ".join(PAGE.split())
+    attention, mlp = (sweep(nano, CAPITAL, site).normalised for site in ("attn_out", "mlp_out"))
+    assert f"{attention[0, 3]:.2f}".lstrip("0") == ".68" and mlp[:, 3].max() < 0.055
+    assert "has .68 of the effect of France / Italy, the MLPs there .05 or less in each layer" in text
+    last = attention[:, -1]
+    assert f"({last.min():.2f} to {last.max():.2f})".replace("0.", ".") in text
+
+
+def test_its_tables_are_what_the_script_measures():
+    """Through transformers: 30 s."""
+    for module in ("torch", "transformers"):
+        pytest.importorskip(module, reason="`pip install torch transformers` makes this test run")
+    command = [sys.executable, "scripts/train_nano.py", "--evaluate"]
+    measured = rows(subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout)
+    said = rows(PAGE)
+    assert len(said) > 50 and [first for first, _ in said] == [first for first, _ in measured]
+    for (first, numbers), (_, found) in zip(said, measured, strict=True):
+        assert numbers == pytest.approx(found, abs=0.0101), first
+
+
+def test_its_data_are_what_is_said(monkeypatch):
+    for module in ("torch", "transformers"):
+        pytest.importorskip(module, reason="`pip install torch transformers` makes this test run")
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import train_nano as script
+
+    text, page = " ".join(RECIPE.split()), " ".join(PAGE.split())
+    assert f"made of {len(script.Text(0).corpus):,} different tokens" in page
+    assert f"{len(script.FIRST)} first names, {len(script.LAST)} surnames" in text
+    assert f"{len(script.PREDICATES)} predicates, {len(script.INDIRECT_OBJECT)} indirect-object templates" in text
+    for words, what in ((script.HELD_OUT_FIRST, "first names"), (script.HELD_OUT_LAST, "surnames")):
+        assert f"{len(words)} {what}" in text
