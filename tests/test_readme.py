@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import nanopatch
-from nanopatch.cli import main
+from nanopatch.cli import main, parser
 from nanopatch.experiments import MICHELLE
 from nanopatch.model import gpt2
 
@@ -96,6 +96,67 @@ def test_its_commands_run(tmp_path, monkeypatch, capsys):
         assert main(command[1:]) == 0, command
     assert (tmp_path / "michelle.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "michelle.html").read_bytes().startswith(b"<!doctype html>")
+
+
+#: Code in the text of all pages, and commands that stand alone in a line: `nanopatch top "..."`.
+SPANS = sorted(
+    {
+        (page.name, " ".join(code.split()))
+        for page in DOCS
+        for code in re.findall(
+            r"(?<!`)`([^`]+)`(?!`)|^    (nanopatch .*|pip .*)$",
+            re.sub(r"(?ms)^```.*?^```$", "", page.read_text("utf-8").replace("\\\n", " ")),
+            flags=re.MULTILINE,
+        )
+        for code in code
+        if code
+    }
+)
+
+
+def options():
+    """{command: its options}, of the command line."""
+    (choices,) = [action.choices for action in parser()._actions if action.choices and "patch" in action.choices]
+    return {
+        name: {option for action in command._actions for option in action.option_strings}
+        for name, command in choices.items()
+    }
+
+
+@pytest.mark.parametrize(("page", "code"), [span for span in SPANS if re.match(r"nanopatch [a-z]|--?[a-z]", span[1])])
+def test_a_command_in_the_text_exists(page, code):
+    """With its options. Those that stand alone are of some command."""
+    known = options()
+    words = shlex.split(code.partition(" && ")[0])
+    flags = {word for word in words if re.match(r"--?[a-z]", word)}
+    if words[0] == "nanopatch":
+        assert words[1] in known or words[1] == "COMMAND", page
+        assert flags <= known.get(words[1], set.union(*known.values()) | {"--version"}), page
+    else:
+        assert flags <= set.union(*known.values()), page
+
+
+def test_what_is_installed_exists():
+    """Extras are those of setup.cfg, scripts are in scripts/."""
+    extras = set(
+        re.findall(r"^(\w+) =$", (ROOT / "setup.cfg").read_text("utf-8").partition("extras_require]")[2], re.M)
+    )
+    texts = [path.read_text("utf-8") for path in [*DOCS, *ROOT.glob("nanopatch/**/*.py")]]
+    named = {extra for text in texts for extra in re.findall(r"(?:nanopatch|\.)\[(\w+(?:,\w+)*)\]\\?[\"']", text)}
+    assert {"hub", "lessons", "test", "tokenizers"} <= {one for extra in named for one in extra.split(",")} <= extras
+    scripts = {name for text in texts for name in re.findall(r"python (?:-m pdb )?(scripts/\w+\.py)", text)}
+    assert scripts and all((ROOT / name).exists() for name in scripts)
+
+
+def test_commands_of_the_teachers_page_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    commands = [code for page, code in SPANS if page == "teaching.md" and code.startswith("nanopatch ")]
+    for unfinished in ("nanopatch explore", "nanopatch tokens"):  # a server; a name
+        commands.remove(unfinished)
+    assert len(commands) >= 5
+    for command in commands:
+        assert main(shlex.split(command)[1:]) == 0, command
+    assert {path.name for path in tmp_path.iterdir()} == {"lesson_02_first_patch.ipynb", "michelle.html"}
 
 
 def test_python_of_the_other_pages_runs(tmp_path, monkeypatch, capsys):
