@@ -21,6 +21,7 @@ from nanopatch.lessons.course import lessons
 from nanopatch.page.document import file_page
 from nanopatch.results import attention
 from nanopatch.results.edges import counts
+from nanopatch.verify import FLOAT32, FLOAT64
 
 MODEL = nanopatch.load("nano")
 #: Of a page in a sentence, words may stand on two lines.
@@ -85,6 +86,12 @@ SAID = [
     ("page.md", "circuits of {}, ... and all edges", lambda: ", ".join(map(str, counts(21)[:3]))),
     ("page.md", "a random token of {} bits", bits),
     ("page.md", "The page weighs {} KB without data", empty_page),
+    (
+        "verified.md",
+        "In float64 each may differ by {} of its largest value",
+        lambda: f"{FLOAT64:.0e}".replace("e-0", "e-"),
+    ),
+    ("verified.md", "in float32 by {} times the rounding error", lambda: FLOAT32),
     ("speed.md", "`resid_pre` sweep, {} patches", lambda: 12 * len(MODEL.tokenize(MICHELLE.clean))),
     ("speed.md", "`z` sweep, {} heads", lambda: 12 * 12),
     ("speed.md", "the prompt has {} tokens", lambda: len(MODEL.tokenize(MICHELLE.clean))),

@@ -186,6 +186,16 @@ def test_what_the_teachers_page_says_of_nano_is_so():
         assert likeliest["probability"] > 0.5 or (prompt, token) in unknown, prompt
 
 
+def test_files_named_in_the_text_are_there():
+    named = {
+        (page, code) for page, code in SPANS if re.fullmatch(r"(nanopatch|tests|scripts|docs|weights)/[\w./-]+", code)
+    }
+    assert len(named) > 25
+    for page, code in named:
+        file = code.replace("_NN_name", "_01_forward_pass").replace("_NN", "_01").replace("/name.js", "/main.js")
+        assert (ROOT / file).exists(), (page, code)
+
+
 def test_what_they_link_to_is_there():
     for page in DOCS:
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):

@@ -23,7 +23,7 @@ from nanopatch.results.direct import DirectAttribution
 ANSWERS, WRONG = [3, 11], [7]
 #: Sites that add to the residual stream or come after it: an edit of one is a part of its own.
 OWN_PART = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "ln_final", "logits")
-#: float64: 1e-12, as in issue and README. float32: its eps is 5e8 times larger, and sums are over up to six blocks.
+#: float64: 1e-12. float32: its eps is 5e8 times larger, and sums are over up to six blocks.
 CLOSE = {np.dtype(np.float64): 1e-12, np.dtype(np.float32): 2e-5}
 
 

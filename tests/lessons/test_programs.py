@@ -142,3 +142,99 @@ def test_a_program_of_ones_own():
     writer.unembed("1", xor=10, one=-5)
     model = writer.model()
     assert [model.run(f"{a}{b}=").logits[-1, 1] for a in (0, 1) for b in (0, 1)] == [-5, 5, 5, -5]
+
+
+# ---- every method against the known edges -----------------------------------------------------------
+
+
+def heads_of(edges):
+    """The heads that write, and the MLPs: [(layer, head), ...], [layer, ...]."""
+    senders = {sender for sender, _ in edges}
+    heads = {tuple(map(int, name.removeprefix("head ").split("."))) for name in senders if name.startswith("head")}
+    return heads, {int(name.removeprefix("mlp ")) for name in senders if name.startswith("mlp")}
+
+
+def above(values):
+    return {tuple(map(int, index)) for index in np.argwhere(np.abs(np.nan_to_num(values)) > 1e-4)}
+
+
+HEADS = nanopatch.Patch("z", axes=("layer", "head"))
+
+
+@pytest.mark.parametrize(
+    ("make", "direction", "found"),
+    [
+        (and_gate, "denoise", set()),  # one bit mended is not enough
+        (and_gate, "noise", {(0, 0), (0, 1)}),
+        (or_gate, "denoise", {(0, 0), (0, 1)}),
+        (or_gate, "noise", set()),  # the other bit stands in
+        (share_of_x, "denoise", {(1, 0)}),
+        (share_of_x, "noise", {(1, 0)}),
+    ],
+)
+def test_a_sweep_finds_the_heads_that_alone_change_the_answer(make, direction, found):
+    model, experiment, _ = make()
+    assert above(nanopatch.sweep(model, experiment, HEADS, direction=direction).normalised) == found
+
+
+@PROGRAMS
+@DIRECTIONS
+def test_integrated_gradients_find_all_heads_and_mlps(make, direction):
+    """`attribute` with steps: whichever way, each part of the circuit and nothing else."""
+    model, experiment, edges = make()
+    heads, mlps = heads_of(edges)
+    options = {"direction": direction, "steps": 5}
+    assert above(nanopatch.attribute(model, experiment, HEADS, **options).normalised) == heads
+    layers = nanopatch.Patch("mlp_out", axes=("layer",))
+    assert above(nanopatch.attribute(model, experiment, layers, **options).normalised) == {(mlp,) for mlp in mlps}
+
+
+@PROGRAMS
+@pytest.mark.parametrize("by", ["zero", "mean", "resample"])
+def test_an_ablation_finds_what_the_answer_needs(make, by):
+    """Of the clean run: the AND gate needs both heads, the OR gate neither, the share of x its one head."""
+    model, experiment, edges = make()
+    by = {
+        "zero": nanopatch.Zero(),
+        "mean": nanopatch.Mean([experiment.clean, experiment.corrupted]),
+        "resample": nanopatch.Resample([experiment.corrupted]),
+    }[by]
+    needed = set() if make is or_gate else heads_of(edges)[0]
+    assert above(nanopatch.ablate(model, experiment, HEADS, by=by).normalised) == needed
+
+
+@PROGRAMS
+def test_direct_attribution_names_what_writes_the_answer(make):
+    """What differs between the two prompts comes from what has an edge to the logits, and from nothing else."""
+    model, experiment, edges = make()
+    clean, corrupted = (
+        nanopatch.direct_logit_attribution(model, model.run(prompt), experiment.answer, experiment.wrong_answer).parts
+        for prompt in (experiment.clean, experiment.corrupted)
+    )
+    differs = {name for name in clean if abs(clean[name] - corrupted[name]) > 1e-4}
+    assert differs == {sender for sender, receiver in edges if receiver == "logits"}
+
+
+@PROGRAMS
+def test_the_lens_shows_the_answer_where_it_is_written(make):
+    """The last row is the run's own; before the part that writes the answer, clean and corrupted do not differ."""
+    model, experiment, edges = make()
+    lenses = [
+        nanopatch.logit_lens(model, model.run(prompt), experiment.answer, experiment.wrong_answer)
+        for prompt in (experiment.clean, experiment.corrupted)
+    ]
+    differs = {
+        row
+        for row, a, b in zip(lenses[0].rows, *(lens.logit_diff[:, -1] for lens in lenses), strict=True)
+        if abs(a - b) > 1e-4
+    }
+    expected = {"resid_mid 1", "resid_post 1"} if make is share_of_x else {"resid_post 0"}
+    assert differs == expected
+
+
+def test_saliency_is_larger_where_a_neuron_is_on():
+    """It is of all directions of an embedding, also of those that no token uses. At "11=" the neuron of OR is off."""
+    norms = {make: nanopatch.saliency(make().model, make().experiment).norm for make in (and_gate, or_gate, share_of_x)}
+    assert norms[and_gate][:2].min() > 1 and norms[or_gate][:2].max() == 0
+    is_x = np.array([letter == "x" for letter in "xaxb"])[:3]  # the last position is also read by the logits
+    assert norms[share_of_x][:3][is_x].min() > norms[share_of_x][:3][~is_x].max()
