@@ -25,6 +25,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"  # plain, readable on a telephone, light and dark, and no file of it comes from a network
 html_title = "nanopatch"
 html_show_sourcelink = False
+html_show_search_summary = False  # summaries are fetched, which a browser refuses to pages on disk
 
 myst_heading_anchors = 3
 nb_execution_mode = "force"

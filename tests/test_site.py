@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from urllib.parse import unquote
 
 import pytest
+from browser import chromium  # noqa: F401  (a fixture)
 from conftest import ROOT
 
 import nanopatch
@@ -61,6 +62,26 @@ def test_each_lesson_is_a_page_with_what_it_printed(site):
     for lesson in lessons():
         text = (site / "made/lessons" / lesson.path.with_suffix(".html").name).read_text(encoding="utf-8")
         assert "no answer yet" in text and "Traceback" not in text
+
+
+def test_it_opens_from_disk_without_a_network(site, chromium):  # noqa: F811
+    """Every page and its pictures in Chromium, silently; and its search finds a word."""
+    said, asked = [], []
+    context = chromium.new_context(offline=True)
+    page = context.new_page()
+    page.on("console", lambda message: said.append(f"{page.url}: {message.text}"))
+    page.on("pageerror", lambda error: said.append(f"{page.url}: {error}"))
+    page.on("request", lambda request: asked.append(request.url))
+    for path in sorted(site.rglob("*.html")):
+        page.goto(path.as_uri())
+        broken = "[...document.images].filter((image) => !image.complete || !image.naturalWidth).map((one) => one.src)"
+        assert page.evaluate(broken) == [], path.name
+    page.goto(f"{(site / 'search.html').as_uri()}?q=denoising")
+    page.wait_for_selector("#search-results ul.search li a")
+    assert "3. Denoising and noising" in page.inner_text("#search-results")
+    context.close()
+    assert said == []
+    assert [address for address in asked if not address.startswith(("file:", "data:"))] == []
 
 
 def test_every_public_name_is_in_the_reference():
