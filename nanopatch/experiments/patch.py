@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import NanopatchError
 from ..model.graph import Node, find_nodes, listing
-from ..model.sites import ATTENTION_SITES, HEAD_SITES
+from ..model.sites import ATTENTION_SITES, HEAD_SITES, quoted
 
 if TYPE_CHECKING:
     from ..model.gpt2 import Model

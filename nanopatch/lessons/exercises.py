@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import NanopatchError
-from ..experiments.experiment import Experiment
+from ..experiments.experiment import MICHELLE, Experiment
+from ..model.checkpoint import load
 from ..model.gpt2 import Model
+from ..model.sites import Run, Site
 
 #: What an answer can be. The name stands in the message about one that is something else.
 KINDS: dict[str, Callable[[Any], bool]] = {
@@ -130,3 +132,18 @@ def close(answer: Any, right: Any, relative: float = 1e-3) -> bool:
     right = np.asarray(right, np.float64)
     size = float(np.abs(right).max(initial=0)) or 1.0
     return given.shape == right.shape and bool(np.allclose(given, right, rtol=0, atol=relative * size))
+
+
+def michelle_with(edit: Callable[[Site, Run], None], direction: str = "denoise") -> float:
+    """The normalised value of MICHELLE in nano with an edit of each array: edit(site, donor run)."""
+    model = load("nano")
+    tokens = MICHELLE.tokens(model)
+    prompts = (tokens.corrupted, tokens.clean) if direction == "denoise" else (tokens.clean, tokens.corrupted)
+    base, donor = map(model.run, prompts)
+    for site in model.steps(prompts[0]):
+        edit(site, donor)
+    low, high, value = (
+        float(logits[-1, tokens.answer] - logits[-1, tokens.wrong_answer])
+        for logits in (base.logits, donor.logits, site.array)
+    )
+    return (value - low) / (high - low)

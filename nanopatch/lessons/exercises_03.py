@@ -7,10 +7,9 @@ import numpy as np
 from ..experiments.experiment import MICHELLE, Experiment
 from ..experiments.patch import Patch
 from ..model.checkpoint import load
-from ..model.gpt2 import Model
-from ..model.sites import Run
+from ..model.sites import Run, Site
 from ..patching.sweep import sweep
-from .exercises import Exercise, close
+from .exercises import Exercise, close, michelle_with
 from .programs import and_gate
 
 HEADS = Patch("z", axes=("layer", "head"))
@@ -61,35 +60,23 @@ def _which_gate(answer: str) -> str | None:
 
 
 def _four_heads(answer: float) -> str | None:
-    model = load("nano")
-    clean, corrupted = (model.run(prompt) for prompt in (MICHELLE.clean, MICHELLE.corrupted))
-    right = _together(model, clean, corrupted)
-    denoised = sweep(model, MICHELLE, HEADS).normalised[1]
-    if close(answer, right, 1e-2):
+    denoised = sweep(load("nano"), MICHELLE, HEADS).normalised[1]
+    if close(answer, michelle_with(_together), 1e-2):
         return None
     if close(answer, denoised.sum(), 1e-2):
         return "That is the sum of the four patches made one at a time. Make one run with all of them."
     if close(answer, denoised.mean(), 1e-2):
         return "That is the mean of the four single patches. Make one run with all of them."
-    if close(answer, _together(model, corrupted, clean), 1e-2):
+    if close(answer, michelle_with(_together, direction="noise"), 1e-2):
         return "You put the corrupted run's heads into the clean run: that is noising."
     if abs(answer) > 2:
         return "That looks like a logit difference: subtract the corrupted run's, and divide by clean minus corrupted."
     return "Replace site.array as a whole where site.name is z and site.layer is 1, and normalise the result."
 
 
-def _together(model: Model, donor: Run, base: Run) -> float:
-    """The normalised value with all heads of layer 1 patched."""
-    tokens = MICHELLE.tokens(model)
-    assert base.tokens is not None
-    for site in model.steps(base.tokens):
-        if site.name == "z" and site.layer == 1:
-            site.array[:] = donor.z[1]
-    low, high, value = (
-        float(logits[-1, tokens.answer] - logits[-1, tokens.wrong_answer])
-        for logits in (base.logits, donor.logits, site.array)
-    )
-    return (value - low) / (high - low)
+def _together(site: Site, donor: Run) -> None:
+    if site.name == "z" and site.layer == 1:
+        site.array[:] = donor.z[1]
 
 
 EXERCISES = [

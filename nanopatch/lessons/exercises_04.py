@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from ..experiments.experiment import MICHELLE, Experiment
@@ -10,21 +9,7 @@ from ..experiments.patch import Patch
 from ..model.checkpoint import load
 from ..model.sites import Run, Site
 from ..patching.sweep import sweep
-from .exercises import Exercise, close
-
-
-def _value(edit: Callable[[Site, Run], None]) -> float:
-    """The normalised value of the corrupted run with an edit of each array: edit(site, clean)."""
-    model = load("nano")
-    tokens = MICHELLE.tokens(model)
-    clean, corrupted = model.run(tokens.clean), model.run(tokens.corrupted)
-    for site in model.steps(tokens.corrupted):
-        edit(site, clean)
-    low, high, value = (
-        float(logits[-1, tokens.answer] - logits[-1, tokens.wrong_answer])
-        for logits in (corrupted.logits, clean.logits, site.array)
-    )
-    return (value - low) / (high - low)
+from .exercises import Exercise, close, michelle_with
 
 
 def _two_heads(answer: set[Any]) -> str | None:
@@ -57,11 +42,11 @@ def _values(answer: float) -> str | None:
         if site.name == "v" and site.layer == 1:
             site.array[-1] = clean.v[1, -1]
 
-    if close(answer, _value(at_surname), 1e-2):
+    if close(answer, michelle_with(at_surname), 1e-2):
         return None
     if close(answer, one_by_one(), 1e-2):
         return "That is the sum of the four single patches. Patch them in one run."
-    if abs(answer - _value(elsewhere)) < 1e-3:
+    if abs(answer - michelle_with(elsewhere)) < 1e-3:
         return "You patched the values of the last position. What is moved comes from the position that is looked at."
     if abs(answer) > 2:
         return "That looks like a logit difference. The function normalised(logits) puts it on the scale."
@@ -86,15 +71,15 @@ def _blind(answer: float) -> str | None:
         if site.name == "pattern" and site.layer == 1:
             site.array[:, -1] /= site.array[:, -1].sum(axis=-1, keepdims=True)
 
-    if close(answer, _value(no_look), 1e-2):
+    if close(answer, michelle_with(no_look), 1e-2):
         return None
-    if close(answer, _value(rescaled), 1e-2):
+    if close(answer, michelle_with(rescaled), 1e-2):
         return "You made the row sum to 1 again. Leave the other weights as they are."
     if abs(answer) < 1e-3:
         return "That is the corrupted run as it is: was the assignment reached?"
-    if close(answer, _value(whole_column), 1e-2):
+    if close(answer, michelle_with(whole_column), 1e-2):
         return "You took the surname from every query. Only the last query, -1, should not see it."
-    if close(answer, _value(whole_row), 1e-2):
+    if close(answer, michelle_with(whole_row), 1e-2):
         return "You took everything from the last query. Only the key at position 1 should be set to 0."
     if abs(answer) > 2:
         return "That looks like a logit difference. The function normalised(logits) puts it on the scale."

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import assert_close, tiny_model
 
-from nanopatch import NanopatchError, Run, Site, record
+from nanopatch import NanopatchError, Patch, Run, Site, record
 from nanopatch.model.sites import BLOCK_SITES, SITES
 
 
@@ -90,6 +90,14 @@ def test_what_people_write_first_says_what_to_write():
         run["resid"]
     with pytest.raises(NanopatchError, match=r"a model is not called: write model.run\(prompt\)"):
         model([1, 2, 3])
+
+
+@pytest.mark.parametrize("name", ["attn_scores", "blocks.0.attn.hook_attn_scores", "hook_scores"])
+def test_another_librarys_name_is_told_ours(name):
+    run = tiny_model().run([1, 2, 3])
+    for ask in (run.__getitem__, lambda name: tiny_model().run([1, 2], sites=[name]), Patch):
+        with pytest.raises(NanopatchError, match=rf"'{name}' \(here it is 'scores'\); .* are resid_pre"):
+            ask(name)
 
 
 def test_record_of_an_edited_run_holds_the_edits():
