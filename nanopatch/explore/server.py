@@ -54,6 +54,8 @@ MOST_CONNECTIONS, MOST_PAGES = 128, 1000
 READING, WRITING = 10.0, 30.0
 #: Seconds between two looks at whether an answer is still wanted.
 PAUSE = 0.02
+#: Seconds that connections have to end when the server stops. Those of open pages, which wait, do not.
+ENDING = 0.3
 
 #: {name: (content type, content)}; "" is the page itself.
 Files = Mapping[str, tuple[str, bytes]]
@@ -403,3 +405,6 @@ def serve(server: Server, open_browser: bool) -> None:
         server.stopping = True  # stops what is computed, at its next look
         server.computing.acquire()  # for a Python that ends while one of its threads is inside NumPy may abort
         server.server_close()
+        end = time.monotonic() + ENDING
+        for _ in range(MOST_CONNECTIONS):  # a thread that is cut off in its last steps may complain
+            server.connections.acquire(timeout=max(0.0, end - time.monotonic()))
