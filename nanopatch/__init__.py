@@ -22,6 +22,8 @@ from .model.convert import save_checkpoint
 from .model.generation import generate, generate_steps
 from .model.gpt2 import Config, Model
 from .model.sites import Run, Site, record
+from .patching.folder import merge
+from .patching.many import Share
 from .patching.sweep import ablate, path_patch, sweep, trace
 from .results.attention import Attention
 from .results.comparison import Comparison
@@ -29,6 +31,7 @@ from .results.direct import DirectAttribution
 from .results.edges import EdgeScores
 from .results.heads import HeadScores, WeightScores
 from .results.lens import LogitLens
+from .results.pairs import Pairs
 from .results.panels import Panels
 from .results.saliency import Saliency
 from .results.sweep import Sweep
@@ -37,13 +40,13 @@ __version__ = "0.1.0"
 
 # fmt: off
 __all__ = [
-    "Attention", "Comparison", "Config", "DirectAttribution", "EdgeScores", "Experiment", "HeadScores",
-    "LogitLens", "Mean", "Metric", "Model", "NanopatchError", "Noise", "Page", "Panels", "Patch", "Paths", "Resample",
-    "Run", "Saliency", "Site", "Sweep", "WeightScores", "Zero", "ablate", "attention", "attribute", "circuit",
-    "composition_scores", "copying_scores", "direct_logit_attribution", "edge_attribution", "experiments",
-    "faithfulness", "generate", "generate_steps", "head_scores", "load", "logit_lens", "make_page", "metrics",
-    "named_weights", "path_patch", "read_pairs", "record", "saliency", "save_checkpoint", "sweep", "tasks",
-    "trace", "weight_gradients",
+    "Attention", "Comparison", "Config", "DirectAttribution", "EdgeScores", "Experiment", "HeadScores", "LogitLens",
+    "Mean", "Metric", "Model", "NanopatchError", "Noise", "Page", "Pairs", "Panels", "Patch", "Paths", "Resample",
+    "Run", "Saliency", "Share", "Site", "Sweep", "WeightScores", "Zero", "ablate", "attention", "attribute",
+    "circuit", "composition_scores", "copying_scores", "direct_logit_attribution", "edge_attribution",
+    "experiments", "faithfulness", "generate", "generate_steps", "head_scores", "load", "logit_lens", "make_page",
+    "merge", "metrics", "named_weights", "path_patch", "read_pairs", "record", "saliency", "save_checkpoint",
+    "sweep", "tasks", "trace", "weight_gradients",
 ]
 # fmt: on
 

@@ -15,7 +15,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -46,9 +46,11 @@ from .model.layers import ACTIVATIONS, top_tokens
 from .model.sites import ATTENTION_SITES, BLOCK_SITES, Run, check_position
 from .model.tokenizer import visible
 from .notebook import printable
-from .patching.average import Experiments, over
+from .patching.average import Experiments, Key
 from .patching.case import predict
 from .patching.edit import Edit
+from .patching.folder import RunFolder, merge
+from .patching.many import Share, over
 from .patching.sweep import path_patch, sweep
 from .results import plot
 from .results.base import ENDINGS, as_csv, jsonable, write_text
@@ -90,8 +92,16 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"nanopatch: cannot write to stdout: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("nanopatch: interrupted", file=sys.stderr)
+        kept = f": {folder_progress(options.folder)}" if getattr(options, "folder", None) else ""
+        print(f"nanopatch: interrupted{kept}", file=sys.stderr)
         return 130
+
+
+def folder_progress(folder: str) -> str:
+    try:
+        return RunFolder.at(folder).progress
+    except NanopatchError:  # it was interrupted before there was one
+        return "nothing is done yet"
 
 
 # ---- the grammar ---------------------------------------------------------------------------------
@@ -166,6 +176,13 @@ def parser() -> Parser:
     course.add_argument("number", nargs="?", type=int, metavar="N", help="write lesson N to a file in this folder")
     course.add_argument("--notebook", action="store_true", help="as a notebook for Jupyter, instead of a script")
     course.add_argument("-o", "--output", metavar="FILE", help="another file, .py or .ipynb")
+
+    merged = add("merge", merge_command, "put the parts of a run's folder together")
+    merged.add_argument("folder", help="what --folder named")
+    merged.add_argument("-o", "--output", action="append", default=[], metavar="FILE", help=" ".join(ENDINGS))
+    merged.add_argument("--pairs-output", metavar="FILE", help="what each pair gave: .csv or .npz")
+    merged.add_argument("--furthest", type=cell, metavar="CELL", help="the pairs furthest from the mean in a cell: 2,0")
+    merged.add_argument("--plot", action="store_true", help="show the picture in a window")
 
     path = add("path", path_command, "patch the paths from senders to receivers")
     add_question(path, ENDINGS)
@@ -288,6 +305,9 @@ def add_question(command: argparse.ArgumentParser, endings: tuple[str, ...]) -> 
     add_pair(command)
     add = command.add_argument
     add("--pairs", metavar="FILE", help="pairs to average over, .jsonl or .csv, instead of the four texts")
+    add("--workers", type=int, metavar="N", help="compute pairs in N processes")
+    add("--folder", metavar="FOLDER", help="remember what is done there: the same command goes on where it stopped")
+    add("--shard", type=shard, metavar="I/N", help="only share I of N, for jobs that meet in --folder: 3/100")
     add("--direction", choices=("denoise", "noise", "both"), help="denoise, the default, is clean into corrupted")
     add("--metric", type=names, help=f"{', '.join(METRICS)}; several with commas")
     outputs = f"{' '.join(endings)}; may be repeated"
@@ -536,18 +556,50 @@ def path_command(options: Namespace) -> None:
     )
 
 
+def merge_command(options: Namespace) -> None:
+    """The result of a folder, and what its pairs gave."""
+    check_outputs(options.output, ENDINGS)
+    if options.pairs_output:
+        check_outputs([options.pairs_output], (".csv", ".npz", ".json"))
+    result = merge(options.folder)
+    pairs = getattr(result, "pairs", None)
+    if pairs is None and (options.pairs_output or options.furthest is not None):
+        raise NanopatchError(
+            "these are several results: take the pairs of one of them, in Python: merge(folder)[name].pairs"
+        )
+    if options.pairs_output:
+        pairs.save(options.pairs_output)
+        print(f"wrote {options.pairs_output}", file=sys.stderr)
+    if options.furthest is None:
+        give_out(result, options)
+        return
+    for path in options.output:
+        result.save(path)
+        print(f"wrote {path}", file=sys.stderr)
+    prompts = RunFolder.at(options.folder).prompts
+    rows = [{**row, **prompts(row["pair"])} for row in pairs.furthest(*options.furthest)]
+    if options.json:
+        print_json(rows)
+    for row in [] if options.json else rows:
+        print(printable(f"{number(row['value']):>9} ({number(row['from_mean'])} from the mean)  {row['clean']}"))
+
+
 def edges_command(options: Namespace) -> None:
     """Every edge's score, and the metric of the model when only the best edges carry the clean run."""
     if options.direction == "both" or len(options.metric or []) > 1:
         usage_error("edges are scored in one direction and by one metric")
     asked = question(options)
-    model, experiments, metric = asked["model"], asked["experiments"], asked["metric"]
+    model, experiments, metric, workers = (asked[name] for name in ("model", "experiments", "metric", "workers"))
+    where = {"workers": workers, "folder": asked["folder"]}
     direction = asked["direction"] or "denoise"
-    scores = edge_attribution(model, experiments, direction=direction, metric=metric, steps=options.steps)
+    scores = edge_attribution(model, experiments, direction=direction, metric=metric, steps=options.steps, **where)
+    if scores is None:
+        give_out(scores, options)
+        return
     best = circuit(scores, options.n)
     if not best:
         raise NanopatchError(f"the best {options.n} edges make no path from embed to logits: give more, with -n")
-    kept = faithfulness(model, experiments, best, metric=metric)
+    kept = faithfulness(model, experiments, best, metric=metric, workers=workers)
     for path in options.output:
         scores.save(path, options.n)
         print(f"wrote {path}", file=sys.stderr)
@@ -693,20 +745,32 @@ def direct_of_pairs(options: Namespace) -> DirectAttribution:
     if (options.split or "").startswith("head"):
         usage_error("--split of a head is by position, and positions of different prompts have no mean: split an mlp")
     check_outputs(options.output, ENDINGS)
-    file, model = read_pairs(options.pairs), load(options.model)
+    task = DirectTask(options.of or "clean", options.position, options.split)
+    found: DirectAttribution = over(load(options.model), read_pairs(options.pairs), task)
+    return found
 
-    def one(pair: Experiment, _: int) -> dict[str, DirectAttribution]:
-        run = model.run(getattr(pair.tokens(model), options.of or "clean"))
-        return {
-            "": direct_logit_attribution(model, run, pair.answer, pair.wrong_answer, options.position, options.split)
-        }
 
-    def structure(pair: Experiment) -> Columns:
+class DirectTask(NamedTuple):
+    """Direct attribution of each of many experiments: see `nanopatch.patching.average.Task`."""
+
+    prompt: str
+    position: int
+    split: str | None
+    names: tuple[list[str], ...] = ()
+    lists: tuple[bool, ...] = ()
+
+    def structure(self, model: Model, pair: Experiment) -> Columns:
         """Nothing that pairs must share: prompts may differ in length, if all have the position."""
-        check_position(len(getattr(pair.tokens(model), options.of or "clean")), options.position)
+        check_position(len(getattr(pair.tokens(model), self.prompt)), self.position)
         return []
 
-    return over(file, one, structure)[""]
+    def one(self, model: Model, pair: Experiment, number: int) -> dict[Key, DirectAttribution]:
+        run = model.run(getattr(pair.tokens(model), self.prompt))
+        direct = direct_logit_attribution(model, run, pair.answer, pair.wrong_answer, self.position, self.split)
+        return {(): direct}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"direct": self.prompt, "position": self.position, "split": self.split}
 
 
 def top_command(options: Namespace) -> None:
@@ -796,13 +860,38 @@ def question(options: Namespace) -> dict[str, Any]:
     corruption = corruption_of(options)
     metrics = options.metric or ["probability" if isinstance(corruption, Noise) else "logit_diff"]
     experiments = experiments_of(options)
+    folder = options.folder
+    if options.shard is not None:
+        if folder is None:
+            usage_error("--shard needs --folder, where the shares meet")
+        folder = Share(folder, *options.shard)
+    if (options.folder or options.workers is not None) and options.pairs is None:
+        usage_error("--folder, --workers and --shard are for many pairs: give --pairs FILE")
     return {
         "model": load(options.model),
         "experiments": experiments,
+        "workers": options.workers,
+        "folder": folder,
         "direction": ["denoise", "noise"] if options.direction == "both" else options.direction,
         "metric": metrics if len(metrics) > 1 else metrics[0],
         "corruption": corruption,
     }
+
+
+def shard(text: str) -> tuple[int, int]:
+    """ "3/100": the third of a hundred shares."""
+    number, slash, of = text.partition("/")
+    if not slash or not number.isdecimal() or not of.isdecimal() or not 1 <= int(number) <= int(of):
+        raise argparse.ArgumentTypeError(f"{text!r} is no share such as 3/100: of 100, the first is 1/100")
+    return int(number), int(of)
+
+
+def cell(text: str) -> list[int]:
+    """ "2,0": the index of a cell of a grid."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no cell such as 2,0") from None
 
 
 def patches(options: Namespace) -> Patch | list[Patch]:
@@ -946,6 +1035,9 @@ def side_by_side(views: dict[str, Any], options: Namespace) -> Any:
 
 def give_out(result: Any, options: Namespace, *kind: str) -> None:
     """Write a result to the requested files, show it if requested, and print it. kind: of a picture that has kinds."""
+    if result is None:  # a share is done, and others are missing
+        print(RunFolder.at(options.folder).progress)
+        return
     for path in options.output:
         result.save(path, *kind)
         print(f"wrote {path}", file=sys.stderr)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -192,16 +193,18 @@ def probability_of(tokens: Sequence[int]) -> Metric:
     0.99
     """
     ids = list(dict.fromkeys(_ids(tokens)))  # each counts once
-
-    def function(logits: Array, target: Target) -> Any:
-        check_vocabulary(ids, logits)
-        return np.exp(log_softmax(logits)[ids]).sum()
-
-    def gradient(logits: Array, target: Target) -> Array:
-        p = np.exp(log_softmax(logits))
-        return p * (np.isin(np.arange(len(p)), ids) - p[ids].sum())
-
+    function, gradient = partial(_probability_of, ids), partial(_probability_of_gradient, ids)
     return Metric("probability_of", "last", function, gradient, reads_answers=False)
+
+
+def _probability_of(ids: list[int], logits: Array, target: Target) -> Any:
+    check_vocabulary(ids, logits)
+    return np.exp(log_softmax(logits)[ids]).sum()
+
+
+def _probability_of_gradient(ids: list[int], logits: Array, target: Target) -> Array:
+    p = np.exp(log_softmax(logits))
+    return p * (np.isin(np.arange(len(p)), ids) - p[ids].sum())
 
 
 def log_probability_of(tokens: Sequence[int]) -> Metric:
@@ -222,25 +225,27 @@ def log_probability_of(tokens: Sequence[int]) -> Metric:
     True
     """
     ids = _ids(tokens)
-
-    def rows(logits: Array, target: Target) -> Array:
-        check_vocabulary(ids, logits)
-        if len(target.tokens) < len(ids) or list(target.tokens[len(target.tokens) - len(ids) + 1 :]) != ids[:-1]:
-            raise NanopatchError(
-                f"log_probability_of needs prompts that end in {ids[:-1]}: all its tokens but the last"
-            )
-        return np.array([log_softmax(row) for row in logits[-len(ids) :]])  # (len(ids), n_vocab)
-
-    def function(logits: Array, target: Target) -> Any:
-        return rows(logits, target)[np.arange(len(ids)), ids].sum()
-
-    def gradient(logits: Array, target: Target) -> Array:
-        slope = np.zeros(logits.shape)
-        slope[-len(ids) :] = -np.exp(rows(logits, target))
-        slope[np.arange(-len(ids), 0), ids] += 1
-        return slope
-
+    function, gradient = partial(_log_probability_of, ids), partial(_log_probability_of_gradient, ids)
     return Metric("log_probability_of", "all", function, gradient, reads_answers=False)
+
+
+def _forced(ids: list[int], logits: Array, target: Target) -> Array:
+    """The log probabilities at the positions that rate the tokens: (len(ids), n_vocab)."""
+    check_vocabulary(ids, logits)
+    if len(target.tokens) < len(ids) or list(target.tokens[len(target.tokens) - len(ids) + 1 :]) != ids[:-1]:
+        raise NanopatchError(f"log_probability_of needs prompts that end in {ids[:-1]}: all its tokens but the last")
+    return np.array([log_softmax(row) for row in logits[-len(ids) :]])
+
+
+def _log_probability_of(ids: list[int], logits: Array, target: Target) -> Any:
+    return _forced(ids, logits, target)[np.arange(len(ids)), ids].sum()
+
+
+def _log_probability_of_gradient(ids: list[int], logits: Array, target: Target) -> Array:
+    slope = np.zeros(logits.shape)
+    slope[-len(ids) :] = -np.exp(_forced(ids, logits, target))
+    slope[np.arange(-len(ids), 0), ids] += 1
+    return slope
 
 
 def _ids(tokens: Sequence[int]) -> list[int]:
@@ -272,7 +277,29 @@ def as_metric(metric: MetricLike) -> Metric:
             f"the metric {name} is called with one argument, the logits (n_tokens, n_vocab), and does not take it: "
             'for a function of (logits, target) give Metric(name, "all", function)'
         )
-    return Metric(name, "all", lambda logits, target: metric(logits), by_finite_differences(metric), True, False)
+    own = partial(_of_logits, metric)
+    return Metric(name, "all", own, by_finite_differences(metric), True, False)
+
+
+def _of_logits(function: LogitsFunction, logits: Array, target: Target) -> Any:
+    return function(logits)
+
+
+def identity(metric: Metric) -> Any:
+    """What tells a metric from all others, as JSON can hold it. NanopatchError if nothing does, as of a lambda."""
+    if METRICS.get(metric.name) == metric:
+        return metric.name
+    parts: list[Any] = [metric.name, metric.needs]
+    function: Any = metric.function
+    while isinstance(function, partial):
+        parts += [one for one in function.args if not callable(one)]
+        function = next((one for one in function.args if callable(one)), function.func)
+    name = getattr(function, "__qualname__", "<lambda>")
+    if "<" in name:  # <lambda>, <locals>
+        raise NanopatchError(
+            f"a folder cannot tell the metric {metric.name} from another: define it by `def` at the top of a module"
+        )
+    return [*parts, f"{function.__module__}.{name}"]
 
 
 def as_metrics(metric: MetricLike | Sequence[MetricLike]) -> list[Metric]:
@@ -292,37 +319,38 @@ def by_finite_differences(function: LogitsFunction) -> Callable[[Array, Target],
     if all logits of a group change at once, each by its own amount, the value of the function stays the same.
     """
 
-    def gradient(logits: Array, target: Target) -> Array:
-        moved, slopes = np.array(logits, np.float64), np.zeros(logits.size)
-        flat, shown = moved.reshape(-1), read_only(moved)
-        step, value = 1e-4 * max(1.0, np.abs(logits).max()), float(function(shown))
-        if not np.isfinite(value):
-            return np.full(logits.shape, np.nan)
-        amounts = step * np.random.default_rng(0).uniform(0.5, 1, logits.size)
+    return partial(_finite_differences, function)
 
-        def value_with(part: slice, change: Any) -> float:
-            before = flat[part].copy()
-            flat[part] += change
-            changed = float(function(shown))
-            flat[part] = before
-            return changed
 
-        parts = [slice(0, logits.size)]
-        with progress(None, "logits", logits.size) as bar:
-            while parts:
-                look()
-                part = parts.pop()
-                size = part.stop - part.start
-                if size > 1 and value_with(part, amounts[part]) != value:
-                    middle = part.start + size // 2
-                    parts += [slice(part.start, middle), slice(middle, part.stop)]
-                    continue
-                if size == 1:
-                    slopes[part] = (value_with(part, step) - value_with(part, -step)) / (2 * step)
-                bar.update(size)
-        return slopes.reshape(logits.shape)
+def _finite_differences(function: LogitsFunction, logits: Array, target: Target) -> Array:
+    moved, slopes = np.array(logits, np.float64), np.zeros(logits.size)
+    flat, shown = moved.reshape(-1), read_only(moved)
+    step, value = 1e-4 * max(1.0, np.abs(logits).max()), float(function(shown))
+    if not np.isfinite(value):
+        return np.full(logits.shape, np.nan)
+    amounts = step * np.random.default_rng(0).uniform(0.5, 1, logits.size)
 
-    return gradient
+    def value_with(part: slice, change: Any) -> float:
+        before = flat[part].copy()
+        flat[part] += change
+        changed = float(function(shown))
+        flat[part] = before
+        return changed
+
+    parts = [slice(0, logits.size)]
+    with progress(None, "logits", logits.size) as bar:
+        while parts:
+            look()
+            part = parts.pop()
+            size = part.stop - part.start
+            if size > 1 and value_with(part, amounts[part]) != value:
+                middle = part.start + size // 2
+                parts += [slice(part.start, middle), slice(middle, part.stop)]
+                continue
+            if size == 1:
+                slopes[part] = (value_with(part, step) - value_with(part, -step)) / (2 * step)
+            bar.update(size)
+    return slopes.reshape(logits.shape)
 
 
 def read_only(array: Array) -> Array:

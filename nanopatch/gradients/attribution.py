@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -26,11 +26,15 @@ from ..patching.average import Experiments
 from ..patching.case import Case
 from ..patching.cells import Cells
 from ..patching.edit import Edit
+from ..patching.many import Share, Where
 from ..patching.question import Values, What, ask, carry_out
 from ..patching.reach import reach
 from ..progress import progress
 from ..results.sweep import Sweep
-from ..types import Array
+from ..types import Array, PathLike
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 
 def attribute(
@@ -42,6 +46,9 @@ def attribute(
     metric: Any = "logit_diff",
     corruption: Corruption | None = None,
     steps: int = 1,
+    executor: Executor | None = None,
+    workers: int | None = None,
+    folder: PathLike | Share | None = None,
 ) -> Sweep | Any:
     """Estimate the grid of `nanopatch.sweep` from derivatives. `Comparison(exact, estimate)` sets the two side by side.
 
@@ -50,7 +57,7 @@ def attribute(
 
     Parameters
     ----------
-    model, experiments, site, direction, metric, corruption
+    model, experiments, site, direction, metric, corruption, executor, workers, folder
         As for `nanopatch.sweep`. The metric needs a derivative.
     steps : int
         1 takes the derivative on the base run, from one backward pass for all sites. More steps take the mean
@@ -78,7 +85,8 @@ def attribute(
     True
     """
     check_steps(steps)
-    return carry_out(model, experiments, ask(site, direction, metric, corruption), Estimating(steps))
+    where = Where(executor, workers, folder)
+    return carry_out(model, experiments, ask(site, direction, metric, corruption), Estimating(steps), where)
 
 
 def check_steps(steps: Any) -> None:

@@ -13,15 +13,15 @@ every other edge carries what it carries in the corrupted run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..errors import NanopatchError
 from ..experiments.align import Columns
 from ..experiments.experiment import Experiment
-from ..experiments.metrics import as_metric, check_slope, metric_gradient
+from ..experiments.metrics import Metric, as_metric, check_slope, identity, metric_gradient
 from ..files import Source
 from ..model.backward import backward, layer_norm_backward
 from ..model.gpt2 import Model
@@ -40,13 +40,17 @@ from ..model.graph import (
 )
 from ..model.layers import affine, layer_norm
 from ..model.sites import Run, record
-from ..patching.average import Experiments, checked, over
+from ..patching.average import Experiments, Key
 from ..patching.case import Case, check_equal_positions, make_case, run_both
+from ..patching.many import Share, Where, over
 from ..progress import progress
 from ..results.edges import EdgeScores, Faithfulness
 from ..results.sweep import check_direction
-from ..types import Array
+from ..types import Array, PathLike
 from .attribution import check_steps
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 
 def graph(model: Model) -> tuple[dict[Node, Place], dict[Node, Place]]:
@@ -66,6 +70,9 @@ def edge_attribution(
     direction: str = "denoise",
     metric: Any = "logit_diff",
     steps: int = 1,
+    executor: Executor | None = None,
+    workers: int | None = None,
+    folder: PathLike | Share | None = None,
 ) -> EdgeScores:
     """Score every edge of the graph.
 
@@ -75,7 +82,7 @@ def edge_attribution(
 
     Parameters
     ----------
-    model, experiments, direction, metric
+    model, experiments, direction, metric, executor, workers, folder
         As for `nanopatch.sweep`, but one direction and one metric. The metric needs a derivative.
     steps : int
         1 takes the derivative on the base run (EAP). More steps take the mean derivative over `steps` runs. Their
@@ -97,12 +104,29 @@ def edge_attribution(
     """
     check_direction(direction)
     check_steps(steps)
+    task = EdgeTask(direction, as_metric(metric), steps)
+    scores: EdgeScores = over(model, experiments, task, Where(executor, workers, folder))
+    return scores
 
-    def one(experiment: Experiment, number: int) -> dict[str, EdgeScores]:
-        case = full_case(model, experiment, direction, metric)
-        return {"": score_edges(model, experiment, case, steps)}
 
-    return over(checked(model, experiments), one, structure(model, "edge attribution"))[""]
+class EdgeTask(NamedTuple):
+    """All edges scored on each of many experiments: see `nanopatch.patching.average.Task`."""
+
+    direction: str
+    metric: Metric
+    steps: int
+    names: tuple[list[str], ...] = ()
+    lists: tuple[bool, ...] = ()
+
+    def structure(self, model: Model, experiment: Experiment) -> Columns:
+        return check_one_length(model, experiment, "edge attribution")
+
+    def one(self, model: Model, experiment: Experiment, number: int) -> dict[Key, EdgeScores]:
+        case = full_case(model, experiment, self.direction, self.metric)
+        return {(): score_edges(model, experiment, case, self.steps)}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"edges": "all", "direction": self.direction, "metric": identity(self.metric), "steps": self.steps}
 
 
 def full_case(model: Model, experiment: Experiment, direction: str, metric: Any) -> Case:
@@ -111,14 +135,10 @@ def full_case(model: Model, experiment: Experiment, direction: str, metric: Any)
     return make_case(runs, direction, [as_metric(metric)])
 
 
-def structure(model: Model, what: str) -> Callable[[Experiment], Columns]:
+def check_one_length(model: Model, experiment: Experiment, what: str) -> Columns:
     """What experiments must have in common to be averaged: nothing. But the two prompts of each need one length."""
-
-    def of_experiment(experiment: Experiment) -> Columns:
-        check_equal_positions(model, experiment, what)
-        return []
-
-    return of_experiment
+    check_equal_positions(model, experiment, what)
+    return []
 
 
 def score_edges(model: Model, experiment: Experiment, case: Case, steps: int) -> EdgeScores:
@@ -197,7 +217,14 @@ def circuit(scores: EdgeScores, n: int, prune: bool = True) -> list[Edge]:
 
 
 def faithfulness(
-    model: Model, experiments: Experiments, edges: Iterable[Any], *, metric: Any = "logit_diff"
+    model: Model,
+    experiments: Experiments,
+    edges: Iterable[Any],
+    *,
+    metric: Any = "logit_diff",
+    executor: Executor | None = None,
+    workers: int | None = None,
+    folder: PathLike | Share | None = None,
 ) -> Faithfulness:
     """Run the clean prompt with all edges but `edges` patched to the corrupted run, and measure.
 
@@ -206,7 +233,7 @@ def faithfulness(
 
     Parameters
     ----------
-    model, experiments, metric
+    model, experiments, metric, executor, workers, folder
         As for `nanopatch.sweep`, but one metric. For several experiments the result is the mean.
     edges : list
         From `circuit`, or (sender, receiver) pairs of names or nodes. [] gives the corrupted run; all edges give
@@ -217,13 +244,28 @@ def faithfulness(
     NanopatchError
         If prompts have different lengths, or the model has no such edge.
     """
-    pairs = edge_pairs(edges)
+    task = CircuitTask(edge_pairs(edges), as_metric(metric))
+    measured: Faithfulness = over(model, experiments, task, Where(executor, workers, folder))
+    return measured
 
-    def one(experiment: Experiment, number: int) -> dict[str, Faithfulness]:
-        case = full_case(model, experiment, "noise", metric)  # the clean run is the base
-        return {"": measure_circuit(model, case, pairs)}
 
-    return over(checked(model, experiments), one, structure(model, "faithfulness"))[""]
+class CircuitTask(NamedTuple):
+    """A circuit run on each of many experiments: see `nanopatch.patching.average.Task`."""
+
+    edges: list[tuple[Node, Node]]
+    metric: Metric
+    names: tuple[list[str], ...] = ()
+    lists: tuple[bool, ...] = ()
+
+    def structure(self, model: Model, experiment: Experiment) -> Columns:
+        return check_one_length(model, experiment, "faithfulness")
+
+    def one(self, model: Model, experiment: Experiment, number: int) -> dict[Key, Faithfulness]:
+        case = full_case(model, experiment, "noise", self.metric)  # the clean run is the base
+        return {(): measure_circuit(model, case, self.edges)}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"circuit": sorted([str(s), str(r)] for s, r in self.edges), "metric": identity(self.metric)}
 
 
 def measure_circuit(model: Model, case: Case, pairs: Sequence[tuple[Node, Node]]) -> Faithfulness:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +21,18 @@ FORMATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.u
 MAX_HEADER = 2**21
 #: How many numbers are read and converted at once: they stay in the processor's cache.
 CHUNK = 2**17
+
+_may_map: ContextVar[bool] = ContextVar("may_map", default=False)
+
+
+@contextmanager
+def may_map() -> Iterator[None]:
+    """Inside it, files of any folder are mapped. Whoever enters it sees to it that they do not change."""
+    token = _may_map.set(True)
+    try:
+        yield
+    finally:
+        _may_map.reset(token)
 
 
 @dataclass(frozen=True)
@@ -49,7 +63,8 @@ class Stored:
             return np.ascontiguousarray(np.lib.stride_tricks.as_strided(flat, self.shape, steps))
         stored = np.dtype(FORMATS[self.number_format])
         # NumPy's matrix product copies an array that does not start at a multiple of its item size, at every call.
-        if stored == dtype and self.start % stored.itemsize == 0 and hub.is_cached(self.path) and 0 not in self.shape:
+        lasting = _may_map.get() or hub.is_cached(self.path)
+        if stored == dtype and self.start % stored.itemsize == 0 and lasting and 0 not in self.shape:
             return np.memmap(self.path, stored, mode="c", offset=self.start, shape=self.shape).view(np.ndarray)
         array = np.empty(self.shape, dtype)
         numbers = array.reshape(-1)

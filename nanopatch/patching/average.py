@@ -1,13 +1,18 @@
 """One experiment, or the mean over many with its standard error.
 
 One pair of prompts shows what happens in one prompt. The mean over pairs that differ in names and places shows what
-belongs to the task. (The arithmetic of the mean is `nanopatch.results.base.mean_of`.)
+belongs to the task. (The arithmetic of the mean is `nanopatch.results.pairs.mean`.)
+
+Many pairs are cut into parts of consecutive pairs. A part is computed in this process, or by a worker; see
+`nanopatch.patching.workers` and `nanopatch.patching.folder`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,14 +20,68 @@ from ..errors import NanopatchError
 from ..experiments.align import Columns
 from ..experiments.experiment import NAMED, Experiment
 from ..experiments.pairs import PairFile
+from ..files import Source
 from ..model.gpt2 import Model
-from ..progress import progress
-from ..results.base import R, mean_of
+from ..progress import look
+from ..results.pairs import Gathered, gather, join, mean
+from ..results.panels import Panels
 
 Known = Experiment | Sequence[Experiment] | PairFile
 #: One experiment, its name, a list of experiments, or what `nanopatch.read_pairs` returns.
 Experiments = Known | str
-Skipped = list[tuple[str, str]]
+#: Of one result among several: the names of its panels, such as ("z", "denoise", "logit_diff").
+Key = tuple[str, ...]
+
+#: The most pairs in a part, and the number of parts that fewer pairs are cut into.
+MOST_PAIRS, N_PARTS = 64, 128
+
+
+class Task(Protocol):
+    """What is done with each experiment. With workers, it is pickled.
+
+    names: those of the panels at each level. lists: for each level, whether there are panels, or one result.
+    """
+
+    @property
+    def names(self) -> Sequence[Sequence[str]]: ...
+
+    @property
+    def lists(self) -> Sequence[bool]: ...
+
+    def structure(self, model: Model, experiment: Experiment) -> Columns:
+        """The columns that experiments must have in common. NanopatchError if this one cannot be used."""
+
+    def one(self, model: Model, experiment: Experiment, number: int) -> Mapping[Key, Any]:
+        """The results of one experiment, which is the one of this number among many."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that decides the results besides the model and the experiments, as JSON can hold it."""
+
+
+class Given(NamedTuple):
+    """One of many experiments: its number, where it stands ("line 3"); or why it cannot be read."""
+
+    number: int
+    where: str
+    experiment: Any
+    reason: str | None = None
+
+
+class Standard(NamedTuple):
+    """What the first experiment that can be used asks of the others: where it stands, and its columns."""
+
+    where: str
+    columns: Columns
+
+
+class Part(NamedTuple):
+    """What some consecutive experiments gave. results: empty if none of them can be used."""
+
+    results: dict[Key, Gathered[Any]]
+    skipped: list[tuple[str, str]]
+
+
+# ---- which experiments ------------------------------------------------------------------------------
 
 
 def checked(model: Any, experiments: Any) -> Known:
@@ -46,60 +105,49 @@ def check_model(model: Any) -> None:
         )
 
 
-def over(
-    experiments: Known,
-    one: Callable[[Experiment, int], dict[Any, R]],
-    structure: Callable[[Experiment], Columns],
-) -> dict[Any, R]:
-    """The results of one experiment, or the means of the results of many.
-
-    one: (experiment, its number) -> results by any key. structure: the columns that experiments must have in common
-    to be averaged.
-    """
-    if isinstance(experiments, Experiment):
-        structure(experiments)  # raises if it cannot be used
-        return one(experiments, 0)
-    used, skipped = usable(experiments, structure)
-    results = [one(experiment, number) for number, experiment in enumerate(progress(used, "pairs"))]
-    return {key: mean_of([result[key] for result in results], skipped) for key in results[0]}
-
-
-def usable(experiments: Known, structure: Callable[[Experiment], Columns]) -> tuple[list[Experiment], Skipped]:
-    """Which experiments can be averaged, and (where, reason) of the others.
-
-    An experiment is left out if it cannot be used, or if its columns differ from the first usable one's. Raises
-    NanopatchError if no experiment is left.
-    """
+def listed(experiments: Known) -> list[Given]:
+    """Every experiment with its number, also those that cannot be read."""
     if isinstance(experiments, PairFile):
-        numbered = list(experiments.numbered)
-    else:
-        given = [experiments] if isinstance(experiments, Experiment) else list(experiments)
-        named = [NAMED.get(one, one) if isinstance(one, str) else one for one in given]
-        numbered = [(f"pair {number}", experiment, None) for number, experiment in enumerate(named)]
-    used: list[Experiment] = []
-    skipped: Skipped = []
-    standard: tuple[str, Columns] = ("", [])  # the first usable experiment: where it is, and its columns
-    for where, experiment, reason in numbered:
+        return [Given(number, *row) for number, row in enumerate(experiments.numbered)]
+    given = [experiments] if isinstance(experiments, Experiment) else experiments
+    named = (NAMED.get(one, one) if isinstance(one, str) else one for one in given)
+    return [Given(number, f"pair {number}", one) for number, one in enumerate(named)]
+
+
+def columns_of(model: Model, task: Task, given: Given, standard: Standard | None) -> Columns:
+    """The columns of an experiment. NanopatchError if it cannot be used, or not be averaged with the standard."""
+    if given.reason is not None:
+        raise NanopatchError(given.reason)
+    if not isinstance(given.experiment, Experiment):
+        raise NanopatchError(f"not an Experiment: {given.experiment!r:.60}")
+    columns = task.structure(model, given.experiment)
+    if standard is not None and columns != standard.columns:
+        raise NanopatchError(_difference(columns, *standard))
+    return columns
+
+
+def standard_of(model: Model, task: Task, given: Sequence[Given]) -> Standard:
+    """The first experiment that can be used. NanopatchError if there is none."""
+    skipped = []
+    for one in given:
         try:
-            if experiment is None:
-                raise NanopatchError(reason)
-            if not isinstance(experiment, Experiment):
-                raise NanopatchError(f"not an Experiment: {experiment!r:.60}")
-            columns = structure(experiment)
-            if used and columns != standard[1]:
-                raise NanopatchError(_difference(columns, *standard))
+            return Standard(one.where, columns_of(model, task, one, None))
         except NanopatchError as error:
-            skipped.append((where, str(error)))
+            skipped.append((one.where, str(error)))
+    if not skipped:
+        raise NanopatchError("there are no pairs: give at least one Experiment")
+    more = f" (and {len(skipped) - 1} more)" if len(skipped) > 1 else ""
+    raise NanopatchError(f"no pair can be used; {skipped[0][0]}{more}: {skipped[0][1]}")
+
+
+def usable(model: Model, task: Task, given: Iterable[Given], standard: Standard) -> Iterator[Given]:
+    """Those that can be averaged."""
+    for one in given:
+        try:
+            columns_of(model, task, one, standard)
+        except NanopatchError:
             continue
-        if not used:
-            standard = where, columns
-        used.append(experiment)
-    if not used:
-        if not skipped:
-            raise NanopatchError("there are no pairs: give at least one Experiment")
-        more = f" (and {len(skipped) - 1} more)" if len(skipped) > 1 else ""
-        raise NanopatchError(f"no pair can be used; {skipped[0][0]}{more}: {skipped[0][1]}")
-    return used, skipped
+        yield one
 
 
 def _difference(columns: Columns, where: str, standard: Columns) -> str:
@@ -111,3 +159,56 @@ def _difference(columns: Columns, where: str, standard: Columns) -> str:
         f"its prompts have {ours[0]} and {ours[1]} tokens, those of {where} have {theirs[0]} and {theirs[1]}, so they "
         "cannot be averaged"
     )
+
+
+# ---- part by part -----------------------------------------------------------------------------------
+
+
+def part_size(n: int) -> int:
+    """How many experiments a part has: it depends on their number alone, so that everybody cuts alike."""
+    return max(1, min(MOST_PAIRS, -(-n // N_PARTS)))
+
+
+def cut(given: Sequence[Given]) -> list[Sequence[Given]]:
+    """All experiments in parts."""
+    size = part_size(len(given))
+    return [given[start : start + size] for start in range(0, len(given), size)]
+
+
+def carry_out_part(
+    model: Model, task: Task, given: Iterable[Given], standard: Standard, done: Callable[[int], Any] = lambda n: None
+) -> Part:
+    """The results of consecutive experiments. done: called after each with 1."""
+    results: list[tuple[int, Mapping[Key, Any]]] = []
+    skipped = []
+    for one in given:
+        look()
+        try:
+            columns_of(model, task, one, standard)
+        except NanopatchError as error:
+            skipped.append((one.where, str(error)))
+        else:
+            results.append((one.number, task.one(model, one.experiment, one.number)))
+        done(1)
+    keys = results[0][1] if results else ()
+    return Part({key: gather([(number, found[key]) for number, found in results]) for key in keys}, skipped)
+
+
+def mean_of_parts(task: Task, parts: Sequence[Part], source: Source) -> dict[Key, Any]:
+    """The means over all experiments of all parts, which are in order. source: the model's, as its user names it."""
+    skipped = list(itertools.chain.from_iterable(part.skipped for part in parts))
+    used = [part.results for part in parts if part.results]
+    return {key: replace(mean(join([part[key] for part in used]), skipped), source=source) for key in used[0]}
+
+
+def arranged(names: Sequence[Sequence[str]], lists: Sequence[bool], results: Mapping[Key, Any]) -> Any:
+    """A result; or `Panels` of results at each level that is a list."""
+
+    def below(key: Key = ()) -> Any:
+        """The panels of every result whose key begins with `key`."""
+        if len(key) == len(names):
+            return results[key]
+        inside = {name: below((*key, name)) for name in names[len(key)]}
+        return Panels(inside) if lists[len(key)] else next(iter(inside.values()))
+
+    return below()

@@ -18,18 +18,18 @@ from ..errors import NanopatchError
 from ..experiments.align import Columns
 from ..experiments.corruption import ABLATIONS, Corruption, Noise
 from ..experiments.experiment import Experiment
-from ..experiments.metrics import Metric, as_metrics
+from ..experiments.metrics import Metric, as_metrics, identity
 from ..experiments.patch import Patch, Paths
 from ..files import Source
 from ..model.gpt2 import Model
 from ..model.sites import ATTENTION_SITES
-from ..results.base import mean_of
-from ..results.panels import Panels
+from ..results.pairs import mean_of
 from ..results.sweep import DIRECTIONS, Sweep, check_direction
 from ..types import Array
-from .average import Experiments, checked, over, usable
+from .average import Experiments, Given, Key, checked, listed, standard_of, usable
 from .case import Case, check_equal_positions, make_case, run_both, tokens_of, transplant
 from .cells import Cells, cells_of_patch
+from .many import HERE, Where, over
 from .paths import PATH_SITES, cells_of_paths
 
 What = str | Patch | Paths
@@ -102,46 +102,63 @@ def ask(
     return Question(whats, directions, as_metrics(metric), corruption, (many_sites, many_directions, many_metrics))
 
 
-def carry_out(model: Model, experiments: Experiments, question: Question, method: Method) -> Sweep | Any:
-    """A `Sweep`; or `Panels` if sites, directions or metrics are lists."""
-    experiments = checked(model, experiments)
+class SweepTask(NamedTuple):
+    """A question to be carried out on each of many experiments: see `nanopatch.patching.average.Task`."""
 
-    def structure(experiment: Experiment) -> Columns:
-        if question.corruption is not None:
-            return [(i, i) for i in range(len(tokens_of(model, experiment, question.corruption).clean))]
-        for what in question.whats.values():
+    question: Question
+    method: Method
+
+    @property
+    def names(self) -> list[list[str]]:
+        question = self.question
+        return [list(question.whats), question.directions, [metric.name for metric in question.metrics]]
+
+    @property
+    def lists(self) -> tuple[bool, ...]:
+        return self.question.lists
+
+    def structure(self, model: Model, experiment: Experiment) -> Columns:
+        if self.question.corruption is not None:
+            tokens = tokens_of(model, experiment, self.question.corruption)
+            return [(i, i) for i in range(len(tokens.clean))]
+        for what in self.question.whats.values():
             if isinstance(what, Paths):
                 check_equal_positions(model, experiment, "path patching")
             elif what.site in ATTENTION_SITES:
                 check_equal_positions(model, experiment, f"patching {what.site}", ": patch z instead")
         return experiment.columns(model)
 
+    def one(self, model: Model, experiment: Experiment, number: int) -> dict[Key, Sweep]:
+        return carry_out_one(model, experiment, number, self.question, self.method)
+
+    def to_dict(self) -> dict[str, Any]:
+        question = self.question
+        return {
+            "patched": dict(question.whats),
+            "directions": question.directions,
+            "metrics": [identity(metric) for metric in question.metrics],
+            "corruption": question.corruption,
+            "steps": self.method.steps,
+        }
+
+
+def carry_out(
+    model: Model, experiments: Experiments, question: Question, method: Method, where: Where = HERE
+) -> Sweep | Any:
+    """A `Sweep`; or `Panels` if sites, directions or metrics are lists."""
+    experiments = checked(model, experiments)
     whats = dict(question.whats)
     for name, what in whats.items():
         if isinstance(what, Patch) and isinstance(what.neurons, Integral):
-            used = usable(experiments, structure)[0]
+            task, given = SweepTask(question, method), listed(experiments)
+            used = list(usable(model, task, given, standard_of(model, task, given)))
             whats[name] = replace(what, neurons=most_different(model, used, what, question.corruption))
-    question = question._replace(whats=whats)
-
-    def one(experiment: Experiment, number: int) -> dict[tuple[str, str, str], Sweep]:
-        return carry_out_one(model, experiment, number, question, method)
-
-    sweeps = over(experiments, one, structure)
-    names = [list(question.whats), question.directions, [metric.name for metric in question.metrics]]
-
-    def arrange(key: tuple[Any, ...] = ()) -> Sweep | Panels:
-        """The panels of every sweep whose key begins with `key`."""
-        if len(key) == len(names):
-            return sweeps[key]
-        inside = {name: arrange((*key, name)) for name in names[len(key)]}
-        return Panels(inside) if question.lists[len(key)] else next(iter(inside.values()))
-
-    return arrange()
+    return over(model, experiments, SweepTask(question._replace(whats=whats), method), where)
 
 
 def carry_out_one(
     model: Model, experiment: Experiment, number: int, question: Question, method: Method
-) -> dict[tuple[str, str, str], Sweep]:
+) -> dict[Key, Sweep]:
     """The sweeps of one experiment, by (what is patched, direction, metric). With noise, the means over its seeds."""
     # A donor run needs only the arrays that are copied out of it. So few arrays are held at once.
     donor_sites = {*question.sites, "resid_pre", "resid_post"}
@@ -150,7 +167,7 @@ def carry_out_one(
     kept = {name: base_sites if name in bases else donor_sites for name in ("clean", "corrupted")}
     samples = []
     for runs in run_both(model, experiment, number, question.corruption, kept):
-        sweeps = {}
+        sweeps: dict[Key, Sweep] = {}
         for direction in question.directions:
             case = make_case(runs, direction, question.metrics)
             grids = [
@@ -165,7 +182,7 @@ def carry_out_one(
     if len(samples) == 1:
         return samples[0]
     means = {key: mean_of([sweeps[key] for sweeps in samples]) for key in samples[0]}
-    one = dict(n_pairs=1, standard_error=None, prediction=samples[0][next(iter(means))].prediction)
+    one = dict(n_pairs=1, standard_error=None, pairs=None, prediction=samples[0][next(iter(means))].prediction)
     return {key: replace(mean, **one) for key, mean in means.items()}  # type: ignore[arg-type]
 
 
@@ -206,15 +223,15 @@ def as_sweep(what: Patch | Paths, case: Case, cells: Cells, values: Values, numb
 
 
 def most_different(
-    model: Model, experiments: Sequence[Experiment], patch: Patch, corruption: Corruption | None
+    model: Model, experiments: Sequence[Given], patch: Patch, corruption: Corruption | None
 ) -> list[tuple[int, int]]:
     """The (layer, neuron) pairs that differ most between the runs at any position, in the mean over experiments."""
     n, total = patch.neurons, np.zeros((model.n_layer, model.d_mlp))
     if not isinstance(n, Integral) or not 1 <= n <= total.size:
         raise NanopatchError(f"neurons={n}: from 1 to {total.size} can be chosen")
     kept = dict.fromkeys(("clean", "corrupted"), {patch.site})
-    for number, experiment in enumerate(experiments):
-        for runs in run_both(model, experiment, number, corruption, kept):
+    for given in experiments:
+        for runs in run_both(model, given.experiment, given.number, corruption, kept):
             clean, corrupted = (getattr(run, patch.site) for run in (runs.clean, runs.corrupted))
             moved = transplant(clean, corrupted, runs.columns)  # (n_layer, n_tokens, d_mlp)
             total += np.abs(moved - clean).max(axis=1)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,12 +23,17 @@ from ..experiments.patch import Paths
 from ..model.gpt2 import Model
 from ..progress import progress
 from ..results.sweep import Sweep
+from ..types import PathLike
 from .average import Experiments
 from .case import Case
 from .cells import Cells
 from .edit import Edit
+from .many import Share, Where
 from .question import Values, What, ask, carry_out
 from .stack import BASE_SITES, MEMORY, patched_resids
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 
 def sweep(
@@ -40,6 +45,9 @@ def sweep(
     metric: Any = "logit_diff",
     corruption: Corruption | None = None,
     memory: int = MEMORY,
+    executor: Executor | None = None,
+    workers: int | None = None,
+    folder: PathLike | Share | None = None,
 ) -> Sweep | Any:
     """Patch a site piece by piece, one patched run for each piece, and measure every run.
 
@@ -59,9 +67,17 @@ def sweep(
     metric : str, Metric or callable
         A name (`nanopatch.experiments.metrics.METRICS`) or a function of the logits (n_tokens, n_vocab).
     corruption : Zero, Mean, Resample or Noise, optional
-        What takes the place of the corrupted prompt.
+        What takes the where of the corrupted prompt.
     memory : int
-        Bytes to compute in, besides the model. Less memory takes more time.
+        Bytes to compute in, besides the model. Less memory takes more time. Each worker takes as much.
+    executor : Executor, optional
+        Computes many experiments: any one of `concurrent.futures`' kind, also Dask's `client.get_executor()`. Its
+        workers load the model themselves, by the name that it was loaded by.
+    workers : int, optional
+        A number of processes instead, each with one thread. A script needs `if __name__ == "__main__":` around it.
+    folder : str, path or Share, optional
+        Remembers what is done. Started again with the same arguments, the run goes on where it stopped. The workers and
+        their number may change; the result is the same to the bit (`nanopatch.merge` reads it again).
 
     Returns
     -------
@@ -86,7 +102,8 @@ def sweep(
     """
     if not isinstance(memory, Real) or not memory > 0:
         raise NanopatchError(f"memory={memory!r}: a number of bytes is expected, above 0")
-    return carry_out(model, experiments, ask(site, direction, metric, corruption), Running(memory))
+    where = Where(executor, workers, folder)
+    return carry_out(model, experiments, ask(site, direction, metric, corruption), Running(memory), where)
 
 
 def ablate(
@@ -96,11 +113,15 @@ def ablate(
     by: Corruption = Zero(),  # noqa: B008 (a frozen value)
     *,
     metric: Any = "logit_diff",
+    executor: Executor | None = None,
+    workers: int | None = None,
+    folder: PathLike | Share | None = None,
 ) -> Sweep | Any:
     """Replace a site of the clean run piece by piece, and measure every run. `normalised` has relative changes.
 
     It is `sweep(..., corruption=by)`. by: `Zero()` by default, `Mean(prompts)` or
-    `Resample(prompts)`. Only the clean prompts and the answers of the experiments are used.
+    `Resample(prompts)`. Only the clean prompts and the answers of the experiments are used. executor, workers, folder:
+    as for `sweep`.
     `nanopatch.attribute(..., corruption=by)` estimates an ablation. The estimate is bad if the whole residual stream
     goes to zero: LayerNorm sees only its direction, so nearly all of the change comes in the last step.
 
@@ -113,7 +134,8 @@ def ablate(
     """
     if not isinstance(by, ABLATIONS):
         raise NanopatchError(f"by={by!r:.60}: Zero(), Mean(prompts) or Resample(prompts) is expected")
-    return sweep(model, experiments, site, metric=metric, corruption=by)
+    where: dict[str, Any] = dict(executor=executor, workers=workers, folder=folder)
+    return sweep(model, experiments, site, metric=metric, corruption=by, **where)
 
 
 def trace(
@@ -125,12 +147,16 @@ def trace(
     metric: Any = "probability",
     sigma: float = 3.0,
     seeds: Sequence[int] = range(10),
+    executor: Executor | None = None,
+    workers: int | None = None,
+    folder: PathLike | Share | None = None,
 ) -> Sweep | Any:
     """Causal tracing: noise on token embeddings, a site restored piece by piece, averaged over seeds.
 
     It is `sweep(..., corruption=Noise(noised, sigma, seeds))`. noised: the positions whose embeddings get noise.
     sigma: its standard deviation, in standard deviations of the entries of wte. Only the clean prompts and the answers
-    of the experiments are used. The result lists the known objections. (Meng et al. 2022, arXiv 2202.05262.)
+    of the experiments are used. executor, workers, folder: as for `sweep`. The result lists
+    the known objections. (Meng et al. 2022, arXiv 2202.05262.)
 
     Examples
     --------
@@ -139,7 +165,8 @@ def trace(
     >>> nanopatch.trace(model, michelle, [1], seeds=[0]).grid.shape
     (4, 11)
     """
-    return sweep(model, experiments, site, metric=metric, corruption=Noise(noised, sigma, seeds))
+    where: dict[str, Any] = dict(executor=executor, workers=workers, folder=folder)
+    return sweep(model, experiments, site, metric=metric, corruption=Noise(noised, sigma, seeds), **where)
 
 
 def path_patch(
@@ -151,6 +178,9 @@ def path_patch(
     between: str = "frozen",
     direction: str | Sequence[str] | None = None,
     metric: Any = "logit_diff",
+    executor: Executor | None = None,
+    workers: int | None = None,
+    folder: PathLike | Share | None = None,
 ) -> Sweep | Any:
     """Patch every path from one of `senders` to one of `receivers`, at all positions: sender x receiver.
 
@@ -158,7 +188,7 @@ def path_patch(
 
     Parameters
     ----------
-    model, experiments, direction, metric
+    model, experiments, direction, metric, executor, workers, folder
         As for `sweep`. The prompts need one length.
     senders, receivers : str or list
         A name ("head 2.1", "logits"; see `nanopatch.model.graph`), the beginning of names, which means all of them
@@ -182,7 +212,8 @@ def path_patch(
     ['head 3.0', 'head 3.1', 'head 3.2', 'head 3.3']
     """
     paths = Paths(senders, receivers, between)
-    return sweep(model, experiments, paths, direction=direction, metric=metric)
+    where: dict[str, Any] = dict(executor=executor, workers=workers, folder=folder)
+    return sweep(model, experiments, paths, direction=direction, metric=metric, **where)
 
 
 class Running(NamedTuple):

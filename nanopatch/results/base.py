@@ -11,7 +11,7 @@ import re
 import types
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -144,7 +144,7 @@ class Result:
             raise NanopatchError(f"cannot read {path}: {error.strerror}") from None
         try:
             is_json = Path(path).suffix.lower() == ".json"
-            contents = parse_json(content.decode("utf-8-sig")) if is_json else _read_npz(content)
+            contents = parse_json(content.decode("utf-8-sig")) if is_json else read_npz(content)
             contents = cls._known_format(contents)
             if contents["kind"] != cls.kind:
                 raise ValueError(f"it holds {contents['kind']}, not {cls.kind}")
@@ -186,35 +186,20 @@ class Result:
     def _check(self) -> None:
         """Raise ValueError if fields of a loaded result do not go together."""
 
-    def _mean(self: R, results: Sequence[R]) -> dict[str, Any]:
-        """The fields of the mean over `results`; this is the first. `mean_of` adds the fields that all results have."""
-        means = {}
-        for name in self.averaged:
-            values = [getattr(result, name) for result in results]
-            mean = None if values[0] is None else np.mean(values, axis=0)
-            means[name] = float(mean) if mean is not None and not mean.ndim else mean
+    def _shared(self: R, of: Sequence[tuple[R, R]]) -> dict[str, Any]:
+        """The fields that say what several pairs share; this is the first pair's result.
+
+        of: for each pair, or for each part of the pairs, the first pair's result and what its pairs share.
+        """
+        shared: dict[str, Any] = {}
         if hasattr(self, "rounding"):
-            means["rounding"] = max(result.rounding for result in results)  # type: ignore[attr-defined]
+            shared["rounding"] = max(common.rounding for _, common in of)  # type: ignore[attr-defined]
         if hasattr(self, "prediction"):
-            means["prediction"] = Prediction.of_pairs([result.prediction for result in results])  # type: ignore[attr-defined]
-        return means
+            shared["prediction"] = Prediction.of_pairs([common.prediction for _, common in of])  # type: ignore[attr-defined]
+        return shared
 
     def _contents(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
-
-
-def mean_of(results: Sequence[R], skipped: Sequence[tuple[str, str]] = ()) -> R:
-    """The mean over results that differ only in their experiment, with its standard error; for one result, itself.
-
-    The raw metrics are averaged, and `normalised` is made of the means. So a pair with a large difference counts more.
-    A mean of normalised grids would depend mostly on the pairs whose baselines happen to be close.
-    """
-    first, n = results[0], len(results)
-    with np.errstate(invalid="ignore"):  # inf and -inf have no mean, and inf has no spread: NaN
-        means = first._mean(results)
-        values = np.array([getattr(result, first.averaged[0]) for result in results])  # (n_pairs, ...)
-        error = values.std(axis=0, ddof=1) / np.sqrt(n) if n > 1 else None
-    return replace(first, **means, standard_error=error, n_pairs=n, skipped=tuple(skipped))  # type: ignore[type-var]
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -379,7 +364,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _read_npz(content: bytes) -> Contents:
+def read_npz(content: bytes) -> Contents:
     """What a .npz holds, as `to_dict` has it, with arrays in their places."""
     import zipfile  # loads four compression libraries
 

@@ -18,6 +18,7 @@ from ..types import Array, PathLike
 from . import plot
 from .base import Result, check, check_shape
 from .matrix import Matrix, number
+from .pairs import Pairs, check_pairs
 from .sweep import left_out
 from .view import of_run
 
@@ -61,6 +62,8 @@ class DirectAttribution(Result):
         Like values: the standard error of the mean; None for one run.
     skipped : tuple
         ((where, reason), ...) of the pairs left out.
+    pairs : Pairs or None
+        What each of several pairs gave; None for one run.
     """
 
     kind: ClassVar[str] = "direct logit attribution"
@@ -81,11 +84,13 @@ class DirectAttribution(Result):
     n_pairs: int = 1
     standard_error: Array | None = None
     skipped: tuple[tuple[str, str], ...] = ()
+    pairs: Pairs | None = None
 
     def _check(self) -> None:
         check_shape(self.values, (len(self.names),), "values", float)
         check_shape(self.standard_error, self.values.shape, "standard_error", float)
         check((self.standard_error is not None) == (self.n_pairs > 1) and self.n_pairs >= 1, "n_pairs")
+        check_pairs(self.pairs, self.n_pairs, self.values.shape)
         check(len(self.ids) == len(self.tokens) > self.position >= 0, "position")
         check(len(set(self.names)) == len(self.names), "names")
         check(self.n_layer > 0 and self.n_head > 0, "n_layer")

@@ -20,6 +20,7 @@ from ..types import Array, PathLike
 from . import graph_plot, plot
 from .base import Result, check, check_shape, jsonable
 from .matrix import no_scale, number, usable_span
+from .pairs import Pairs, check_pairs
 from .prediction import Prediction
 from .sweep import DIRECTIONS, about, check_direction, left_out
 
@@ -46,7 +47,7 @@ class EdgeScores(Result):
         (n_senders, n_receivers), float64; NaN if there is no edge, because the receiver is not after the sender.
     senders, receivers : tuple of Node
         In the order of the run.
-    direction, metric, experiment, source, n_pairs, skipped, prediction
+    direction, metric, experiment, source, n_pairs, skipped, prediction, pairs
         As in a `Sweep`.
     steps : int
         1 for EAP, more for EAP-IG.
@@ -74,6 +75,7 @@ class EdgeScores(Result):
     standard_error: Array | None = None
     skipped: tuple[tuple[str, str], ...] = ()
     prediction: Prediction | None = None
+    pairs: Pairs | None = None
 
     @property
     def notes(self) -> list[str]:
@@ -93,6 +95,7 @@ class EdgeScores(Result):
         check_direction(self.direction)
         check(self.steps >= 1, "steps")
         check(self.n_pairs >= 1, "n_pairs")
+        check_pairs(self.pairs, self.n_pairs, shape)
 
     @property
     def edges(self) -> list[Edge]:
@@ -215,7 +218,7 @@ class Faithfulness(Result):
     rounding : float
         Baselines closer than this count as equal.
     n_edges : int
-    source, n_pairs, skipped, prediction
+    source, n_pairs, skipped, prediction, pairs
         As in a `Sweep`. For several experiments the three metrics are means.
     standard_error : float or None
         The standard error of the mean of `value`; None for one experiment.
@@ -236,12 +239,14 @@ class Faithfulness(Result):
     standard_error: float | None = None
     skipped: tuple[tuple[str, str], ...] = ()
     prediction: Prediction | None = None
+    pairs: Pairs | None = None
 
     def _check(self) -> None:
         check((self.standard_error is not None) == (self.n_pairs > 1), "standard_error")
         check(not self.rounding < 0, "rounding")
         check(self.n_edges >= 0, "n_edges")
         check(self.n_pairs >= 1, "n_pairs")
+        check_pairs(self.pairs, self.n_pairs, ())
 
     @property
     def normalised(self) -> float:

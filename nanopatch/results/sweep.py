@@ -23,6 +23,7 @@ from ..types import Array
 from . import plot
 from .base import Contents, Result, check, check_shape, jsonable
 from .matrix import Matrix, no_scale, number, usable_span
+from .pairs import Pairs, check_pairs
 from .prediction import Prediction
 from .table import table
 
@@ -99,6 +100,8 @@ class Sweep(Result):
         The standard error of the mean in each cell of the grid; None for one experiment.
     skipped : tuple
         ((where, reason), ...) of the experiments left out.
+    pairs : Pairs or None
+        What each of several pairs gave; None for one.
     remarks : tuple of str
         Sentences of an older file that have no field of their own.
     """
@@ -135,6 +138,7 @@ class Sweep(Result):
     clean_ids: tuple[int, ...] = ()
     corrupted_ids: tuple[int, ...] = ()
     prediction: Prediction | None = None
+    pairs: Pairs | None = None
 
     # ---- what it is -----------------------------------------------------------------------------
 
@@ -475,14 +479,19 @@ class Sweep(Result):
         check(not self.rounding < 0, "rounding")
         check(self.steps is None or self.steps >= 1, "steps")
         check(self.n_pairs >= 1, "n_pairs")
+        check_pairs(self.pairs, self.n_pairs, shape)
 
-    def _mean(self, results: Sequence[Sweep]) -> dict[str, Any]:
-        unchanged = [s.unchanged for s in results if s.unchanged is not None]
-        return super()._mean(results) | {
-            "clean_tokens": _common(self.clean_tokens, [s.clean_ids for s in results]),
-            "corrupted_tokens": _common(self.corrupted_tokens, [s.corrupted_ids for s in results]),
-            "unchanged": np.all(unchanged, axis=0) if unchanged else None,
-        }
+    def _shared(self, of: Sequence[tuple[Sweep, Sweep]]) -> dict[str, Any]:
+        unchanged = [common.unchanged for _, common in of if common.unchanged is not None]
+        shared = super()._shared(of) | {"unchanged": np.all(unchanged, axis=0) if unchanged else None}
+        for side in ("clean", "corrupted"):
+            tokens, ids = f"{side}_tokens", f"{side}_ids"
+            known = [(getattr(first, ids), getattr(first, tokens), getattr(common, tokens)) for first, common in of]
+            shared[tokens] = tuple(
+                token if all(i[n] == known[0][0][n] and own[n] == told[n] for i, own, told in known) else f"{token}…"
+                for n, token in enumerate(getattr(self, tokens))
+            )
+        return shared
 
 
 def without_partner(axes: Sequence[str], pieces: Mapping[str, Sequence[Any]], columns: Sequence[Any]) -> Array:
@@ -546,12 +555,6 @@ def answers(experiment: Experiment, n_pairs: int) -> str:
     whose = "the first pair's " if n_pairs > 1 else ""
     wrong = "" if experiment.wrong_answer is None else f", wrong answer {experiment.wrong_answer!r}"
     return f"{whose}answer {experiment.answer!r}{wrong}"
-
-
-def _common(tokens: tuple[str, ...], ids: Sequence[tuple[int, ...]]) -> tuple[str, ...]:
-    """The tokens of the first prompt, with … after each whose id is not the same in all prompts."""
-    columns = map(set, zip(*ids, strict=True))
-    return tuple(token if len(known) == 1 else f"{token}…" for token, known in zip(tokens, columns, strict=True))
 
 
 def _is_item(item: Any, axis: str) -> bool:

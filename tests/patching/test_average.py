@@ -31,7 +31,7 @@ from nanopatch.patching.case import generator
 from nanopatch.patching.question import ask, carry_out_one
 from nanopatch.patching.stack import MEMORY
 from nanopatch.patching.sweep import Running
-from nanopatch.results.base import mean_of
+from nanopatch.results.pairs import mean_of
 from nanopatch.results.plot import as_bytes
 from nanopatch.results.sweep import DIRECTIONS
 
