@@ -562,7 +562,7 @@ def merge_command(options: Namespace) -> None:
     if options.pairs_output:
         check_outputs([options.pairs_output], (".csv", ".npz", ".json"))
     result = merge(options.folder)
-    pairs = getattr(result, "pairs", None)
+    pairs: Any = getattr(result, "pairs", None)
     if pairs is None and (options.pairs_output or options.furthest is not None):
         raise NanopatchError(
             "these are several results: take the pairs of one of them, in Python: merge(folder)[name].pairs"

@@ -81,8 +81,8 @@ class RunFolder:
         file = folder / "manifest.json"
         try:
             (folder / "parts").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise NanopatchError(f"cannot write {folder}: {error.strerror or error}") from None
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+            raise NanopatchError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from None
         if not file.exists():
             if any((folder / "parts").iterdir()):
                 raise NanopatchError(f"{folder} has parts, but no manifest.json: give another folder")

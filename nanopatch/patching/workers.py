@@ -14,7 +14,7 @@ import pickle
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, as_completed
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor, as_completed
 from typing import Any
 
 from ..errors import NanopatchError
@@ -40,12 +40,27 @@ def compute(
     parts: Mapping[int, Sequence[Given]],
     standard: Standard,
 ) -> Iterator[tuple[int, Part]]:
-    """The results of parts, by their numbers, as they get done. After Ctrl-C, first of those that are done."""
+    """The results of parts, by their numbers, as they get done.
+
+    If one fails, no further one is begun, and those that get done are given first. So it is after Ctrl-C, but then
+    nothing is waited for.
+    """
+    if isinstance(executor, ProcessPoolExecutor):  # others may have ways of their own to send a function
+        check_pickles(task)
     with reference(model) as referred:
         futures = {executor.submit(work, referred, task, given, standard): n for n, given in parts.items()}
+        failed: Exception | None = None
         try:
             for future in as_completed(list(futures)):
-                yield futures.pop(future), result_of(future)
+                number = futures.pop(future)
+                try:
+                    part = result_of(future)
+                except Exception as error:
+                    failed = failed or error
+                    for other in futures:
+                        other.cancel()
+                else:
+                    yield number, part
         except KeyboardInterrupt:
             for future, number in futures.items():
                 if not future.cancel() and future.done() and not future.exception():
@@ -54,6 +69,8 @@ def compute(
         finally:
             for future in futures:
                 future.cancel()
+        if failed is not None:
+            raise failed
 
 
 def result_of(future: Future[Part]) -> Part:
@@ -73,6 +90,16 @@ def result_of(future: Future[Part]) -> Part:
         if type(error).__module__.partition(".")[0] != "distributed":  # such as Dask's KilledWorker
             raise
         raise NanopatchError(f"the workers failed: {type(error).__name__}: {error}") from None
+
+
+def check_pickles(task: Task) -> None:
+    """NanopatchError if a task cannot be sent to another process."""
+    try:
+        pickle.dumps(task)
+    except Exception as error:  # PicklingError, AttributeError, TypeError
+        raise NanopatchError(
+            f"the metric cannot be sent to another process ({error}): define it by `def` at the top of a module"
+        ) from None
 
 
 # ---- in a worker ------------------------------------------------------------------------------------
@@ -148,7 +175,6 @@ def reference(model: Model) -> Iterator[bytes]:
 def pool(workers: int) -> Iterator[Executor]:
     """A pool of processes, each with one thread. At its end, whatever still runs is stopped."""
     import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
 
     if multiprocessing.parent_process() is not None and multiprocessing.current_process()._inheriting:  # type: ignore[attr-defined]
         raise NanopatchError('a script that asks for workers needs `if __name__ == "__main__":` around what it does')
