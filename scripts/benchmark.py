@@ -63,7 +63,10 @@ def command_line():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--transformer-lens", metavar="PYTHON", help="a Python whose environment has transformer_lens")
-    parser.add_argument("--plot", metavar="FILE", help="part lengths: also draw the cost of a cell as the prompt grows")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="part lengths: also draw the cost of a cell as the prompt grows; many: memory"
+    )
+    parser.add_argument("--pairs", type=int, default=20_000, help="part many: the most pairs (%(default)s)")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
@@ -225,6 +228,110 @@ def sweeps_of_pair(options, model, experiment, name, lens, bound_with_base):
     yield row(f"{name}: TransformerLens / nanopatch", alone, 30, least=True)
     yield row(f"{name}: the same, base runs included", with_base, 20, least=True)
     yield row(f"{name.replace('resid_pre', 'z')}, 144 heads: the same, base runs included", heads, 15, least=True)
+
+
+def pairs(options):
+    """Many pairs of 15 tokens at 124M's shape: two workers beside one process, and beside TransformerLens' batch."""
+    from nanopatch.patching.workers import pool
+
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        nanopatch().save_checkpoint(random_model("124M"), folder)
+        model = nanopatch().load(folder)
+        executor = stack.enter_context(pool(2))
+        lens = stack.enter_context(TransformerLens(options)) if options.transformer_lens else None
+        apart = [random_pairs(model, 2, 15, 1), random_pairs(model, 2, 15, 10)]
+        for few in apart:  # both workers start, and load the model
+            nanopatch().sweep(model, few, executor=executor)
+        for n, bound in ((8, {"resid_pre": 12, "z": 13}), (64, {"resid_pre": 12, "z": 13})):
+            for position, site in ((1, "resid_pre"), (1, "z"), (10, "resid_pre"), (10, "z")):
+                experiments = random_pairs(model, n, 15, position)
+                name = f"{n} pairs, {site}, token {position + 1} differs"
+
+                def serial(experiments=experiments, site=site):
+                    return nanopatch().sweep(model, experiments, site)
+
+                def two(experiments=experiments, site=site):
+                    return nanopatch().sweep(model, experiments, site, executor=executor)
+
+                few = 3 if n == 8 else 1
+                ones, twos, theirs = [], [], []
+                for _ in range(few):
+                    ones.append(timed(serial))
+                    twos.append(timed(two))
+                    if lens:
+                        theirs.append(lens.batch(site, experiments, cells=24 if n == 8 else 8))
+                if (position, site) == (1, "resid_pre") and n == 8:
+                    assert_close(two().grid, serial().grid)
+                ratios = [one / other for one, other in zip(ones, twos, strict=True)]
+                least = 1.2 if (position, site) == (1, "resid_pre") else None
+                yield row(f"{name}: one process of {options.threads} threads / two workers", ratios, least, least=True)
+                if lens:
+                    for ours, of in ((ones, "one process"), (twos, "two workers")):
+                        ratios = [their / our for their, our in zip(theirs, ours, strict=True)]
+                        least = bound[site] if position == 1 and of == "two workers" else None
+                        yield row(f"{name}: TransformerLens' batch / nanopatch, {of}", ratios, least, least=True)
+    if not options.transformer_lens:
+        yield {"what": "TransformerLens: left out, it needs --transformer-lens PYTHON"}
+
+
+def random_pairs(model, n, n_tokens, position):
+    """Pairs whose prompts differ at one position."""
+    import numpy as np
+
+    rng, found = np.random.default_rng(2), []
+    for _ in range(n):
+        clean = rng.integers(0, model.n_vocab, n_tokens)
+        corrupted = clean.copy()
+        corrupted[position] = (corrupted[position] + 1) % model.n_vocab
+        found.append(nanopatch().Experiment(clean, corrupted, 3, 7))
+    return found
+
+
+def many(options):
+    """Pairs a second on nano, and the memory as they grow; a Dask cluster of two processes beside the pool."""
+    import numpy as np
+
+    model, counts = nanopatch().load("nano"), (1000, 10_000, options.pairs)
+    points = {}
+    for n in sorted(set(counts)):
+        code = (
+            "import sys, time, json, nanopatch\n"
+            "sys.path.insert(0, sys.argv[2]); import benchmark\n"
+            "if __name__ == '__main__':\n"
+            "    n = int(sys.argv[1]); model = nanopatch.load('nano')\n"
+            "    pairs = nanopatch.tasks.induction(n)\n"
+            "    before = benchmark.peak_memory(); begin = time.perf_counter()\n"
+            "    nanopatch.sweep(model, pairs, workers=2, folder='run')\n"
+            "    print(json.dumps([time.perf_counter() - begin, before, benchmark.peak_memory()]))\n"
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            script = Path(folder, "many.py")
+            script.write_text(code)
+            command = [sys.executable, str(script), str(n), str(SCRIPTS)]
+            done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=True)
+        seconds, before, after = json.loads(done.stdout)
+        points[n] = after
+        yield {"what": f"nano, {n:,} pairs, two workers and a folder: pairs a second", "value": n / seconds}
+        yield {"what": f"nano, {n:,} pairs: the parent's memory, in MB; with the pairs alone", "value": after / 1e6,
+               "spread": [before / 1e6, after / 1e6]}  # fmt: skip
+    if options.plot:
+        plot_memory(points, options.plot)
+    try:
+        import distributed
+    except ImportError:
+        yield {"what": "Dask: left out, it needs distributed"}
+        return
+    from nanopatch.patching.workers import pool
+
+    pairs = nanopatch().tasks.induction(2000)
+    settings = dict(n_workers=2, threads_per_worker=1, dashboard_address=None)
+    with distributed.LocalCluster(**settings) as cluster, distributed.Client(cluster) as client, pool(2) as executor:
+        ours, theirs = (
+            lambda e=e: nanopatch().sweep(model, pairs, executor=e) for e in (executor, client.get_executor())
+        )
+        assert np.array_equal(ours().grid, theirs().grid)
+        yield row("nano, 2,000 pairs: Dask's cluster / the process pool", alternate(theirs, ours, 5), 1.1)
 
 
 def gradients(options):
@@ -563,6 +670,8 @@ PARTS = {
     "forward": forward,
     "gelu": gelu,
     "sweep": sweeps,
+    "pairs": pairs,
+    "many": many,
     "memory": memory,
     "load": loading,
     "gradients": gradients,
@@ -708,6 +817,13 @@ class TransformerLens:
         clean, corrupted = tokens.clean.tolist(), tokens.corrupted.tolist()
         return self.ask(site=site, clean=clean, corrupted=corrupted, cells=cells)
 
+    def batch(self, site, experiments, cells):
+        """Seconds of a sweep of all pairs in one batch, base runs included; of all cells, by those that were timed."""
+        prompts = {name: [getattr(one, name).tolist() for one in experiments] for name in ("clean", "corrupted")}
+        found = self.ask(site=site, cells=cells, **prompts)
+        n_cells = 12 * (len(prompts["clean"][0]) if site == "resid_pre" else 12)
+        return found["base"] + n_cells * found["cell"]
+
     def ask(self, **job):
         print(json.dumps(job), file=self.process.stdin, flush=True)
         return json.loads(self.process.stdout.readline())
@@ -767,6 +883,19 @@ def machine(options):
     return (
         f"Python {platform.python_version()}, NumPy {np.__version__}, {options.threads} threads, {platform.machine()}"
     )
+
+
+def plot_memory(points, path):
+    from matplotlib.figure import Figure
+
+    ax = Figure(figsize=(5, 3.5), layout="constrained").add_subplot()
+    ax.plot([*points], [value / 1e6 for value in points.values()], "o-")
+    ax.set_xscale("log")
+    ax.set_xlabel("pairs")
+    ax.set_ylabel("the parent's memory, MB")
+    ax.set_ylim(0)
+    ax.set_title("memory of a run over many pairs, nano", fontsize=10)
+    ax.figure.savefig(path, dpi=150)
 
 
 def plot_lengths(points, path):

@@ -1,10 +1,10 @@
 """TransformerLens' side of scripts/benchmark.py. It runs in an environment of its own that has transformer_lens 2 or 3.
 
 It reads lines of JSON from stdin: {"site": "resid_pre" or "z", "clean": ids, "corrupted": ids, "cells": how many, or
-null for all}. It answers each with {"base": seconds of the two base runs, "sweep": seconds of the sweep, "cell":
-seconds of one cell}. If fewer than all, cells are spread evenly over layers and positions or heads. {"lens": ids} is
-answered with {"lens": ..., "direct": ...}, seconds of a logit lens and of direct logit attribution of a cached run. The
-model has GPT-2 124M's shape and random weights, which take as long as trained ones.
+null for all}; lists of ids are run as one batch. It answers each with {"base": seconds of the two base runs, "sweep":
+seconds of the sweep, "cell": seconds of one cell}. If fewer than all, cells are spread evenly over layers and positions
+or heads. {"lens": ids} is answered with {"lens": ..., "direct": ...}, seconds of a logit lens and of direct logit
+attribution of a cached run. The model has GPT-2 124M's shape and random weights, which take as long as trained ones.
 """
 
 import itertools
@@ -29,7 +29,7 @@ setters = {"resid_pre": patching.layer_pos_patch_setter, "z": patching.layer_hea
 
 
 def logit_diff(logits):
-    return logits[0, -1, 3] - logits[0, -1, 7]
+    return (logits[:, -1, 3] - logits[:, -1, 7]).mean()
 
 
 def lens_times(ids):
@@ -53,7 +53,7 @@ for line in sys.stdin:
     if "lens" in job:
         print(json.dumps(lens_times(job["lens"])), flush=True)
         continue
-    clean, corrupted = torch.tensor([job["clean"]]), torch.tensor([job["corrupted"]])
+    clean, corrupted = (torch.atleast_2d(torch.tensor(job[name])) for name in ("clean", "corrupted"))
     begin = time.perf_counter()
     _, cache = model.run_with_cache(clean)
     model(corrupted)

@@ -24,7 +24,7 @@ import numpy as np
 
 from ..errors import NanopatchError, count
 from ..files import Source, expand, read_bytes, read_json, write_whole
-from ..model.backward import named_weights
+from ..model.checkpoint import weights_sha256
 from ..model.gpt2 import Model
 from ..results.base import jsonable, read_npz
 from ..results.direct import DirectAttribution
@@ -235,17 +235,6 @@ def question(model: Model, task: Task, given: Sequence[Given]) -> dict[str, Any]
     asked = json.loads(json.dumps(jsonable(asked)))
     del asked["model"]["name"]  # the same weights may have other names elsewhere
     return asked
-
-
-def weights_sha256(model: Model) -> str:
-    """Of all weights as they are in memory, and of the config."""
-    import hashlib  # loads OpenSSL, which is larger than this library
-
-    digest = hashlib.sha256(repr((model.config, str(model.dtype))).encode())
-    for name, array in named_weights(model).items():
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
 
 
 def pairs_sha256(given: Sequence[Given]) -> str:

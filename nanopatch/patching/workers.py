@@ -18,7 +18,7 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future,
 from typing import Any
 
 from ..errors import NanopatchError
-from ..model.checkpoint import load
+from ..model.checkpoint import load, loaded_as, place_of, weights_sha256
 from ..model.convert import save_checkpoint
 from ..model.gpt2 import Model
 from ..model.stored import may_map
@@ -33,6 +33,10 @@ ONE_THREAD = dict.fromkeys(
 )
 
 
+class OtherWeights(NanopatchError):
+    """A worker found other weights under the name of a model than the model has."""
+
+
 def compute(
     executor: Executor,
     model: Model,
@@ -40,37 +44,51 @@ def compute(
     parts: Mapping[int, Sequence[Given]],
     standard: Standard,
 ) -> Iterator[tuple[int, Part]]:
-    """The results of parts, by their numbers, as they get done.
+    """The results of parts, by their numbers, as they get done."""
+    if isinstance(executor, ProcessPoolExecutor):  # others may have ways of their own to send a function
+        check_pickles(task)
+    named = by_name(model)
+    if named is not None:
+        try:
+            yield from submit(executor, named, task, parts, standard)
+            return
+        except OtherWeights:  # the model was edited in memory, or its files are others now
+            pass
+    with by_value(model) as whole:
+        yield from submit(executor, whole, task, parts, standard)
+
+
+def submit(
+    executor: Executor, referred: bytes, task: Task, parts: Mapping[int, Sequence[Given]], standard: Standard
+) -> Iterator[tuple[int, Part]]:
+    """As `compute`, of a model that workers find by a reference.
 
     If one fails, no further one is begun, and those that get done are given first. So it is after Ctrl-C, but then
     nothing is waited for.
     """
-    if isinstance(executor, ProcessPoolExecutor):  # others may have ways of their own to send a function
-        check_pickles(task)
-    with reference(model) as referred:
-        futures = {executor.submit(work, referred, task, given, standard): n for n, given in parts.items()}
-        failed: Exception | None = None
-        try:
-            for future in as_completed(list(futures)):
-                number = futures.pop(future)
-                try:
-                    part = result_of(future)
-                except Exception as error:
-                    failed = failed or error
-                    for other in futures:
-                        other.cancel()
-                else:
-                    yield number, part
-        except KeyboardInterrupt:
-            for future, number in futures.items():
-                if not future.cancel() and future.done() and not future.exception():
-                    yield number, future.result()
-            raise
-        finally:
-            for future in futures:
-                future.cancel()
-        if failed is not None:
-            raise failed
+    futures = {executor.submit(work, referred, task, given, standard): n for n, given in parts.items()}
+    failed: Exception | None = None
+    try:
+        for future in as_completed(list(futures)):
+            number = futures.pop(future)
+            try:
+                part = result_of(future)
+            except Exception as error:
+                failed = failed or error
+                for other in futures:
+                    other.cancel()
+            else:
+                yield number, part
+    except KeyboardInterrupt:
+        for future, number in futures.items():
+            if not future.cancel() and future.done() and not future.exception():
+                yield number, future.result()
+        raise
+    finally:
+        for future in futures:
+            future.cancel()
+    if failed is not None:
+        raise failed
 
 
 def result_of(future: Future[Part]) -> Part:
@@ -119,8 +137,17 @@ def work(referred: bytes, task: Task, given: Sequence[Given], standard: Standard
 
 @functools.lru_cache(maxsize=1)
 def model_of(referred: bytes) -> Model:
+    """The model of `by_name` or `by_value`. OtherWeights if there are other weights under its name."""
+    name, wanted, *others = pickle.loads(referred)
+    if name is None:
+        model: Model = wanted
+        return model
+    dtype, config, given = others
     with may_map():
-        model: Model = pickle.loads(referred)
+        model = loaded_as(name, dtype, config)
+    if weights_sha256(model) != wanted:
+        raise OtherWeights(f"the files of {name} hold other weights")
+    vars(model).update(given)
     return model
 
 
@@ -151,24 +178,29 @@ def _begin(stop: Any) -> None:
 # ---- in the parent ----------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def reference(model: Model) -> Iterator[bytes]:
-    """The model as a worker is sent it: by the name of its files, or whole if it is small and is not what files hold.
+def by_name(model: Model) -> bytes | None:
+    """A model as a worker is sent it: by the name of its files, with a hash of its weights. None if it has no files."""
+    source = model.source
+    if not source or not source.files or not source.is_unchanged:
+        return None
+    given = {name: getattr(model, name) for name in ("vocabulary", "trained_tokens", "token_names")}
+    return pickle.dumps((place_of(source), weights_sha256(model), model.dtype, model.config, given))
 
-    A large one that is not what files hold is saved to a temporary folder first.
-    """
-    referred = pickle.dumps(model)
-    if len(referred) <= MOST_PICKLED:
-        yield referred
+
+@contextlib.contextmanager
+def by_value(model: Model) -> Iterator[bytes]:
+    """A model that no files hold: pickled whole, or saved to a temporary folder if it is large."""
+    whole = pickle.dumps((None, model))
+    if len(whole) <= MOST_PICKLED:
+        yield whole
         return
     with tempfile.TemporaryDirectory(prefix="nanopatch-") as folder:
         twin = load(save_checkpoint(model, folder), model.dtype)
-        twin.vocabulary, twin.trained_tokens, twin.token_names = (
-            model.vocabulary,
-            model.trained_tokens,
-            model.token_names,
-        )
-        yield pickle.dumps(twin)
+        for name in ("vocabulary", "trained_tokens", "token_names"):
+            setattr(twin, name, getattr(model, name))
+        named = by_name(twin)
+        assert named is not None
+        yield named
 
 
 @contextlib.contextmanager
