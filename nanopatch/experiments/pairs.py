@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,10 @@ from .experiment import Experiment
 
 #: The fields of a pair, in files as in `Experiment`. The first four are required.
 KEYS = ("clean", "corrupted", "answer", "wrong_answer", "prepend_bos", "align", "special_tokens")
+#: Columns of the circuit benchmarks' files (EAP-IG: Hanna, Pezzelle & Belinkov 2024, arXiv 2403.17806), which hold
+#: token ids; and columns that say nothing of a pair.
+BENCHMARK = {"correct_idx": "answer", "incorrect_idx": "wrong_answer"}
+NOT_READ = ("", "corrupted_hard")
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class PairFile:
         return [(f"line {line}", pair, problem) for line, pair, problem in rows]
 
 
-def read_pairs(path: PathLike) -> PairFile:
+def read_pairs(path: PathLike, columns: Mapping[str, str] | None = None) -> PairFile:
     """Read pairs of prompts from a CSV file (if its name ends in .csv) or else from JSON Lines, in UTF-8.
 
     A line that cannot be used is listed in `problems`, and the other lines are read. Whether a model can use a pair
@@ -63,6 +67,11 @@ def read_pairs(path: PathLike) -> PairFile:
         are text, an id, or a list of one id.
         CSV: the first line has the same names, in any order. A cell that is a JSON list of whole numbers holds token
         ids. Any other cell is text, spaces included. An empty `prepend_bos` or `align` stands for its default.
+        The circuit benchmarks' files are read as they are: those with `correct_idx` and `incorrect_idx` (token ids),
+        and greater-than's, whose `label` is the year's last two digits; its answers are those of `tasks.greater_than`.
+    columns : dict, optional
+        Other names: {"clean": "prompt", "answer": "target"} reads the column prompt as clean, and so on. Columns that
+        are not named by it, or by a pair's own names, are then not read.
 
     Returns
     -------
@@ -92,9 +101,10 @@ def read_pairs(path: PathLike) -> PairFile:
         raise NanopatchError(f"cannot read {path}: {error.strerror}") from None
     is_csv = Path(path).suffix.lower() == ".csv"
     file = PairFile([], [], [])
-    for line, record in _csv_records(text) if is_csv else _json_records(text):
+    check_columns(columns)
+    for line, record in _csv_records(text, columns) if is_csv else _json_records(text):
         try:
-            file.pairs.append(_experiment(record))
+            file.pairs.append(_experiment(record if is_csv else renamed(record, columns)))
             file.lines.append(line)
         except NanopatchError as error:
             file.problems.append((line, str(error)))
@@ -114,7 +124,45 @@ def _json_records(text: str) -> Iterator[tuple[int, Any]]:
                 yield line, NanopatchError(f"not JSON ({error})")
 
 
-def _csv_records(text: str) -> Iterator[tuple[int, Any]]:
+def check_columns(columns: Any) -> None:
+    if columns is None:
+        return
+    if not isinstance(columns, Mapping) or not all(isinstance(name, str) for both in columns.items() for name in both):
+        raise NanopatchError(f'columns={columns!r:.60}: a dict such as {{"clean": "prompt"}} is expected')
+    unknown = [repr(name) for name in columns if name not in KEYS]
+    if unknown:
+        raise NanopatchError(f"columns: {', '.join(unknown)} is not known; a pair has {', '.join(KEYS)}")
+
+
+def renamed(record: Any, columns: Mapping[str, str] | None) -> Any:
+    """A record under a pair's own names, if it has others: those of `columns`, or a benchmark's."""
+    if not isinstance(record, dict):
+        return record
+    if columns is not None:
+        names = {name: columns.get(name, name) for name in KEYS}
+        missing = [theirs for theirs in columns.values() if theirs not in record]
+        if missing:
+            return NanopatchError(f"it has no {', '.join(map(repr, missing))}; it has {', '.join(map(repr, record))}")
+        return {name: record[theirs] for name, theirs in names.items() if theirs in record}
+    if {"answer", "wrong_answer"} & record.keys() or not {"correct_idx", "label"} & record.keys():
+        return record
+    found = {name: value for name, value in record.items() if name not in (*NOT_READ, *BENCHMARK, "label")}
+    for theirs, name in BENCHMARK.items():
+        if theirs in record:
+            found[name] = _whole_number(record[theirs], theirs)
+    if "label" in record:
+        year = _whole_number(record["label"], "label")
+        found |= {"answer": f"{(year + 100) // 2:02}", "wrong_answer": f"{year // 2:02}"}
+    return found
+
+
+def _whole_number(value: Any, name: str) -> int:
+    if type(value) is int or (isinstance(value, str) and value.strip().isdecimal()):
+        return int(value)
+    raise NanopatchError(f"{name} is {value!r:.60}, and must be a whole number")
+
+
+def _csv_records(text: str, columns: Mapping[str, str] | None = None) -> Iterator[tuple[int, Any]]:
     """Each row after the header: (the line it begins on, its cells by name, or a NanopatchError)."""
     reader, next_line = csv.reader(io.StringIO(text, newline="")), 1
     names: list[str] = []
@@ -124,15 +172,29 @@ def _csv_records(text: str) -> Iterator[tuple[int, Any]]:
             if not names:
                 names = [name.strip() for name in cells]
                 if names:
-                    _check_names(names)
+                    if len(set(names)) < len(names):
+                        _check_names(names)
+                    of_pair = renamed(dict.fromkeys(names, "0"), columns)
+                    if isinstance(of_pair, NanopatchError):
+                        raise of_pair
+                    _check_names([*of_pair])
             elif cells and len(cells) != len(names):
                 yield line, NanopatchError(f"{len(cells)} cells, and the header has {len(names)}")
             elif cells:
-                yield line, {name: _csv_value(name, cell) for name, cell in zip(names, cells, strict=True)}
+                yield line, _csv_record(names, cells, columns)
     except csv.Error as error:
         yield next_line, NanopatchError(f"not CSV ({error}): the file was not read any further")
     except NanopatchError as error:
         yield line, NanopatchError(f"header: {error}")
+
+
+def _csv_record(names: list[str], cells: list[str], columns: Mapping[str, str] | None) -> Any:
+    """A row under a pair's own names, each cell as JSON would hold it."""
+    try:
+        record = renamed(dict(zip(names, cells, strict=True)), columns)
+        return {name: _csv_value(name, cell) if isinstance(cell, str) else cell for name, cell in record.items()}
+    except NanopatchError as error:
+        return error
 
 
 def _csv_value(name: str, cell: str) -> Any:

@@ -1,7 +1,7 @@
 """The field's standard tasks, as lists of `Experiment`.
 
-Each function draws n pairs, the same ones for the same seed. Answers are single tokens of GPT-2. All prompts of
-one call have the same number of tokens, and the same kind of token at each position, so that their results can be
+Each function draws n different pairs, the same ones for the same seed. Answers are single tokens of GPT-2. All prompts
+of one call have the same number of tokens, and the same kind of token at each position, so that their results can be
 averaged. `nano` was trained on these words; it cannot do greater-than, which is for GPT-2.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -128,8 +129,11 @@ def indirect_object(
             f'unknown corruption {corruption!r}: give "swap" (of the giver) or "ABC" (three other names)'
         )
     rng = _random(seed)
-    roles, pairs = ("first", "second", "giver"), []
-    for _ in range(_check_n(n)):
+    roles, pairs = ("first", "second", "giver"), Different()
+    words_of = {"place": PLACES, "thing": THINGS}
+    n_words = math.prod(len(words) for name, words in words_of.items() if f"{{{name}}}" in template)
+    n_names = math.perm(len(NAMES), 2 if corruption == "swap" else 5)
+    while len(pairs) < _check_n(n, n_names * n_words):
         receiver, giver, *others = rng.sample(NAMES, 5)
         words = {"place": rng.choice(PLACES), "thing": rng.choice(THINGS)}
         names = [receiver, giver, giver] if order == "ABBA" else [giver, receiver, giver]
@@ -138,8 +142,8 @@ def indirect_object(
             _fill(template, words | dict(zip(roles, in_roles, strict=True)), roles)
             for in_roles in (names, corrupted_names)
         )
-        pairs.append(Experiment(clean, corrupted, f" {receiver}", f" {giver}", prepend_bos))
-    return pairs
+        pairs.add(Experiment(clean, corrupted, f" {receiver}", f" {giver}", prepend_bos))
+    return pairs.kept
 
 
 def induction(
@@ -196,13 +200,13 @@ def induction(
         raise NanopatchError(f"length is {length!r}: give 2 to {len(vocabulary) - 1}, or a vocabulary of more tokens")
     rng = _random(seed)
     after = length // 2  # the position of B; A stands before it
-    pairs = []
-    for _ in range(_check_n(n)):
+    pairs = Different()
+    while len(pairs) < _check_n(n, math.perm(len(vocabulary), length + 1)):
         *clean, wrong_answer = rng.sample(vocabulary, length + 1)
         corrupted = [*clean[:after], wrong_answer, *clean[after + 1 :]]
         repeat = clean[:after]
-        pairs.append(Experiment(clean + repeat, corrupted + repeat, clean[after], wrong_answer, prepend_bos))
-    return pairs
+        pairs.add(Experiment(clean + repeat, corrupted + repeat, clean[after], wrong_answer, prepend_bos))
+    return pairs.kept
 
 
 def capitals(
@@ -294,14 +298,14 @@ def greater_than(n: int = 20, year: int | None = None, *, seed: int = 0, prepend
     rng = _random(seed)
     years = range(2, 99) if year is None else [year]
     starts = [(century, y) for century in range(11, 18) for y in years if _is_two_tokens(century, y)]
-    pairs = []
-    for _ in range(_check_n(n)):
+    pairs = Different()
+    while len(pairs) < _check_n(n, len(EVENTS) * len(starts)):
         event, (century, start) = rng.choice(EVENTS), rng.choice(starts)
         clean, corrupted = (
             f"The {event} lasted from the year {century}{y:02} to the year {century}" for y in (start, 1)
         )
-        pairs.append(Experiment(clean, corrupted, f"{(start + 100) // 2:02}", f"{start // 2:02}", prepend_bos))
-    return pairs
+        pairs.add(Experiment(clean, corrupted, f"{(start + 100) // 2:02}", f"{start // 2:02}", prepend_bos))
+    return pairs.kept
 
 
 def years_above(year: int) -> LogitsFunction:
@@ -375,6 +379,23 @@ def ioi8() -> list[Experiment]:
 
 
 # ---- what they share -----------------------------------------------------------------------------
+
+
+class Different:
+    """Experiments in the order in which they were drawn, each once."""
+
+    def __init__(self) -> None:
+        self.kept: list[Experiment] = []
+        self._seen: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def add(self, pair: Experiment) -> None:
+        name = f"{pair.clean}|{pair.corrupted}"
+        if name not in self._seen:
+            self._seen.add(name)
+            self.kept.append(pair)
 
 
 def _fill(template: str, words: Mapping[str, str], needed: Sequence[str]) -> str:

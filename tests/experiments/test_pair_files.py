@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanopatch import Experiment, NanopatchError, read_pairs
+from nanopatch import Experiment, NanopatchError, read_pairs, tasks
 from nanopatch.experiments.pairs import KEYS, PairFile
 
 TEXT = Experiment("When Mary — 'so\u2028'", 'When John, "so"', " Mary", " John")  # U+2028 ends lines elsewhere
@@ -191,3 +191,45 @@ def test_a_name_that_a_line_gives_twice(tmp_path):
     (tmp_path / "x.jsonl").write_text(line)
     file = read_pairs(tmp_path / "x.jsonl")
     assert not file.pairs and file.problems == [(1, "not JSON (the key 'clean' is there twice)")]
+
+
+# ---- other names ------------------------------------------------------------------------------------
+
+
+def test_the_circuit_benchmarks_files(tmp_path):
+    """Rows as EAP-IG's files have them: an index without a name, token ids, and greater-than's year."""
+    header = ",clean,corrupted,corrupted_hard,correct_idx,incorrect_idx"
+    texts = ['"Then, Ann and Bob met. Bob said to"', '"Then, Ann and Bob met. Tom said to"', '"Then, x"']
+    file = read_pairs(
+        write(tmp_path / "ioi.csv", [header, f"470,{','.join(texts)},5231,3899", f"1,{texts[0]},b,c,x,1"])
+    )
+    (pair,) = file.pairs
+    assert (pair.clean, pair.corrupted) == tuple(text.strip('"') for text in texts[:2])
+    assert (pair.answer, pair.wrong_answer) == (5231, 3899)
+    assert file.problems == [(3, "correct_idx is 'x', and must be a whole number")]
+    rows = [f"The {what} lasted from the year 17{y:02} to the year 17" for what, y in (("war", 32), ("fall", 4))]
+    lines = ["clean,corrupted,label", f"{rows[0]},{rows[0].replace('1732', '1701')},32", f"{rows[1]},{rows[1]},4"]
+    pairs = read_pairs(write(tmp_path / "years.csv", lines)).pairs
+    assert [(pair.answer, pair.wrong_answer) for pair in pairs] == [("66", "16"), ("52", "02")]
+    same = {pair.answer: pair.wrong_answer for pair in tasks.greater_than(50, year=32)}
+    assert same == {"66": "16"}
+
+
+def test_other_names_of_columns(tmp_path):
+    names = {"clean": "prompt", "corrupted": "counterfactual", "answer": "target", "wrong_answer": "foil"}
+    lines = ["id,prompt,counterfactual,target,foil,source", "7,a b,a c, d, e,web"]
+    (pair,) = read_pairs(write(tmp_path / "pairs.csv", lines), columns=names).pairs
+    assert (pair.clean, pair.corrupted, pair.answer, pair.wrong_answer) == ("a b", "a c", " d", " e")
+    line = json.dumps({"prompt": "a b", "counterfactual": "a c", "target": " d", "foil": 3, "note": None})
+    file = read_pairs(write(tmp_path / "pairs.jsonl", [line, "{}"]), columns=names)
+    assert file.pairs[0].wrong_answer == 3
+    assert file.problems == [(2, "it has no 'prompt', 'counterfactual', 'target', 'foil'; it has ")]
+    problem = read_pairs(write(tmp_path / "pairs.csv", lines), columns=names | {"clean": "text"}).problems[0][1]
+    assert problem.startswith("header: it has no 'text'; it has 'id', 'prompt', ")
+    for wrong, words in (
+        ({"cleen": "a"}, "'cleen' is not known"),
+        ("clean", "a dict such as"),
+        ({"clean": 3}, "a dict"),
+    ):
+        with pytest.raises(NanopatchError, match=words):
+            read_pairs(tmp_path / "pairs.csv", columns=wrong)

@@ -160,13 +160,13 @@ BAD = [
     (tasks.indirect_object, dict(template="{first} {second} {giver} {x}"), "the template has other slots than {place}"),
     (tasks.indirect_object, dict(template="{first} {second} {giver} {"), "the template has other slots than {place}"),
     (tasks.indirect_object, dict(template="{first} {second} {giver} {}"), "the template has other slots than {place}"),
-    (tasks.indirect_object, dict(n=0), "n is 0: give at least 1"),
+    (tasks.indirect_object, dict(n=0), "n is 0: give from 1 to 224640"),
     (tasks.capitals, dict(n=10_000), "n is 10000: give from 1 to 1190"),
     (tasks.capitals, dict(template="The capital is"), "the template has no {country}: 'The capital is'"),
     (tasks.induction, dict(length=1), "length is 1: give 2 to 8999"),
     (tasks.induction, dict(length=3, vocabulary=[1, 2, 3, 3]), "length is 3: give 2 to 2"),
     (tasks.greater_than, dict(year=1), "year is 1: give the last two digits, from 2 to 98"),
-    (tasks.greater_than, dict(n=-1), "n is -1: give at least 1"),
+    (tasks.greater_than, dict(n=-1), "n is -1: give from 1 to "),
 ]
 
 
@@ -226,3 +226,24 @@ def test_how_many_is_a_whole_number(n):
 def test_arguments_of_wrong_types(call, message):
     with pytest.raises(NanopatchError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments", "n"),
+    [
+        (tasks.indirect_object, dict(), 3000),
+        (tasks.indirect_object, dict(template="{first} and {second} met. {giver} smiled at"), 1560),
+        (tasks.indirect_object, dict(corruption="ABC"), 500),
+        (tasks.induction, dict(length=2, vocabulary=range(5)), 60),
+        (tasks.capitals, dict(), 1190),
+        (tasks.greater_than, dict(), 2000),
+        (tasks.greater_than, dict(year=32), 70),
+    ],
+)
+def test_as_many_different_pairs_as_there_are(task, arguments, n):
+    pairs = task(n, **arguments)
+    assert len({(str(pair.clean), str(pair.corrupted)) for pair in pairs}) == n
+    assert [pair.clean for pair in task(n, **arguments)] == [pair.clean for pair in pairs]
+    assert [pair.clean for pair in task(5, **arguments)] == [pair.clean for pair in pairs][:5] or task is tasks.capitals
+    with pytest.raises(NanopatchError, match="give from 1 to "):
+        task(10**12, **arguments)
