@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -68,6 +69,41 @@ def progress(items: Iterable[Any] | None, unit: str, total: int | None = None) -
         # A notebook has no cursor to move up, so a bar inside another bar takes the same line.
         position=0 if in_notebook() else None,
     )
+
+
+#: Seconds between two lines in a log.
+EVERY = 60.0
+
+
+@contextmanager
+def counting(total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """A function to call with how many more items are done: a bar as in `progress`, or lines if there is no terminal.
+
+    The bar says how many are done in a second, and how much time is left. So does the line that a log file gets each
+    minute.
+    """
+    begin = last = time.monotonic()  # which no change of the clock turns back
+    done = 0
+
+    def line(n: int) -> None:
+        nonlocal last, done
+        done, now = done + n, time.monotonic()
+        if now - last >= EVERY and done < total:
+            last, rate = now, done / (now - begin)
+            left = span_of((total - done) / rate)
+            print(f"{done:,} of {total:,} {unit}, {rate:.3g} a second, {left} left", file=sys.stderr, flush=True)
+
+    with progress(None, unit, total) as bar:
+        in_log = bar.disable and sys.stderr is not None and _check.get() is None
+        yield line if in_log else bar.update
+
+
+def span_of(seconds: float) -> str:
+    """ "50 s", "12 min", "3 h 20 min"."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _looking(items: Iterable[Any]) -> Iterator[Any]:

@@ -11,7 +11,7 @@ from ..errors import NanopatchError
 from ..experiments.experiment import Experiment
 from ..files import Source
 from ..model.gpt2 import Model
-from ..progress import progress
+from ..progress import counting
 from ..types import PathLike
 from .average import (
     Given,
@@ -112,13 +112,13 @@ def compute(
         executor = where.executor
         if executor is None and where.workers is not None and parts:
             executor = stack.enter_context(on.pool(min(int(where.workers), len(parts))))
-        bar = stack.enter_context(progress(None, "pairs", sum(map(len, parts.values()))))
+        done = stack.enter_context(counting(sum(map(len, parts.values())), "pairs"))
         if executor is None:
             for number, given in parts.items():
-                yield number, carry_out_part(model, task, given, standard, bar.update)
+                yield number, carry_out_part(model, task, given, standard, done)
             return
         for number, part in on.compute(executor, model, task, parts, standard):
-            bar.update(len(parts[number]))
+            done(len(parts[number]))
             yield number, part
 
 
