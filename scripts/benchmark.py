@@ -243,7 +243,8 @@ def pairs(options):
         apart = [random_pairs(model, 2, 15, 1), random_pairs(model, 2, 15, 10)]
         for few in apart:  # both workers start, and load the model
             nanopatch().sweep(model, few, executor=executor)
-        for n, bound in ((8, {"resid_pre": 12, "z": 13}), (64, {"resid_pre": 12, "z": 13})):
+        bound = {(1, "resid_pre"): 12, (10, "z"): 13}
+        for n in (8, 64):
             for position, site in ((1, "resid_pre"), (1, "z"), (10, "resid_pre"), (10, "z")):
                 experiments = random_pairs(model, n, 15, position)
                 name = f"{n} pairs, {site}, token {position + 1} differs"
@@ -269,7 +270,7 @@ def pairs(options):
                 if lens:
                     for ours, of in ((ones, "one process"), (twos, "two workers")):
                         ratios = [their / our for their, our in zip(theirs, ours, strict=True)]
-                        least = bound[site] if position == 1 and of == "two workers" else None
+                        least = bound.get((position, site)) if of == "two workers" else None
                         yield row(f"{name}: TransformerLens' batch / nanopatch, {of}", ratios, least, least=True)
     if not options.transformer_lens:
         yield {"what": "TransformerLens: left out, it needs --transformer-lens PYTHON"}

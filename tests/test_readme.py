@@ -1,5 +1,6 @@
 """What the README and the other pages show is what happens: their Python, their pdb sessions, their commands."""
 
+import json
 import re
 import runpy
 import shlex
@@ -92,6 +93,7 @@ def test_its_commands_run(tmp_path, monkeypatch, capsys):
     commands = [shlex.split(line) for line in lines if line.startswith("    nanopatch ") and "gpt2" not in line]
     commands.remove(["nanopatch", "explore"])  # a server, until Ctrl-C; tests/explore starts it
     assert len(commands) >= 3
+    write_pairs(tmp_path / "pairs.jsonl")
     for command in commands:
         assert main(command[1:]) == 0, command
     assert (tmp_path / "michelle.png").read_bytes().startswith(b"\x89PNG")
@@ -157,6 +159,22 @@ def test_commands_of_the_teachers_page_run(tmp_path, monkeypatch, capsys):
     for command in commands:
         assert main(shlex.split(command)[1:]) == 0, command
     assert {path.name for path in tmp_path.iterdir()} == {"lesson_02_first_patch.ipynb", "michelle.html"}
+
+
+def write_pairs(path):
+    pairs = [vars(pair) for pair in nanopatch.tasks.capitals(3)]
+    names = ("clean", "corrupted", "answer", "wrong_answer")
+    path.write_text("".join(json.dumps({name: pair[name] for name in names}) + "\n" for pair in pairs), "utf-8")
+
+
+def test_commands_of_the_page_on_many_pairs_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_pairs(tmp_path / "pairs.jsonl")
+    page = (ROOT / "docs/many.md").read_text(encoding="utf-8")
+    whole, merge, share = re.findall(r"^    (nanopatch .*)$", page, flags=re.MULTILINE)
+    for command in (share, whole, merge):
+        assert main(shlex.split(command)[1:]) == 0, command
+    assert (tmp_path / "z.png").exists() and "from the mean)  The capital of" in capsys.readouterr().out
 
 
 def test_python_of_the_other_pages_runs(tmp_path, monkeypatch, capsys):
