@@ -352,7 +352,12 @@ def add_pieces(command: argparse.ArgumentParser) -> None:
     add("--axes", type=names, help="the axes of the grid: layer,position or layer,head or ...")
     add("--window", type=int, default=1, help="how many neighbouring layers are patched together")
     for axis in ("layers", "positions", "heads"):
-        add(f"--{axis}", type=pieces, metavar="LIST", help="only these: 0,3 one by one, or 0+3 together")
+        add(
+            f"--{axis}",
+            type=positions if axis == "positions" else pieces,
+            metavar="LIST",
+            help="only these: 0,3 one by one, or 0+3 together",
+        )
     add("--neurons", type=int, metavar="N", help="the N neurons that differ most (sites mlp_pre, mlp_post)")
     add(
         "--corrupt",
@@ -384,6 +389,13 @@ def names(text: str) -> list[str]:
     if not all(given):
         raise argparse.ArgumentTypeError(f"{text!r} is not a name or several names with commas between them")
     return given
+
+
+def positions(text: str) -> list[set[Any]]:
+    """As `pieces`; also from the end ("-2,-1"), and names ("last subject,after subject")."""
+    if any(character.isalpha() for character in text):
+        return [{part.strip() for part in piece.split("+")} for piece in text.split(",")]
+    return pieces(text)
 
 
 def pieces(text: str) -> list[set[int]]:

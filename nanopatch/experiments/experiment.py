@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,6 +45,9 @@ class Experiment:
         of tokens. "diff" also takes prompts of different lengths (see `nanopatch.experiments.align`).
     special_tokens : bool
         Read `<|endoftext|>` inside the prompts as that token. By default it is ordinary text, of seven tokens.
+    marks : dict, optional
+        Names of places in the clean prompt, for a mean over prompts of different lengths: {"subject": "Space Needle"}.
+        A text that occurs once there, or a list of positions. See `nanopatch.experiments.ground`.
 
     Raises
     ------
@@ -66,12 +70,18 @@ class Experiment:
     prepend_bos: bool = False
     align: str | None = None
     special_tokens: bool = False
+    marks: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_alignment(self.align)
         for name in ("prepend_bos", "special_tokens"):
             if not isinstance(getattr(self, name), (bool, np.bool_)):
                 raise NanopatchError(f"{name}={getattr(self, name)!r:.60}: True or False is expected")
+        marks = self.marks
+        if marks is not None and not (
+            isinstance(marks, Mapping) and all(isinstance(k, str) and np.iterable(v) for k, v in marks.items())
+        ):
+            raise NanopatchError(f'marks={marks!r:.60}: a dict such as {{"subject": "Space Needle"}} is expected')
         for name in ("answer", "wrong_answer"):
             if isinstance(getattr(self, name), np.integer):  # which would be shown as np.int64(3)
                 object.__setattr__(self, name, int(getattr(self, name)))

@@ -18,7 +18,7 @@ from .align import ALIGNMENTS
 from .experiment import Experiment
 
 #: The fields of a pair, in files as in `Experiment`. The first four are required.
-KEYS = ("clean", "corrupted", "answer", "wrong_answer", "prepend_bos", "align", "special_tokens")
+KEYS = ("clean", "corrupted", "answer", "wrong_answer", "prepend_bos", "align", "special_tokens", "marks")
 #: Columns of the circuit benchmarks' files (EAP-IG: Hanna, Pezzelle & Belinkov 2024, arXiv 2403.17806), which hold
 #: token ids; and columns that say nothing of a pair.
 BENCHMARK = {"correct_idx": "answer", "incorrect_idx": "wrong_answer"}
@@ -62,7 +62,7 @@ def read_pairs(path: PathLike, columns: Mapping[str, str] | None = None) -> Pair
     ----------
     path : str or path
         JSON Lines: one object per line, with the keys `clean`, `corrupted`, `answer`, `wrong_answer` and, optionally,
-        `prepend_bos` and `special_tokens` (true or false) and `align` ("diff" or null).
+        `prepend_bos` and `special_tokens` (true or false), `align` ("diff" or null) and `marks` (an object).
         Prompts are text or lists of token ids. Answers
         are text, an id, or a list of one id.
         CSV: the first line has the same names, in any order. A cell that is a JSON list of whole numbers holds token
@@ -195,12 +195,16 @@ def _csv_record(names: list[str], cells: list[str], columns: Mapping[str, str] |
         return {name: _csv_value(name, cell) if isinstance(cell, str) else cell for name, cell in record.items()}
     except NanopatchError as error:
         return error
+    except (ValueError, RecursionError) as error:
+        return NanopatchError(f"marks is not JSON ({error})")
 
 
 def _csv_value(name: str, cell: str) -> Any:
     """What a cell means, as JSON would hold it."""
     if name == "align":
         return cell.strip()
+    if name == "marks":
+        return parse_json(cell) if cell.strip() else None
     if name in ("prepend_bos", "special_tokens"):
         return {"true": True, "1": True, "false": False, "0": False, "": False}.get(cell.strip().lower(), cell)
     if cell.startswith("["):
@@ -223,6 +227,8 @@ def _experiment(record: Any) -> Experiment:
     for name, value in record.items():
         if name in ("prepend_bos", "special_tokens"):
             good, expected = isinstance(value, bool), "true or false"
+        elif name == "marks":
+            good, expected = value is None or isinstance(value, dict), 'an object such as {"subject": "Space Needle"}'
         elif name == "align":
             values[name] = None if value == "" else value
             good, expected = values[name] in ALIGNMENTS, '"diff", or null'

@@ -57,6 +57,8 @@ class Patch:
         Heads and neurons may be (layer, head) pairs where "layer" is no axis. Rows of two numbers are such pairs, as
         `np.argwhere` or JSON gives them, so two heads that are patched together in every layer are a set. neurons may
         be a number n: the n neurons whose activations differ most between the runs, as (layer, neuron) pairs.
+        Positions may all be negative (from the end) or names, such as "last subject": then prompts of different lengths
+        can be averaged. See `nanopatch.experiments.ground`.
     window : int or {axis: int}
         How many neighbouring entries of an axis are patched together; a number is for "layer". Entry i is in the
         middle of its window (the first of the two middle ones if it is even). Windows are cut off at both ends.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from ..experiments.ground import is_common, names_of, on_ground
 from ..experiments.patch import Item, Patch, axis_sizes, cells
 from ..model.sites import ATTENTION_SITES
 from ..results.sweep import without_partner
@@ -33,14 +34,22 @@ class Cells(NamedTuple):
 def cells_of_patch(patch: Patch, case: Case) -> Cells:
     """The cells of a `Patch`."""
     axes, n_columns = tuple(patch.axes or ()), len(case.partners)
+    names = names_of(patch) if is_common(patch) else None
+    if names is not None:
+        patch = on_ground(patch, case.model, case.runs.experiment, case.runs.columns)
     pieces = patch.pieces(case.model, n_columns)
     donors, of_cells = case.donors(patch.site), list(cells(pieces, axes))
     draws = case.runs.draws(patch.site, len(of_cells))
     edits = [edits_of(patch.site, donors[draw], draw, case, piece) for draw, piece in zip(draws, of_cells, strict=True)]
     sizes = axis_sizes(case.model, n_columns)
     besides = {axis: tuple(sum(pieces[axis], [])) for axis in sorted(pieces.keys() - set(axes))}
+    shown: dict[str, tuple[tuple[Any, ...], ...]] = {axis: tuple(map(tuple, pieces[axis])) for axis in axes}
+    if names is not None and "position" in axes:
+        shown["position"] = names
+    elif names is not None:
+        besides["position"] = sum(names, ())
     return Cells(
-        pieces={axis: tuple(map(tuple, pieces[axis])) for axis in axes},
+        pieces=shown,
         chosen={axis: items for axis, items in besides.items() if set(items) != set(range(sizes[axis]))},
         batches=[edits],
         sites=(patch.site,),

@@ -18,6 +18,7 @@ from ..errors import NanopatchError
 from ..experiments.align import Columns
 from ..experiments.corruption import ABLATIONS, Corruption, Noise
 from ..experiments.experiment import Experiment
+from ..experiments.ground import is_common, on_ground
 from ..experiments.metrics import Metric, as_metrics, identity
 from ..experiments.patch import Patch, Paths
 from ..files import Source
@@ -118,9 +119,20 @@ class SweepTask(NamedTuple):
         return self.question.lists
 
     def structure(self, model: Model, experiment: Experiment) -> Columns:
-        if self.question.corruption is not None:
-            tokens = tokens_of(model, experiment, self.question.corruption)
-            return [(i, i) for i in range(len(tokens.clean))]
+        """Those of the prompts. Nothing, if all positions are named, so that prompts of any length have them."""
+        corruption, whats = self.question.corruption, self.question.whats.values()
+        columns: Columns = []
+        if corruption is not None:
+            columns = [(i, i) for i in range(len(tokens_of(model, experiment, corruption).clean))]
+        elif all(map(is_common, whats)):
+            columns = experiment.columns(model)
+        for what in whats:
+            if isinstance(what, Patch) and is_common(what):
+                on_ground(what, model, experiment, columns)
+        if all(map(is_common, whats)):
+            return []
+        if corruption is not None:
+            return columns
         for what in self.question.whats.values():
             if isinstance(what, Paths):
                 check_equal_positions(model, experiment, "path patching")

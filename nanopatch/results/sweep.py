@@ -338,6 +338,7 @@ class Sweep(Result):
             ends = "" if self.donor_value is None else ": 0 is the run patched into, 1 the run patched from"
             unit = f"{self.metric}, {self.scale}{ends}"
         tokens = matrix.columns_title in ("position", "query", "key")
+        named = any(isinstance(item, str) for piece in self.pieces.get("position", ()) for item in piece)
         if matrix.columns_title != "receiver":  # tokens make better lines than columns
             matrix = matrix.transposed
             if not tokens:
@@ -346,7 +347,7 @@ class Sweep(Result):
         lines = [
             self.title,
             unit,
-            *table(matrix, numbered=tokens),
+            *table(matrix, numbered=tokens and not named),
             f"unpatched: clean {number(self.baseline_clean)}{corrupted} ({self.metric}); "
             f"{answers(self.experiment, self.n_pairs)}",
         ]
@@ -419,7 +420,7 @@ class Sweep(Result):
             row: dict[str, Any] = {
                 axis: piece[0] if len(piece) == 1 else "+".join(map(str, piece)) for axis, piece in pieces.items()
             }
-            if "position" in row:
+            if "position" in row and not isinstance(pieces["position"][0], str):  # which is a name
                 del row["position"]
                 pairs = [self.columns[column] for column in pieces["position"] if None not in self.columns[column]]
                 if not pairs:
@@ -462,7 +463,8 @@ class Sweep(Result):
         for axis, pieces in self.pieces.items():
             for piece in pieces:
                 check(piece and all(_is_item(item, axis) for item in piece), f"pieces of {axis}")
-                check(axis not in items or set(piece) <= items[axis], f"pieces of {axis}")
+                numbers = {item for item in piece if not isinstance(item, str)}
+                check(axis not in items or numbers <= items[axis], f"pieces of {axis}")
         check(all(axis in known and axis not in self.axes for axis in self.chosen), "chosen")
         check(all(part and all(_is_item(item, axis) for item in part) for axis, part in self.chosen.items()), "chosen")
         check_shape(self.grid, shape, "grid", float)
@@ -488,7 +490,12 @@ class Sweep(Result):
             tokens, ids = f"{side}_tokens", f"{side}_ids"
             known = [(getattr(first, ids), getattr(first, tokens), getattr(common, tokens)) for first, common in of]
             shared[tokens] = tuple(
-                token if all(i[n] == known[0][0][n] and own[n] == told[n] for i, own, told in known) else f"{token}…"
+                token
+                if all(
+                    i[n : n + 1] == known[0][0][n : n + 1] and own[n : n + 1] == told[n : n + 1]
+                    for i, own, told in known
+                )
+                else f"{token}…"
                 for n, token in enumerate(getattr(self, tokens))
             )
         return shared
@@ -498,7 +505,10 @@ def without_partner(axes: Sequence[str], pieces: Mapping[str, Sequence[Any]], co
     """Shaped as the grid: True where no token of a piece has a partner in the other prompt."""
     blank = np.zeros([len(pieces[axis]) for axis in axes], bool)
     if "position" in axes:
-        alone = [all(None in columns[column] for column in piece) for piece in pieces["position"]]
+        alone = [
+            all(not isinstance(column, str) and None in columns[column] for column in piece)
+            for piece in pieces["position"]
+        ]
         np.moveaxis(blank, axes.index("position"), 0)[np.array(alone)] = True
     return blank
 
@@ -559,7 +569,7 @@ def answers(experiment: Experiment, n_pairs: int) -> str:
 
 def _is_item(item: Any, axis: str) -> bool:
     """Whether it is what can be patched along an axis: a name, a number, or a (layer, number) pair."""
-    if axis in Paths.axes:
+    if axis in Paths.axes or (axis == "position" and isinstance(item, str)):
         return isinstance(item, str)
     pair = axis in ("head", "neuron") and isinstance(item, tuple) and len(item) == 2
     return all(type(number) is int and number >= 0 for number in (item if pair else (item,)))

@@ -65,6 +65,7 @@ def test_to_dict_and_back():
         prepend_bos=False,
         align="diff",
         special_tokens=False,
+        marks=None,
     )
     assert Experiment(**fields).to_dict() == fields
     assert MICHELLE.to_dict()["align"] is None and Experiment(**MICHELLE.to_dict()) == MICHELLE
@@ -72,7 +73,7 @@ def test_to_dict_and_back():
 
 def test_what_was_saved_before_there_was_align_can_be_read():
     fields = MICHELLE.to_dict()
-    del fields["align"], fields["special_tokens"]
+    del fields["align"], fields["special_tokens"], fields["marks"]
     assert Experiment(**fields) == MICHELLE
 
 

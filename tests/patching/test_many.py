@@ -530,6 +530,93 @@ def test_the_interval_of_the_normalised_mean():
             result.pairs.interval(wrong)
 
 
+# ---- common ground ----------------------------------------------------------------------------------
+
+FACTS = [
+    ("The capital of France is", "The capital of Italy is", " Paris", " Rome", "France"),
+    ("The capital city of Spain is", "The capital city of Japan is", " Madrid", " Tokyo", "Spain"),
+    ("In Peru, the capital is", "In Cuba, the capital is", " Lima", " Havana", "Peru"),
+]
+
+
+def facts(**options):
+    return [Experiment(*texts, marks={"subject": subject}, **options) for *texts, subject in FACTS]
+
+
+@pytest.mark.parametrize("options", [{}, dict(prepend_bos=True)])
+@pytest.mark.parametrize("ask", [sweep, attribute, ablate])
+def test_prompts_of_different_lengths_are_averaged_at_named_positions(ask, options):
+    """As single results at the positions that the names stand for."""
+    model, pairs, shift = nanopatch.load("nano"), facts(**options), bool(options)
+    names = ["before subject", "first subject", "subject", "last subject", "after subject", {-2, -1}, -1]
+    subjects, n_tokens = [3, 4, 1], [5, 6, 6]
+    result = ask(model, pairs, Patch("resid_pre", positions=names))
+    assert result.labels("position") == [*names[:5], "-2+-1", "-1"] and result.n_pairs == 3
+    for pair, subject, n, values in zip(pairs, subjects, n_tokens, result.pairs.values, strict=True):
+        at, last = subject + shift, n + shift - 1
+        numbers = [at - 1, at, at, at, at + 1, {last - 1, last}, last]
+        assert np.array_equal(ask(model, pair, Patch("resid_pre", positions=numbers)).grid, values)
+    assert {row["position"] for row in result.to_rows()} == {*names[:5], "-2+-1", "-1"}
+
+
+def test_a_mark_of_several_tokens_or_of_positions():
+    model = nanopatch.load("nano")
+    text = "Anna Brown met Peter Young. Anna", "Anna Smith met Peter Young. Anna", " Brown", " Smith"
+    for mark, first, last in (("Anna Brown", 0, 1), ([0, 1], 0, 1), ("Peter Young", 3, 4)):
+        pair = Experiment(*text, marks={"person": mark})
+        named = sweep(model, [pair, pair], Patch("resid_pre", positions=["first person", "last person", "person"]))
+        numbers = sweep(model, [pair, pair], Patch("resid_pre", positions=[first, last, {first, last}]))
+        assert np.array_equal(named.grid, numbers.grid)
+
+
+@pytest.mark.parametrize(
+    ("positions", "marks", "words"),
+    [
+        (["subject"], None, "it marks no 'subject': give Experiment"),
+        (["object"], {"subject": "France"}, "it marks no 'object'; it marks subject"),
+        (["subject"], {"subject": "Italy"}, "must occur once in the clean prompt"),
+        (["subject"], {"subject": "a"}, "must occur once in the clean prompt"),
+        (["subject"], {"subject": [9]}, r"at the positions \[9\], and there are 0 to 4"),
+        (["before subject"], {"subject": [0]}, "there is no token before subject"),
+        (["after subject"], {"subject": [4]}, "there is no token after subject"),
+        ([-6], None, "position -6 does not exist: it has 5 tokens"),
+    ],
+)
+def test_a_place_that_is_not_there_is_said(positions, marks, words):
+    pair = Experiment(*FACTS[0][:4], marks=marks)
+    for given in (pair, [pair, pair]):
+        with pytest.raises(NanopatchError, match=words):
+            sweep(nanopatch.load("nano"), given, Patch("resid_pre", positions=positions))
+
+
+def test_marks_in_files_and_on_the_command_line(tmp_path, capsys):
+    from nanopatch.cli import main
+
+    names = ("clean", "corrupted", "answer", "wrong_answer")
+    rows = [dict(zip(names, texts, strict=True), marks={"subject": subject}) for *texts, subject in FACTS]
+    lines, cells = tmp_path / "facts.jsonl", tmp_path / "facts.csv"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    nanopatch.results.base.write_text(
+        nanopatch.results.base.as_csv([row | {"marks": json.dumps(row["marks"])} for row in rows]), cells
+    )
+    grids = []
+    for file in (lines, cells):
+        ask = ["patch", "--pairs", str(file), "--positions", "subject,after subject", "-o", str(tmp_path / "out.json")]
+        assert main(ask) == 0
+        grids.append(nanopatch.Sweep.load(tmp_path / "out.json"))
+    assert said(grids[0]) == said(grids[1])
+    expected = sweep(nanopatch.load("nano"), facts(), Patch("resid_pre", positions=["subject", "after subject"]))
+    assert np.array_equal(grids[0].grid, expected.grid)
+    assert main(["patch", "--pairs", str(lines), "--positions=-2,-1"]) == 0
+    assert "mean of 3 pairs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("marks", ["subject", {"subject": 3}, {3: "a"}])
+def test_marks_are_a_dict_of_texts_or_positions(marks):
+    with pytest.raises(NanopatchError, match="a dict such as"):
+        Experiment("a", "b", marks=marks)
+
+
 # ---- Dask -------------------------------------------------------------------------------------------
 
 
