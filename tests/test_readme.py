@@ -175,6 +175,10 @@ def test_commands_of_the_page_on_many_pairs_run(tmp_path, monkeypatch, capsys):
     for command in (share, whole, merge):
         assert main(shlex.split(command)[1:]) == 0, command
     assert (tmp_path / "z.png").exists() and "from the mean)  The capital of" in capsys.readouterr().out
+    (with_workers,) = re.findall(r"```py\n(.*?)```", page, flags=re.DOTALL)
+    names = {"nanopatch": nanopatch, "model": nanopatch.load("nano"), "pairs": nanopatch.tasks.capitals(8)}
+    exec(with_workers, names)
+    assert names["result"].n_pairs == 8
 
 
 def test_python_of_the_other_pages_runs(tmp_path, monkeypatch, capsys):
