@@ -66,7 +66,10 @@ def submit(
     If one fails, no further one is begun, and those that get done are given first. So it is after Ctrl-C, but then
     nothing is waited for.
     """
-    futures = {executor.submit(work, referred, task, given, standard): n for n, given in parts.items()}
+    try:
+        futures = {executor.submit(work, referred, task, given, standard): n for n, given in parts.items()}
+    except (BrokenExecutor, RuntimeError) as error:  # RuntimeError: it was shut down
+        raise NanopatchError(f"the executor takes no more work ({error}): make a new one") from None
     failed: Exception | None = None
     try:
         for future in as_completed(list(futures)):

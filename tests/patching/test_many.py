@@ -181,6 +181,13 @@ def test_a_run_that_breaks_goes_on_and_runs_nothing_twice(tmp_path, monkeypatch)
     assert kept == {path.name: path.stat().st_mtime_ns for path in (run / "parts").iterdir() if path.name in kept}
 
 
+def test_an_executor_that_was_shut_down_is_one_line():
+    executor = ThreadPoolExecutor(1)
+    executor.shutdown()
+    with pytest.raises(NanopatchError, match="the executor takes no more work .*: make a new one"):
+        sweep(tiny_model(), PAIRS, executor=executor)
+
+
 def test_a_worker_without_memory_is_one_line(tmp_path):
     class Small(Inline):
         def submit(self, function, /, *given):
