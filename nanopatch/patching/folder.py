@@ -11,6 +11,7 @@ computes it. No time is read, and nothing but files passes between the writers.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import itertools
 import json
@@ -51,6 +52,13 @@ class RunFolder:
     def n_parts(self) -> int:
         pairs = self.manifest["pairs"]
         return -(-int(pairs["n"]) // int(pairs["part_size"]))
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """What the parts of this run are told by."""
+        import hashlib  # loads OpenSSL, which is larger than this library
+
+        return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
 
     def file(self, number: int) -> Path:
         return self.path / "parts" / f"{number:05}.npz"
@@ -120,7 +128,11 @@ class RunFolder:
         except ImportError:  # Windows: two runs at once compute the same, and the last one's files stay
             yield
             return
-        with open(self.path / f"lock-{share}", "w") as file:
+        try:
+            opened = open(self.path / f"lock-{share}", "w")  # noqa: SIM115 (the next line closes it)
+        except OSError as error:
+            raise NanopatchError(f"cannot write in {self.path}: {error.strerror or error}") from None
+        with opened as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -133,7 +145,7 @@ class RunFolder:
 
     def write(self, number: int, part: Part) -> None:
         """Write a part, whole or not at all."""
-        header: dict[str, Any] = {"format": FORMAT, "skipped": part.skipped, "results": {}}
+        header: dict[str, Any] = {"run": self.identity, "number": number, "skipped": part.skipped, "results": {}}
         arrays: dict[str, Any] = {}
         for i, (key, gathered) in enumerate(part.results.items()):
             inside: dict[str, Any] = {"key": key, "values": {}}
@@ -152,6 +164,8 @@ class RunFolder:
         file = self.file(number)
         try:
             contents = read_npz(read_bytes(file))
+            if (contents["run"], contents["number"]) != (self.identity, number):
+                raise ValueError("it is a part of another run, or another part")
             results: dict[Key, Gathered[Any]] = {}
             for inside in contents["results"].values():
                 kind = KINDS[inside["first"]["kind"]]
@@ -162,7 +176,7 @@ class RunFolder:
             raise NanopatchError(f"{file} is missing") from None
         except Exception as error:  # zip, JSON, NumPy and missing names each raise their own
             why = " ".join(f"{type(error).__name__}: {error}".split())
-            raise NanopatchError(f"{file} is damaged ({why:.200}): remove it, and run again") from None
+            raise NanopatchError(f"{file} cannot be used ({why:.200}): remove it, and run again") from None
 
     def result(self, source: Source | None = None) -> Any:
         """The means over all parts. NanopatchError if some are missing."""

@@ -267,7 +267,10 @@ def test_parts_that_are_cut_off_are_computed_again_and_damaged_ones_are_named(tm
     assert said(sweep(model, PAIRS, folder=run, executor=again)) == expected and again.n == 1
     at = whole.index(b"NUMPY") + 130
     part.write_bytes(whole[:at] + b"\xff\xff" + whole[at + 2 :])
-    with pytest.raises(NanopatchError, match=r"00002.npz is damaged \(.*\): remove it, and run again$"):
+    with pytest.raises(NanopatchError, match=r"00002.npz cannot be used \(.*\): remove it, and run again$"):
+        merge(run)
+    shutil.copy(run / "parts/00001.npz", part)
+    with pytest.raises(NanopatchError, match=r"00002.npz cannot be used \(.*it is a part of another run, or another"):
         merge(run)
 
 
