@@ -477,6 +477,13 @@ def heads_command(options: Namespace) -> None:
     give_out(sweep(**asked, site=[Patch(site, axes=("layer", "head")) for site in sites]), options)
 
 
+def inside(folder: Any, name: str) -> Any:
+    """A folder in the one that --folder names."""
+    if isinstance(folder, Share):
+        return folder._replace(folder=Path(folder.folder, name))
+    return None if folder is None else Path(folder, name)
+
+
 def scores_command(options: Namespace) -> None:
     """What every head attends to, beside what ablating and patching it does in an experiment, if one is given."""
     check_outputs(options.output, options.endings)
@@ -488,8 +495,12 @@ def scores_command(options: Namespace) -> None:
         asked = question(options)
         model = asked["model"]
         zeroed = {"direction": None, "corruption": Zero()}
-        for result in (sweep(**asked | zeroed, site="z"), sweep(**asked, site="z")):
+        for name, others in (("ablated", zeroed), ("patched", {})):  # each in a folder of its own
+            result = sweep(**asked | others | {"folder": inside(asked["folder"], name)}, site="z")
             effects += result.sweeps().values() if isinstance(result, Panels) else [result]
+        if None in effects:
+            print(*(RunFolder.at(Path(options.folder, name)).progress for name in ("ablated", "patched")), sep="\n")
+            return
     else:
         unused = [f"--{name}" for name in ("special-tokens", "ids") if getattr(options, name.replace("-", "_"))]
         if unused and prompts is None:

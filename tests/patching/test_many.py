@@ -452,6 +452,23 @@ def test_shares_on_the_command_line(pair_file, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    "command",
+    ["attribute --site z", "path --senders head --receivers logits", "edges -n 20", "heads", "heads --scores"],
+)
+def test_every_command_with_pairs_takes_a_folder(command, pair_file, tmp_path, capsys):
+    from nanopatch.cli import main
+
+    ask = [*command.split(), "--pairs", str(pair_file)]
+    assert main(ask) == 0
+    alone = capsys.readouterr().out
+    ask += ["--folder", str(tmp_path / "run")]
+    assert main([*ask, "--shard", "1/2"]) == 0
+    assert "of 9 parts are kept in" in capsys.readouterr().out
+    assert main(ask) == 0
+    assert capsys.readouterr().out.replace("-0.00", " 0.00") == alone.replace("-0.00", " 0.00")
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--experiment", "michelle", "--folder", "run"], "are for many pairs: give --pairs FILE"),
