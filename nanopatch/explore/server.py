@@ -352,7 +352,8 @@ def check_experiment(experiment: Any) -> None:
     """Refused unless it has the fields of an `Experiment`, of bounded size."""
     prompts, answers, switches = ("clean", "corrupted"), ("answer", "wrong_answer"), ("prepend_bos", "special_tokens")
     names = {*prompts, *answers, *switches, "align"}
-    check(isinstance(experiment, dict) and {*experiment} == names, f"an experiment has {', '.join(sorted(names))}")
+    whole = isinstance(experiment, dict) and {*experiment} - {"marks"} == names and experiment.get("marks") is None
+    check(whole, f"an experiment has {', '.join(sorted(names))}")
     for name in prompts:
         prompt = experiment[name]
         ids = isinstance(prompt, list) and len(prompt) <= MOST_IDS and all(map(is_id, prompt))

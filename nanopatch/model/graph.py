@@ -22,7 +22,7 @@ import numpy as np
 from ..errors import NanopatchError
 from ..types import Array
 from .gpt2 import Model
-from .layers import affine
+from .layers import ACTIVATIONS, affine, layer_norm
 
 
 class Node(NamedTuple):
@@ -129,6 +129,18 @@ def head_input(model: Model, site: str, layer: int, head: int) -> tuple[Array, A
     first = "qkv".index(site) * model.d_model + head * model.d_head
     weight, bias = model.h[layer].attn.c_attn
     return weight[:, first : first + model.d_head], bias[first : first + model.d_head]
+
+
+def mlp_input(model: Model, resid: Array, layer: int) -> Array:
+    """The neurons of an MLP before their activation, (..., d_mlp), of the residual stream that it reads."""
+    block = model.h[layer]
+    return affine(layer_norm(resid, *block.ln_2, model.config.layer_norm_epsilon), *block.mlp.c_fc)
+
+
+def mlp_output(model: Model, resid: Array, layer: int) -> Array:
+    """What an MLP writes, (..., d_model), if it reads this residual stream."""
+    neurons = mlp_input(model, resid, layer)
+    return affine(ACTIVATIONS[model.config.activation_function](neurons, out=neurons), *model.h[layer].mlp.c_proj)
 
 
 def written(model: Model, place: Place, array: Array) -> Array:

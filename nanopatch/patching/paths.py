@@ -13,7 +13,7 @@ The second run is a patch like any other; this module makes its assignments.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,8 @@ import numpy as np
 
 from ..errors import NanopatchError
 from ..experiments.patch import BETWEEN, Paths
-from ..model.graph import Place, comes_after, listing, receivers_of, senders_of
+from ..model.graph import Place, comes_after, head_output, listing, mlp_input, mlp_output, receivers_of, senders_of
+from ..model.layers import affine, layer_norm
 from ..progress import progress
 from ..types import Array
 from .case import Case
@@ -32,9 +33,13 @@ from .edit import Edit
 PATH_SITES = ("resid_pre", "q", "k", "v", "z", "attn_out", "resid_mid", "mlp_pre", "mlp_out", "resid_post")
 
 
+#: Bytes that the changed streams of the senders of one batch may take.
+BATCH = 2**26
+
+
 @dataclass(eq=False, repr=False)
 class PathCells:
-    """The cells of a matrix of senders and receivers, one row at a time, because a row keeps all of step 1."""
+    """The cells of a matrix of senders and receivers, some rows at a time: each keeps what its receivers read."""
 
     case: Case
     between: str
@@ -43,17 +48,37 @@ class PathCells:
     draws: list[int]
 
     def __iter__(self) -> Iterator[list[list[Edit]]]:
+        wanted = {(place.site, place.layer) for column in self.columns for place in column}
+        numbered = list(enumerate(self.rows))
+        size = self.batch_size()
+        for start in progress(range(0, len(numbered), size), "senders"):
+            some = numbered[start : start + size]
+            cells = []
+            for (number, senders), read in zip(some, self.readings(some, wanted), strict=True):
+                cells += [
+                    [self.edit(r, read, number) for r in receivers if comes_after(r, senders)]
+                    for receivers in self.columns
+                ]
+            yield cells
+
+    def batch_size(self) -> int:
+        """How many senders share step 1. If heads are recomputed, each needs a run of its own."""
+        model = self.case.model
+        bytes_of_one = self.case.n_tokens * (3 * model.d_model + 2 * model.d_mlp) * model.dtype.itemsize
+        return 1 if self.between == "free" else max(1, BATCH // bytes_of_one)
+
+    def readings(self, some: Sequence[tuple[int, list[Place]]], wanted: set[tuple[str, int]]) -> list[Any]:
+        """Step 1 for some senders: what can be read then, {(site, layer): array}."""
+        if self.between == "free":
+            return [replace_senders(self.case, senders, self.draws[number], "free") for number, senders in some]
+        senders = [row for _, row in some]
+        return add_changes(self.case, senders, [self.draws[number] for number, _ in some], self.between, wanted)
+
+    def edit(self, receiver: Place, read: Any, number: int) -> Edit:
+        """Step 2: what the receiver reads, put in."""
         positions = [row for row in self.case.rows if row is not None]
-        for number, senders in enumerate(progress(self.rows, "senders")):
-            readings = replace_senders(self.case, senders, self.draws[number], self.between)
-
-            def edit(receiver: Place, readings: Any = readings, number: int = number) -> Edit:
-                site, layer, head, _ = receiver
-                return Edit(
-                    site, layer, readings[site, layer], positions, None if head is None else [head], draw=number
-                )
-
-            yield [[edit(r) for r in receivers if comes_after(r, senders)] for receivers in self.columns]
+        site, layer, head, _ = receiver
+        return Edit(site, layer, read[site, layer], positions, None if head is None else [head], draw=number)
 
 
 def cells_of_paths(paths: Paths, case: Case) -> Cells:
@@ -76,6 +101,80 @@ def cells_of_paths(paths: Paths, case: Case) -> Cells:
         blank=blank,
         adds_layers=any(len({place.layer for place in column}) > 1 for column in columns),
     )
+
+
+def add_changes(
+    case: Case, rows: Sequence[Sequence[Place]], draws: Sequence[int], between: str, wanted: set[tuple[str, int]]
+) -> list[dict[tuple[str, int], Array]]:
+    """Step 1 where all heads keep the base run's values: for each group of senders, {(site, layer): array} as wanted.
+
+    Without attention nothing goes from one position to another. So the residual stream is the base run's plus what the
+    senders have changed, at the positions where anything can change, and only MLPs, if they are free, are run. Other
+    rows of the arrays are 0.
+    """
+    model, base = case.model, case.base
+    at = [row for row in case.rows if row is not None]
+    if wanted == {("resid_post", model.n_layer - 1)} and case.last_only:
+        at = [row for row in at if row == case.n_tokens - 1]
+    if not at:  # nothing can change, so no edit is made
+        return [dict.fromkeys(wanted, np.zeros((case.n_tokens, 1), model.dtype)) for _ in rows]
+    n, shape = len(rows), (len(rows), len(at), model.d_model)
+    change = np.zeros(shape, model.dtype)  # (n_groups, n_rows, d_model)
+    found: list[dict[tuple[str, int], Array]] = [{} for _ in range(n)]
+    first = [min(sender.point for sender in senders) for senders in rows]
+
+    def at_point(point: int) -> list[int]:
+        """The groups that have written something by then."""
+        return [i for i in range(n) if first[i] <= point]
+
+    def keep(site: str, layer: int, groups: list[int], values: Array) -> None:
+        for i, of_group in zip(groups, values, strict=True):
+            whole = np.zeros((case.n_tokens, *of_group.shape[1:]), model.dtype)
+            whole[at] = of_group
+            found[i][site, layer] = whole
+
+    def donated(i: int, site: str, layer: int) -> Array:
+        return np.asarray(case.donors(site)[draws[i]][layer][at])
+
+    for layer in range(model.n_layer):
+        block = model.h[layer]
+        for i, senders in enumerate(rows):
+            if layer == 0 and any(sender.site == "resid_pre" for sender in senders):
+                change[i] = donated(i, "resid_pre", 0) - base.resid_pre[0][at]
+        groups = at_point(2 * layer)
+        for site in "qkv":
+            if (site, layer) in wanted and groups:
+                first_column = "qkv".index(site) * model.d_model
+                columns = slice(first_column, first_column + model.d_model)
+                normed = layer_norm(
+                    base.resid_pre[layer][at] + change[groups], *block.ln_1, model.config.layer_norm_epsilon
+                )
+                made = affine(normed, block.attn.c_attn.weight[:, columns], block.attn.c_attn.bias[columns])
+                keep(site, layer, groups, made.reshape(*made.shape[:2], model.n_head, model.d_head))
+        if ("resid_pre", layer) in wanted:
+            keep("resid_pre", layer, groups, base.resid_pre[layer][at] + change[groups])
+        for i, senders in enumerate(rows):
+            here = [sender for sender in senders if sender.layer == layer]
+            if any(sender.site == "attn_out" for sender in here):  # whatever its heads write
+                change[i] += donated(i, "attn_out", layer) - base.attn_out[layer][at]
+                continue
+            for head in {sender.head for sender in here if sender.site == "z" and sender.head is not None}:
+                moved = donated(i, "z", layer)[:, head] - base.z[layer][at][:, head]
+                change[i] += head_output(model, moved, layer, head)
+        groups = at_point(2 * layer + 1)
+        resid_mid = base.resid_mid[layer][at] + change[groups]
+        if ("mlp_pre", layer) in wanted and groups:
+            keep("mlp_pre", layer, groups, mlp_input(model, resid_mid, layer))
+        if between == "free mlps" and groups:
+            change[groups] += mlp_output(model, resid_mid, layer) - base.mlp_out[layer][at]
+        for i, senders in enumerate(rows):
+            if any((sender.site, sender.layer) == ("mlp_out", layer) for sender in senders):
+                before = base.resid_mid[layer][at] + change[i] if i not in groups else resid_mid[groups.index(i)]
+                held = donated(i, "mlp_out", layer) - base.mlp_out[layer][at]
+                change[i] = before - base.resid_mid[layer][at] + held
+        if layer == model.n_layer - 1 and ("resid_post", layer) in wanted:
+            keep("resid_post", layer, list(range(n)), base.resid_post[layer][at] + change)
+    return found
 
 
 def replace_senders(case: Case, senders: list[Place], draw: int, between: str) -> dict[tuple[str, int], Array]:

@@ -31,7 +31,10 @@ MEMORY = 2**28
 
 
 class Job(NamedTuple):
-    """One patched run: computed from block `layer` on, from position `start` on."""
+    """One patched run: computed from block `layer` on, from position `start` on.
+
+    An edit of what a block leaves is made where the next block begins; after the last block, nothing is computed.
+    """
 
     number: int
     start: int
@@ -44,17 +47,19 @@ def patched_resids(
 ) -> Iterator[tuple[int, int, Array]]:
     """Run every patch to the end of the last block: yields (number of the patch, first position, rows).
 
-    base: the run patched into, a record of `BASE_SITES` at least. patches: the edits of each patch. rows: the
-    residual stream after the last block from that position on, (n_rows, d_model), or with last_only at the last
-    position, (1, d_model). Patches that can change nothing are left out. memory: bytes that a stack may take; if not
-    all patches fit, there are several stacks.
+    base: the run patched into, a record of `BASE_SITES` at least; with resid_post, edits of it after the last block need
+    no run. patches: the edits of each patch. rows: the residual stream after the last block from that position on,
+    (n_rows, d_model), or with last_only at the last position, (1, d_model). Patches that can change nothing are left
+    out. memory: bytes that a stack may take; if not all patches fit, there are several stacks.
     """
     n_tokens = base.resid_pre.shape[1]
+    last_begin = model.n_layer if hasattr(base, "resid_post") else model.n_layer - 1
     jobs = []
     for number, given in enumerate(patches):
         edits, start = reach(model, given, n_tokens, last_only)
         if edits:
-            jobs.append(Job(number, start, min(edit.layer for edit in edits), edits))
+            layer = min(edit.layer + (edit.site == "resid_post") for edit in edits)
+            jobs.append(Job(number, start, min(layer, last_begin), edits))
     jobs.sort(key=lambda job: job.layer)  # those that start late share a stack that starts late
     for stack in split(jobs, n_tokens, bytes_per_row(model, n_tokens), memory):
         yield from run_stack(model, base, stack, last_only)
@@ -90,7 +95,7 @@ def run_stack(model: Model, base: Run, jobs: Sequence[Job], last_only: bool) -> 
         running = [job for job in jobs if job.layer <= layer]
         for job in running:
             if job.layer == layer:
-                resids[job.number] = base.resid_pre[layer, job.start :]
+                resids[job.number] = begun(job, base.resid_pre[layer])
         spans = row_ranges([len(resids[job.number]) for job in running])
 
         # In the last block, if only the last logits are read, only each run's last row attends.
@@ -110,8 +115,20 @@ def run_stack(model: Model, base: Run, jobs: Sequence[Job], last_only: bool) -> 
                     edit.assign(array, n_tokens - 1 if only_last_row else running[run].start)  # the patch
         for run, job in enumerate(running):
             resids[job.number] = np.asarray(site.array)[query_spans[run]]
+    for job in jobs:
+        if job.layer == model.n_layer:
+            resids[job.number] = begun(job, base.resid_post[-1])[-1 if last_only else 0 :]
     for number, resid in resids.items():
         yield number, n_tokens - len(resid), resid
+
+
+def begun(job: Job, resid: Array) -> Array:
+    """The residual stream where a job begins, (n_rows, d_model); resid: the base run's, (n_tokens, d_model)."""
+    rows: Array = np.array(resid[job.start :])
+    for edit in job.edits:
+        if edit.site == "resid_post" and edit.layer == job.layer - 1:
+            edit.assign(rows, job.start)
+    return rows
 
 
 def array_of_run(site: Site, run: int, span: slice, query_span: slice) -> Array | None:
