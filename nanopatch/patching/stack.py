@@ -47,8 +47,8 @@ def patched_resids(
 ) -> Iterator[tuple[int, int, Array]]:
     """Run every patch to the end of the last block: yields (number of the patch, first position, rows).
 
-    base: the run patched into, a record of `BASE_SITES` at least; with resid_post, edits of it after the last block need
-    no run. patches: the edits of each patch. rows: the residual stream after the last block from that position on,
+    base: the run patched into, a record of `BASE_SITES` at least; with resid_post, edits of it after the last block
+    need no run. patches: the edits of each patch. rows: the residual stream after the last block from that position on,
     (n_rows, d_model), or with last_only at the last position, (1, d_model). Patches that can change nothing are left
     out. memory: bytes that a stack may take; if not all patches fit, there are several stacks.
     """
