@@ -106,10 +106,12 @@ class EdgeScores(Result):
 
     def top(self, n: int) -> list[Edge]:
         """The n edges of largest absolute score, largest first; equal ones stand in the order of `edges`."""
-        edges = self.edges
-        if not isinstance(n, Integral) or not 1 <= n <= len(edges):
-            raise NanopatchError(f"n={n!r}: from 1 to {len(edges)} edges can be chosen")
-        return sorted(edges, key=lambda edge: -abs(edge.score))[:n]
+        places = np.argwhere(np.isfinite(self.scores))
+        if not isinstance(n, Integral) or not 1 <= n <= len(places):
+            raise NanopatchError(f"n={n!r}: from 1 to {len(places)} edges can be chosen")
+        sizes = np.abs(self.scores[tuple(places.T)])
+        best = places[np.argsort(-sizes, kind="stable")[:n]].tolist()
+        return [Edge(self.senders[i], self.receivers[j], float(self.scores[i, j])) for i, j in best]
 
     def circuit(self, n: int, prune: bool = True) -> list[Edge]:
         """The n edges of largest absolute score, largest first; see `nanopatch.circuit`."""
