@@ -317,24 +317,27 @@ def circuit_resid(model: Model, embedding: Array, corrupted: Run, edges: Sequenc
                 f"are {listing(receivers)}; and a receiver comes after its sender"
             )
         feeding[receiver].append(sender)
-    changes = {Node("embed"): embedding - corrupted.resid_pre[0]}  # {sender: (n_tokens, d_model)}
+    # {sender: (n_tokens, d_model)}; 0 for a sender whose inputs are all as in the corrupted run, which is not computed.
+    changes: dict[Node, Any] = {Node("embed"): embedding - corrupted.resid_pre[0]}
 
     def input_of(receiver: Node, stream: Array) -> Array:
         return np.asarray(stream + sum(changes[sender] for sender in feeding[receiver]))
 
     heads, eps = range(model.n_head), model.config.layer_norm_epsilon
     for layer, block in enumerate(model.h):
-        # The loop assigns every input of a node, so nothing depends on the residual stream given to the block.
+        # Inputs that no edge feeds are those of the corrupted run's residual stream; the loop assigns all others.
         stream = corrupted.resid_pre[layer]  # (n_tokens, d_model)
+        fed = {head: [site for site in "qkv" if feeding[Node(site, layer, head)]] for head in heads}
         for site in model.block_steps(layer, stream, sites=("q", "k", "v", "z", "mlp_in", "mlp_out")):
             if site.name in ("q", "k", "v"):
-                for head in heads:
+                for head in (head for head in heads if site.name in fed[head]):
                     normed = layer_norm(input_of(Node(site.name, layer, head), stream), *block.ln_1, eps)
                     site.array[:, head] = affine(normed, *head_input(model, site.name, layer, head))
             elif site.name == "z":
                 for head in heads:
                     change = site.array[:, head] - corrupted.z[layer][:, head]  # (n_tokens, d_head)
-                    changes[Node("head", layer, head)] = head_output(model, change, layer, head)
+                    changed = head_output(model, change, layer, head) if fed[head] else 0.0
+                    changes[Node("head", layer, head)] = changed
             elif site.name == "mlp_in":
                 site.array = input_of(Node("mlp", layer), corrupted.resid_mid[layer])
             elif site.name == "mlp_out":
