@@ -189,14 +189,14 @@ class RunFolder:
         for part in map(self.read, range(self.n_parts)):
             skipped += part.skipped
             for key, gathered in part.results.items():
-                heads.setdefault(key, []).append(gathered._replace(values={}))
+                heads.setdefault(key, []).append(replace(gathered, values={}))
                 for name, values in gathered.values.items():
                     file = self.path / f"values-{len(stores)}.npy"
                     stores.setdefault((key, name), Rows(file, self.manifest["pairs"]["n"])).add(values)
         means = {}
         for key, parts in heads.items():
             whole = {name: rows.whole() for (of, name), rows in stores.items() if of == key}
-            result = mean(join(parts)._replace(values=whole), skipped)
+            result = mean(replace(join(parts), values=whole), skipped)
             means[key] = result if source is None else replace(result, source=source)
         return arranged(self.manifest["names"], self.manifest["lists"], means)
 

@@ -221,6 +221,10 @@ def pool(workers: int) -> Iterator[Executor]:
     try:
         yield executor
     finally:
+        queue = getattr(executor, "_call_queue", None)
+        if getattr(executor, "_broken", False) and queue is not None:
+            # Before Python 3.11.5 its thread waits for ever to send work to workers that are gone (CPython's gh-94777).
+            queue._reader.close()
         stop.set()
         executor.shutdown(cancel_futures=True)
         for name, value in before.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
 import numpy as np
 
@@ -175,7 +175,8 @@ def check_pairs(pairs: Pairs | None, n_pairs: int, shape: tuple[int, ...]) -> No
         check(n_pairs == len(pairs) and pairs.values.shape[1:] == shape, "pairs")
 
 
-class Gathered(NamedTuple, Generic[R]):
+@dataclass(frozen=True, eq=False)
+class Gathered(Generic[R]):
     """The results of some pairs that differ only in their experiment, as little as the mean needs of them.
 
     first: the first pair's. common: the same, with what all of them share. numbers: (n_pairs,), which of the
