@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from ..errors import NanopatchError
@@ -24,6 +26,10 @@ def _late_patch(answer: float) -> str | None:
         return "That is the normalised value. Give the logit difference itself."
     if close(answer, sweep(load("nano"), MICHELLE, direction="noise").grid[2, -1]):
         return "You patched the corrupted vector into the clean run. Here the clean one goes into the corrupted run."
+    if close(answer, result.baseline_corrupted):
+        return "That is the corrupted run as it is: was the assignment reached?"
+    if close(answer, result.baseline_clean):
+        return "That is the clean run. Did you patch all positions at once?"
     for layer, position in np.ndindex(result.grid.shape):
         if close(answer, result.grid[layer, position]):
             return f"That is what a patch at layer {layer}, position {position} gives."
@@ -78,9 +84,12 @@ def _attention(answer: int) -> str | None:
 def _own(answer: Experiment) -> str | None:
     model = load("nano")
     names = ("Michelle", "Jones", "Smith", "Jessica", "Elon", "Steve")
-    used = [name for name in names if name in f"{answer.clean} {answer.corrupted}"]
+    used = [name for name in names if name in re.findall(r"\w+", f"{answer.clean} {answer.corrupted}")]
     if used:
         return f"{' and '.join(used)} stood in the lesson. Take other names."
+    unspaced = [text for text in (answer.answer, answer.wrong_answer) if isinstance(text, str) and text[:1] != " "]
+    if unspaced:
+        return f"{unspaced[0]!r} lacks its leading space: the model would say {f' {unspaced[0]}'!r}."
     try:
         result = sweep(model, answer)
     except NanopatchError as error:
@@ -110,6 +119,8 @@ answer = logit_diff(site.array)
         usual_mistakes={
             "answer = result.normalised[2, -1]": "normalised value",
             "answer = result.grid[1, -1]": "layer 1, position 10",
+            "answer = logit_diff(corrupted.logits)": "was the assignment reached",
+            "answer = logit_diff(clean.logits)": "all positions at once",
             "answer = nanopatch.sweep(model, MICHELLE, direction='noise').grid[2, -1]": "into the clean run",
             "answer = 12345.0": "No patch of resid_pre",
         },
@@ -169,7 +180,7 @@ answer = nanopatch.Experiment(
             "answer = MICHELLE": "Take other names",
             "answer = JESSICA": "Take other names",
             "answer = nanopatch.Experiment('Daniel Cooper was a top-notch student. Daniel', "
-            "'Daniel Miller was a top-notch student. Daniel', 'Cooper', 'Miller')": "with a leading space",
+            "'Daniel Miller was a top-notch student. Daniel', 'Cooper', 'Miller')": "lacks its leading space",
             "answer = nanopatch.Experiment('Daniel Cooper was a top-notch student. Daniel', "
             "'Daniel Miller was a top-notch student. Daniel', ' Miller', ' Cooper')": "wrong way round",
             "answer = nanopatch.Experiment('The sky is', 'The sea is', ' blue', ' wet')": "logit difference is",

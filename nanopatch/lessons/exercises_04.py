@@ -47,7 +47,9 @@ def _values(answer: float) -> str | None:
     if close(answer, one_by_one(), 1e-2):
         return "That is the sum of the four single patches. Patch them in one run."
     if abs(answer - michelle_with(elsewhere)) < 1e-3:
-        return "You patched the values of the last position. What is moved comes from the position that is looked at."
+        return (
+            "That is the corrupted run as it is: was the assignment reached, and at position 1, where the heads look?"
+        )
     if abs(answer) > 2:
         return "That looks like a logit difference. The function normalised(logits) puts it on the scale."
     return "Replace site.array[1] where site.name is v and site.layer is 1: all heads at position 1."
@@ -57,14 +59,6 @@ def _blind(answer: float) -> str | None:
     def no_look(site: Site, clean: Run) -> None:
         if site.name == "pattern" and site.layer == 1:
             site.array[:, -1, 1] = 0
-
-    def whole_column(site: Site, clean: Run) -> None:
-        if site.name == "pattern" and site.layer == 1:
-            site.array[:, :, 1] = 0
-
-    def whole_row(site: Site, clean: Run) -> None:
-        if site.name == "pattern" and site.layer == 1:
-            site.array[:, -1] = 0
 
     def rescaled(site: Site, clean: Run) -> None:
         no_look(site, clean)
@@ -77,10 +71,6 @@ def _blind(answer: float) -> str | None:
         return "You made the row sum to 1 again. Leave the other weights as they are."
     if abs(answer) < 1e-3:
         return "That is the corrupted run as it is: was the assignment reached?"
-    if close(answer, michelle_with(whole_column), 1e-2):
-        return "You took the surname from every query. Only the last query, -1, should not see it."
-    if close(answer, michelle_with(whole_row), 1e-2):
-        return "You took everything from the last query. Only the key at position 1 should be set to 0."
     if abs(answer) > 2:
         return "That looks like a logit difference. The function normalised(logits) puts it on the scale."
     return "pattern has the axes (n_head, n_query, n_key): all heads, the last query, key 1."
@@ -129,7 +119,7 @@ answer = normalised(site.array)
 """,
         usual_mistakes={
             "answer = nanopatch.sweep(model, MICHELLE, 'v').normalised[1].sum()": "sum of the four",
-            "answer = 0.0": "last position",
+            "answer = 0.0": "where the heads look",
             "answer = 18.0": "looks like a logit difference",
         },
     ),
@@ -142,6 +132,7 @@ for site in model.steps(MICHELLE.corrupted):
     if site.name == "pattern" and site.layer == 1:
         site.array[:, -1, 1] = 0
 answer = normalised(site.array)
+# Zeros in the whole column 1, or in the whole row -1, give nearly the same: only this weight carries the surname.
 """,
         usual_mistakes={
             "answer = 0.0": "as it is",

@@ -38,8 +38,9 @@ print(model.token_strings(tokens))
 #
 # ## Every array, in order
 #
-# `model.steps` is the forward pass. It hands over each array as soon as it exists, as a *site*: a place in the model,
-# with the array's name, its layer, and the array itself.
+# `model.steps` is the forward pass. It is a generator: it computes one array, waits for the body of your loop, and
+# goes on with what the array then holds. It hands over each array as soon as it exists, as a *site*: a place in the
+# model, with the array's name, its layer, and the array itself.
 
 # %%
 assert len(tokens) == 11
@@ -51,13 +52,13 @@ for site in model.steps(prompt):
 # %% [markdown]
 # The shapes say what an array holds: (11, 128) is one vector of 128 numbers for each token. (11, 4, 32) is 32 numbers
 # for each token in each of 4 heads. (4, 11, 11) is a number for each head and each pair of tokens. (11, 512) are the
-# neurons of the MLP. The last array, `logits`, has a number for each of the 50,257 tokens that could come next. This
-# lesson explains the names that you need now. The page *What is in a run* of the documentation has them all, in one
-# picture.
+# neurons of the MLP: `mlp_pre` each one's weighted sum, `mlp_post` the same after its activation function. The last
+# array, `logits`, has a number for each of the 50,257 tokens that could come next. This lesson explains the names that
+# you need now. The page *What is in a run* of the documentation has them all, in one picture.
 #
 # ## The residual stream
 #
-# `model.run` keeps all these arrays, with the layer as first axis.
+# `model.run` keeps all these arrays, with the layer as first axis (but for the last two).
 
 # %%
 run = model.run(prompt)
@@ -89,7 +90,8 @@ for layer in range(model.n_layer):
 # stream: a *query* (`q`: what am I looking for?), a *key* (`k`: what do I have?) and a *value* (`v`: what do I give?).
 # The dot product of a token's query with another token's key says how well they match. Softmax turns these numbers
 # into shares that sum to 1: the `pattern`. No token sees a later one. The result `z` is the sum of the values, each
-# times its share.
+# times its share. Each head's `z` is then multiplied by a matrix of that head; the four products and a bias, summed,
+# are `attn_out`.
 
 
 # %%
@@ -136,7 +138,7 @@ for token in logits.argsort()[::-1][:5]:
 # ## At a breakpoint
 #
 # All this can be watched while it happens. Stop at the marked line below, in a debugger (`python -m pdb
-# lesson_01_forward_pass.py`, or VS Code). In pdb type `break 149`, `continue`, `site.array[-1] = 0`, `continue`.
+# lesson_01_forward_pass.py`, or VS Code). In pdb type `break 151`, `continue`, `site.array[-1] = 0`, `continue`.
 # There, `site.array` is the array that was just made, and the model goes on with what it then holds. Without a change,
 # the loop ends with the prediction from above. (In a notebook, write `breakpoint()` there instead.)
 

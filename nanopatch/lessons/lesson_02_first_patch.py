@@ -131,8 +131,9 @@ assert -0.3 < jessica.normalised[0, 0] < 0 and -0.3 < jessica.normalised[0, -1] 
 
 # %% [markdown]
 # In the third pair, the prompts do not even have the same number of tokens: "Elon" at the start is two tokens, "Steve"
-# is one. Then it is not clear which vector replaces which. The library aligns equal tokens (as `diff` does with
-# lines), and leaves out what has no partner.
+# is one. Then it is not clear which vector replaces which. With `align="diff"`, which this experiment has, the library
+# pairs equal tokens, as `diff` does with lines. Of unequal tokens between them, it pairs the last ones, and leaves out
+# what has no partner.
 
 # %%
 print(ELON.clean, "|", ELON.corrupted)
@@ -142,11 +143,14 @@ assert (len(model.tokenize(ELON.clean)), len(model.tokenize(ELON.corrupted))) ==
 assert np.isnan(elon.normalised[:, 0]).all()  # the column without a partner
 assert elon.normalised[1, 2] > 0.9 and elon.normalised[2, -1] > 0.9
 assert np.nanmin(elon.normalised[0]).round(2) == -0.62 and elon.normalised[0, -1].round(2) == 0.28
+last = [model.run(prompt).resid_pre[0, -1] for prompt in (ELON.clean, ELON.corrupted)]
+assert np.allclose(last[0] - model.wpe[15], last[1] - model.wpe[14], atol=1e-5)  # the same token
 
 # %% [markdown]
 # From layer 1 on the picture is the same once more: the surname first, then the last position, and attention in layer
-# 1 in between. At layer 0 the first names also count: -0.62 where " Steve" stands first, 0.28 where it stands last.
-# Three prompts of nearly one form are a reason to try others. The next lessons look at what in layer 1 does it.
+# 1 in between. At layer 0 the words before the surnames count too: -0.62. And 0.28 at the last position, where both
+# prompts have " Elon": the patch carries the position embedding of position 15 to position 14. Three prompts of nearly
+# one form are a reason to try others. The next lessons look at what in layer 1 does it.
 #
 # ## Exercises
 #

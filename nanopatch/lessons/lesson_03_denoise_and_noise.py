@@ -47,8 +47,8 @@ assert run.mlp_post[0, -1, 0] == 0  # relu
 # %% [markdown]
 # ## Denoising the AND gate
 #
-# Clean is "11=", which answers "1". Corrupted is "00=". Both heads are part of the circuit: that is certain. Now patch
-# one head's output at a time, from the clean run into the corrupted run. First by hand:
+# Clean is "11=", which answers "1". Corrupted is "00=". The answer is computed from both heads: that is certain. Now
+# patch one head's output at a time, from the clean run into the corrupted run. First by hand:
 
 # %%
 clean, corrupted = gate.run("11="), gate.run("00=")
