@@ -76,6 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show ␣ or █ gets ? instead
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    options = Namespace()
     try:
         options = parser().parse_args(arguments)
         status = options.command(options)
@@ -100,8 +101,8 @@ def main(arguments: list[str] | None = None) -> int:
 def folder_progress(folder: str) -> str:
     try:
         return RunFolder.at(folder).progress
-    except NanopatchError:  # it was interrupted before there was one
-        return "nothing is done yet"
+    except NanopatchError:  # it was interrupted before there was one, or there are several inside
+        return f"what is done is kept in {folder}"
 
 
 # ---- the grammar ---------------------------------------------------------------------------------
@@ -351,13 +352,10 @@ def add_pieces(command: argparse.ArgumentParser) -> None:
     add("--site", type=names, default=["resid_pre"], help=sites)
     add("--axes", type=names, help="the axes of the grid: layer,position or layer,head or ...")
     add("--window", type=int, default=1, help="how many neighbouring layers are patched together")
-    for axis in ("layers", "positions", "heads"):
-        add(
-            f"--{axis}",
-            type=positions if axis == "positions" else pieces,
-            metavar="LIST",
-            help="only these: 0,3 one by one, or 0+3 together",
-        )
+    only = "only these: 0,3 one by one, or 0+3 together"
+    add("--layers", type=pieces, metavar="LIST", help=only)
+    add("--heads", type=pieces, metavar="LIST", help=only)
+    add("--positions", type=positions, metavar="LIST", help=f"{only}; --positions=-2,-1 from the end; names of marks")
     add("--neurons", type=int, metavar="N", help="the N neurons that differ most (sites mlp_pre, mlp_post)")
     add(
         "--corrupt",
@@ -392,16 +390,14 @@ def names(text: str) -> list[str]:
 
 
 def positions(text: str) -> list[set[Any]]:
-    """As `pieces`; also from the end ("-2,-1"), and names ("last subject,after subject")."""
-    if any(character.isalpha() for character in text):
-        return [{part.strip() for part in piece.split("+")} for piece in text.split(",")]
-    return pieces(text)
+    """As `pieces`, of numbers, also from the end, and names: "last subject+after subject,-1"."""
+    return pieces(text, lambda part: part.strip() if any(map(str.isalpha, part)) else int(part))
 
 
-def pieces(text: str) -> list[set[int]]:
+def pieces(text: str, read: Callable[[str], Any] = int) -> list[set[Any]]:
     """ "0,3+4" as [{0}, {3, 4}]."""
     try:
-        found = [[int(number) for number in piece.split("+")] for piece in text.split(",")]
+        found = [[read(part) for part in piece.split("+")] for piece in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 0,3 (one by one) or 0+3 (together)") from None
     if any(len(set(piece)) < len(piece) for piece in found):
@@ -596,9 +592,7 @@ def merge_command(options: Namespace) -> None:
     if options.furthest is None:
         give_out(result, options)
         return
-    for path in options.output:
-        result.save(path)
-        print(f"wrote {path}", file=sys.stderr)
+    save_and_show(result, options)
     prompts = RunFolder.at(options.folder).prompts
     rows = [{**row, **prompts(row["pair"])} for row in pairs.furthest(*options.furthest)]
     if options.json:
@@ -623,11 +617,7 @@ def edges_command(options: Namespace) -> None:
     if not best:
         raise NanopatchError(f"the best {options.n} edges make no path from embed to logits: give more, with -n")
     kept = faithfulness(model, experiments, best, metric=metric, workers=workers)
-    for path in options.output:
-        scores.save(path, options.n)
-        print(f"wrote {path}", file=sys.stderr)
-    if options.plot:
-        plot.show(scores.plot(options.n))
+    save_and_show(scores, options, options.n)
     if options.json:
         drawn = [{"sender": e.sender, "receiver": e.receiver, "score": e.score} for e in best]
         print_json(scores.to_dict() | {"edges": drawn, "circuit": kept.to_dict()})
@@ -1056,16 +1046,21 @@ def side_by_side(views: dict[str, Any], options: Namespace) -> Any:
     return views[wanted[0]] if len(wanted) == 1 else Panels({name: views[name] for name in wanted})
 
 
-def give_out(result: Any, options: Namespace, *kind: str) -> None:
-    """Write a result to the requested files, show it if requested, and print it. kind: of a picture that has kinds."""
-    if result is None:  # a share is done, and others are missing
-        print(RunFolder.at(options.folder).progress)
-        return
+def save_and_show(result: Any, options: Namespace, *kind: Any) -> None:
+    """Write a result to the requested files, and show it if requested. kind: what its `save` and `plot` also take."""
     for path in options.output:
         result.save(path, *kind)
         print(f"wrote {path}", file=sys.stderr)
     if options.plot:
         plot.show(result.plot(*kind))
+
+
+def give_out(result: Any, options: Namespace, *kind: str) -> None:
+    """Write a result to the requested files, show it if requested, and print it. kind: of a picture that has kinds."""
+    if result is None:  # a share is done, and others are missing
+        print(RunFolder.at(options.folder).progress)
+        return
+    save_and_show(result, options, *kind)
     print_json(result.to_dict()) if options.json else print(result)
 
 

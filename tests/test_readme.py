@@ -93,7 +93,6 @@ def test_its_commands_run(tmp_path, monkeypatch, capsys):
     commands = [shlex.split(line) for line in lines if line.startswith("    nanopatch ") and "gpt2" not in line]
     commands.remove(["nanopatch", "explore"])  # a server, until Ctrl-C; tests/explore starts it
     assert len(commands) >= 3
-    write_pairs(tmp_path / "pairs.jsonl")
     for command in commands:
         assert main(command[1:]) == 0, command
     assert (tmp_path / "michelle.png").read_bytes().startswith(b"\x89PNG")

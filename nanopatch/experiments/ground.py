@@ -10,14 +10,15 @@ Meng et al. (2022, arXiv 2202.05262, section 2) average over such positions, as 
 
 from __future__ import annotations
 
+import functools
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NanopatchError
 from .align import Columns
-from .patch import Patch
+from .patch import Patch, together
 
 if TYPE_CHECKING:
     from ..model.gpt2 import Model
@@ -31,30 +32,32 @@ def is_common(patch: Any) -> bool:
     """Whether a patch's positions are all named, so that they exist in prompts of any length."""
     if not isinstance(patch, Patch) or patch.positions is None or isinstance(patch.positions, str):
         return False
-    items = [item for entry in patch.positions for item in (entry if _is_group(entry) else [entry])]
+    items = [item for entry in patch.positions for item in together(entry)]
     return bool(items) and all(map(_is_named, items))
 
 
 def on_ground(patch: Patch, model: Model, experiment: Experiment, columns: Columns) -> Patch:
     """The same patch with numbers of columns in place of names. NanopatchError if the experiment lacks one."""
+    marks = functools.cache(lambda mark: marked(mark, model, experiment, columns))  # several names may be of one mark
     entries = []
     for entry in patch.positions or ():
-        items = list(entry) if _is_group(entry) else [entry]
-        found = [column for item in items for column in columns_named(item, model, experiment, columns)]
+        found = [column for item in together(entry) for column in columns_named(item, len(columns), marks)]
         entries.append(sorted(set(found)))
     return replace(patch, positions=entries)
 
 
 def names_of(patch: Patch) -> tuple[tuple[str, ...], ...]:
-    """The names of a patch's positions, entry by entry."""
-    return tuple(
-        tuple(str(item) for item in (entry if _is_group(entry) else [entry])) for entry in patch.positions or ()
-    )
+    """The names of a patch's positions, entry by entry; those of a set in one order in every process."""
+    entries = [sorted(e, key=_order) if isinstance(e, (set, frozenset)) else together(e) for e in patch.positions or ()]
+    return tuple(tuple(map(str, entry)) for entry in entries)
 
 
-def columns_named(name: Any, model: Model, experiment: Experiment, columns: Columns) -> list[int]:
-    """The columns of one name."""
-    n = len(columns)
+def _order(item: Any) -> tuple[bool, Any]:
+    return isinstance(item, str), item
+
+
+def columns_named(name: Any, n: int, marks: Callable[[str], list[int]]) -> list[int]:
+    """The columns of one name, of n. marks: those of a mark."""
     if not isinstance(name, str):
         if -n <= name < 0:
             return [n + int(name)]
@@ -62,7 +65,7 @@ def columns_named(name: Any, model: Model, experiment: Experiment, columns: Colu
     place, _, mark = name.partition(" ")
     if place not in PLACES:
         place, mark = "", name
-    of_mark = marked(mark, model, experiment, columns)
+    of_mark = marks(mark)
     first, last = of_mark[0], of_mark[-1]
     found = {"": of_mark, "first": [first], "last": [last], "before": [first - 1], "after": [last + 1]}[place]
     if not 0 <= found[0] < n:
@@ -93,10 +96,6 @@ def marked(mark: str, model: Model, experiment: Experiment, columns: Columns) ->
     if not found or len(found) < len(positions):
         raise NanopatchError(f"{mark} is at the positions {positions}, and there are 0 to {len(tokens) - 1}")
     return found
-
-
-def _is_group(entry: Any) -> bool:
-    return isinstance(entry, (list, set, frozenset, tuple))
 
 
 def _is_named(item: Any) -> bool:

@@ -219,7 +219,12 @@ def _entries(chosen: Any, axis: str) -> list[Any]:
     entries = [entry.tolist() if isinstance(entry, np.ndarray) else entry for entry in chosen]
     if axis in ("head", "neuron") and all(map(_is_pair, entries)):
         return [[tuple(entry)] for entry in entries]
-    return [list(entry) if isinstance(entry, (list, set, frozenset, range)) else [entry] for entry in entries]
+    return [together(entry) for entry in entries]
+
+
+def together(entry: Any) -> list[Any]:
+    """What one entry of a choice patches together: a list, a set or a range; or one thing alone."""
+    return list(entry) if isinstance(entry, (list, set, frozenset, range)) else [entry]
 
 
 def _is_pair(item: Any) -> bool:

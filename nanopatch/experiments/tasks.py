@@ -129,11 +129,12 @@ def indirect_object(
             f'unknown corruption {corruption!r}: give "swap" (of the giver) or "ABC" (three other names)'
         )
     rng = _random(seed)
-    roles, pairs = ("first", "second", "giver"), Different()
+    roles, pairs = ("first", "second", "giver"), dict[str, Experiment]()  # each once
     words_of = {"place": PLACES, "thing": THINGS}
     n_words = math.prod(len(words) for name, words in words_of.items() if f"{{{name}}}" in template)
     n_names = math.perm(len(NAMES), 2 if corruption == "swap" else 5)
-    while len(pairs) < _check_n(n, n_names * n_words):
+    n = _check_n(n, n_names * n_words)
+    while len(pairs) < n:
         receiver, giver, *others = rng.sample(NAMES, 5)
         words = {"place": rng.choice(PLACES), "thing": rng.choice(THINGS)}
         names = [receiver, giver, giver] if order == "ABBA" else [giver, receiver, giver]
@@ -142,8 +143,8 @@ def indirect_object(
             _fill(template, words | dict(zip(roles, in_roles, strict=True)), roles)
             for in_roles in (names, corrupted_names)
         )
-        pairs.add(Experiment(clean, corrupted, f" {receiver}", f" {giver}", prepend_bos))
-    return pairs.kept
+        pairs[clean + corrupted] = Experiment(clean, corrupted, f" {receiver}", f" {giver}", prepend_bos)
+    return list(pairs.values())
 
 
 def induction(
@@ -200,13 +201,15 @@ def induction(
         raise NanopatchError(f"length is {length!r}: give 2 to {len(vocabulary) - 1}, or a vocabulary of more tokens")
     rng = _random(seed)
     after = length // 2  # the position of B; A stands before it
-    pairs = Different()
-    while len(pairs) < _check_n(n, math.perm(len(vocabulary), length + 1)):
+    n, pairs = _check_n(n, math.perm(len(vocabulary), length + 1)), dict[str, Experiment]()  # each once
+    while len(pairs) < n:
         *clean, wrong_answer = rng.sample(vocabulary, length + 1)
         corrupted = [*clean[:after], wrong_answer, *clean[after + 1 :]]
         repeat = clean[:after]
-        pairs.add(Experiment(clean + repeat, corrupted + repeat, clean[after], wrong_answer, prepend_bos))
-    return pairs.kept
+        pairs[str(clean + corrupted)] = Experiment(
+            clean + repeat, corrupted + repeat, clean[after], wrong_answer, prepend_bos
+        )
+    return list(pairs.values())
 
 
 def capitals(
@@ -298,14 +301,16 @@ def greater_than(n: int = 20, year: int | None = None, *, seed: int = 0, prepend
     rng = _random(seed)
     years = range(2, 99) if year is None else [year]
     starts = [(century, y) for century in range(11, 18) for y in years if _is_two_tokens(century, y)]
-    pairs = Different()
-    while len(pairs) < _check_n(n, len(EVENTS) * len(starts)):
+    n, pairs = _check_n(n, len(EVENTS) * len(starts)), dict[str, Experiment]()  # each once
+    while len(pairs) < n:
         event, (century, start) = rng.choice(EVENTS), rng.choice(starts)
         clean, corrupted = (
             f"The {event} lasted from the year {century}{y:02} to the year {century}" for y in (start, 1)
         )
-        pairs.add(Experiment(clean, corrupted, f"{(start + 100) // 2:02}", f"{start // 2:02}", prepend_bos))
-    return pairs.kept
+        pairs[clean + corrupted] = Experiment(
+            clean, corrupted, f"{(start + 100) // 2:02}", f"{start // 2:02}", prepend_bos
+        )
+    return list(pairs.values())
 
 
 def years_above(year: int) -> LogitsFunction:
@@ -381,23 +386,6 @@ def ioi8() -> list[Experiment]:
 # ---- what they share -----------------------------------------------------------------------------
 
 
-class Different:
-    """Experiments in the order in which they were drawn, each once."""
-
-    def __init__(self) -> None:
-        self.kept: list[Experiment] = []
-        self._seen: set[str] = set()
-
-    def __len__(self) -> int:
-        return len(self.kept)
-
-    def add(self, pair: Experiment) -> None:
-        name = f"{pair.clean}|{pair.corrupted}"
-        if name not in self._seen:
-            self._seen.add(name)
-            self.kept.append(pair)
-
-
 def _fill(template: str, words: Mapping[str, str], needed: Sequence[str]) -> str:
     """The template with its slots filled. NanopatchError if a needed slot is missing or a slot is unknown."""
     if not isinstance(template, str):
@@ -412,9 +400,9 @@ def _fill(template: str, words: Mapping[str, str], needed: Sequence[str]) -> str
         raise NanopatchError(f"the template has other slots than {known} ({error}): {template!r:.80}") from None
 
 
-def _check_n(n: int, most: int | None = None) -> int:
-    if not isinstance(n, Integral) or n < 1 or (most is not None and n > most):
-        raise NanopatchError(f"n is {n!r}: give {'at least 1' if most is None else f'from 1 to {most}'}")
+def _check_n(n: int, most: int) -> int:
+    if not isinstance(n, Integral) or not 1 <= n <= most:
+        raise NanopatchError(f"n is {n!r}: give from 1 to {most}")
     return n
 
 

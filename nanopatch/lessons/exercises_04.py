@@ -38,15 +38,11 @@ def _values(answer: float) -> str | None:
     def one_by_one() -> float:
         return float(sweep(load("nano"), MICHELLE, "v").normalised[1].sum())
 
-    def elsewhere(site: Site, clean: Run) -> None:
-        if site.name == "v" and site.layer == 1:
-            site.array[-1] = clean.v[1, -1]
-
     if close(answer, michelle_with(at_surname), 1e-2):
         return None
     if close(answer, one_by_one(), 1e-2):
         return "That is the sum of the four single patches. Patch them in one run."
-    if abs(answer - michelle_with(elsewhere)) < 1e-3:
+    if abs(answer) < 1e-3:
         return (
             "That is the corrupted run as it is: was the assignment reached, and at position 1, where the heads look?"
         )

@@ -9,9 +9,9 @@ Many pairs are cut into parts of consecutive pairs. A part is computed in this p
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -25,6 +25,7 @@ from ..model.gpt2 import Model
 from ..progress import look
 from ..results.pairs import Gathered, gather, join, mean
 from ..results.panels import Panels
+from ..types import Array
 
 Known = Experiment | Sequence[Experiment] | PairFile
 #: One experiment, its name, a list of experiments, or what `nanopatch.read_pairs` returns.
@@ -34,6 +35,8 @@ Key = tuple[str, ...]
 
 #: The most pairs in a part, and the number of parts that fewer pairs are cut into.
 MOST_PAIRS, N_PARTS = 64, 128
+#: In a folder, what all pairs gave stays in memory up to this size of an array, in bytes; larger ones are mapped files.
+IN_MEMORY = 2**28
 
 
 class Task(Protocol):
@@ -194,11 +197,51 @@ def carry_out_part(
     return Part({key: gather([(number, found[key]) for number, found in results]) for key in keys}, skipped)
 
 
-def mean_of_parts(task: Task, parts: Sequence[Part], source: Source) -> dict[Key, Any]:
-    """The means over all experiments of all parts, which are in order. source: the model's, as its user names it."""
-    skipped = list(itertools.chain.from_iterable(part.skipped for part in parts))
-    used = [part.results for part in parts if part.results]
-    return {key: replace(mean(join([part[key] for part in used]), skipped), source=source) for key in used[0]}
+def means_of_parts(
+    parts: Iterable[Part], source: Source | None, folder: Path | None = None, n: int = 0
+) -> dict[Key, Any]:
+    """The means over all experiments of all parts, which come in order.
+
+    source: the model's, as its user names it; None keeps what the parts say. folder: where what `n` experiments gave
+    may be kept in files; without one it stays in memory.
+    """
+    stores: dict[tuple[Key, str], Rows] = {}
+    heads: dict[Key, list[Gathered[Any]]] = {}  # without their values
+    skipped: list[tuple[str, str]] = []
+    for part in parts:
+        skipped += part.skipped
+        for key, gathered in part.results.items():
+            heads.setdefault(key, []).append(replace(gathered, values={}))
+            for name, values in gathered.values.items():
+                file = None if folder is None else folder / f"values-{len(stores)}.npy"
+                stores.setdefault((key, name), Rows(file, n)).add(values)
+    means = {}
+    for key, of_key in heads.items():
+        whole = {name: rows.whole() for (of, name), rows in stores.items() if of == key}
+        result = mean(replace(join(of_key), values=whole), skipped)
+        means[key] = result if source is None else replace(result, source=source)
+    return means
+
+
+class Rows:
+    """The rows of an array, which come part by part: kept in memory, or in a file that is mapped if they are many."""
+
+    def __init__(self, file: Path | None, most: int) -> None:
+        self.file, self.most, self.n = file, most, 0
+        self.kept: list[Array] = []
+        self.mapped: Any = None
+
+    def add(self, rows: Array) -> None:
+        if self.file and not self.n and rows[0].nbytes * self.most > IN_MEMORY:
+            self.mapped = np.lib.format.open_memmap(self.file, "w+", rows.dtype, (self.most, *rows.shape[1:]))
+        if self.mapped is None:
+            self.kept.append(rows)
+        else:
+            self.mapped[self.n : self.n + len(rows)] = rows
+        self.n += len(rows)
+
+    def whole(self) -> Array:
+        return np.concatenate(self.kept) if self.mapped is None else np.asarray(self.mapped[: self.n])
 
 
 def arranged(names: Sequence[Sequence[str]], lists: Sequence[bool], results: Mapping[Key, Any]) -> Any:

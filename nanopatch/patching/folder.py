@@ -17,7 +17,6 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +29,14 @@ from ..model.gpt2 import Model
 from ..results.base import jsonable, read_npz
 from ..results.direct import DirectAttribution
 from ..results.edges import EdgeScores, Faithfulness
-from ..results.pairs import Gathered, join, mean
+from ..results.pairs import Gathered
 from ..results.sweep import Sweep
-from ..types import Array, PathLike
-from .average import Given, Key, Part, Task, arranged, part_size
+from ..types import PathLike
+from .average import Given, Key, Part, Task, arranged, means_of_parts, part_size
 
 FORMAT = "nanopatch run 1"
 #: What a part can hold.
 KINDS: dict[str, Any] = {kind.kind: kind for kind in (Sweep, EdgeScores, Faithfulness, DirectAttribution)}
-#: What all pairs gave stays in memory up to this size of an array, in bytes; larger arrays are files, and mapped.
-IN_MEMORY = 2**28
 
 
 class RunFolder:
@@ -183,21 +180,8 @@ class RunFolder:
         missing = self.missing()
         if missing:
             raise NanopatchError(f"the run is not finished: {self.progress}")
-        stores: dict[tuple[Key, str], Rows] = {}
-        heads: dict[Key, list[Gathered[Any]]] = {}  # without their values
-        skipped: list[tuple[str, str]] = []
-        for part in map(self.read, range(self.n_parts)):
-            skipped += part.skipped
-            for key, gathered in part.results.items():
-                heads.setdefault(key, []).append(replace(gathered, values={}))
-                for name, values in gathered.values.items():
-                    file = self.path / f"values-{len(stores)}.npy"
-                    stores.setdefault((key, name), Rows(file, self.manifest["pairs"]["n"])).add(values)
-        means = {}
-        for key, parts in heads.items():
-            whole = {name: rows.whole() for (of, name), rows in stores.items() if of == key}
-            result = mean(replace(join(parts), values=whole), skipped)
-            means[key] = result if source is None else replace(result, source=source)
+        parts = map(self.read, range(self.n_parts))
+        means = means_of_parts(parts, source, self.path, self.manifest["pairs"]["n"])
         return arranged(self.manifest["names"], self.manifest["lists"], means)
 
 
@@ -212,27 +196,6 @@ def merge(folder: PathLike) -> Any:
     return RunFolder.at(folder).result()
 
 
-class Rows:
-    """The rows of an array, which come part by part: kept in memory, or in a file that is mapped if they are many."""
-
-    def __init__(self, file: Path, most: int) -> None:
-        self.file, self.most, self.n = file, most, 0
-        self.kept: list[Array] = []
-        self.mapped: Any = None
-
-    def add(self, rows: Array) -> None:
-        if not self.n and rows[0].nbytes * self.most > IN_MEMORY:
-            self.mapped = np.lib.format.open_memmap(self.file, "w+", rows.dtype, (self.most, *rows.shape[1:]))
-        if self.mapped is None:
-            self.kept.append(rows)
-        else:
-            self.mapped[self.n : self.n + len(rows)] = rows
-        self.n += len(rows)
-
-    def whole(self) -> Array:
-        return np.concatenate(self.kept) if self.mapped is None else np.asarray(self.mapped[: self.n])
-
-
 # ---- what was asked ---------------------------------------------------------------------------------
 
 
@@ -240,15 +203,14 @@ def question(model: Model, task: Task, given: Sequence[Given]) -> dict[str, Any]
     """All that decides the result, as JSON holds it."""
     asked = {
         "format": FORMAT,
-        "model": {"name": model.source.name if model.source else "unnamed", "weights": weights_sha256(model)},
+        "model": {"weights": weights_sha256(model)},  # no name: the same weights may have others elsewhere
         "task": task.to_dict(),
         "names": task.names,
         "lists": task.lists,
         "pairs": {"n": len(given), "sha256": pairs_sha256(given), "part_size": part_size(len(given))},
     }
-    asked = json.loads(json.dumps(jsonable(asked)))
-    del asked["model"]["name"]  # the same weights may have other names elsewhere
-    return asked
+    found: dict[str, Any] = json.loads(json.dumps(jsonable(asked)))
+    return found
 
 
 def pairs_sha256(given: Sequence[Given]) -> str:

@@ -23,7 +23,7 @@ from .average import (
     checked,
     cut,
     listed,
-    mean_of_parts,
+    means_of_parts,
     standard_of,
 )
 
@@ -79,12 +79,12 @@ def over(model: Model, experiments: Any, task: Task, where: Where = HERE) -> Any
         task.structure(model, experiments)  # raises if it cannot be used
         if where.folder is None:
             return arranged(task.names, task.lists, task.one(model, experiments, 0))
-    given = listed(experiments)
+    given, source = listed(experiments), model.source or Source("unnamed")
     standard = standard_of(model, task, given)
     parts = dict(enumerate(cut(given)))
     if where.folder is None:
         done = dict(compute(model, task, parts, standard, where))
-        means = mean_of_parts(task, [done[number] for number in sorted(done)], model.source or Source("unnamed"))
+        means = means_of_parts([done[number] for number in sorted(done)], source)
         return arranged(task.names, task.lists, means)
     from .folder import RunFolder
 
@@ -99,7 +99,7 @@ def over(model: Model, experiments: Any, task: Task, where: Where = HERE) -> Any
             raise NanopatchError(f"{error} ({folder.progress})") from None
     if share.of > 1 and folder.missing():
         return None
-    return folder.result(model.source or Source("unnamed"))
+    return folder.result(source)
 
 
 def compute(

@@ -136,23 +136,22 @@ def add_changes(
     def donated(i: int, site: str, layer: int) -> Array:
         return np.asarray(case.donors(site)[draws[i]][layer][at])
 
-    for layer in range(model.n_layer):
-        block = model.h[layer]
-        for i, senders in enumerate(rows):
-            if layer == 0 and any(sender.site == "resid_pre" for sender in senders):
-                change[i] = donated(i, "resid_pre", 0) - base.resid_pre[0][at]
+    for i, senders in enumerate(rows):
+        if any(sender.site == "resid_pre" for sender in senders):
+            change[i] = donated(i, "resid_pre", 0) - base.resid_pre[0][at]
+    for layer, block in enumerate(model.h):
         groups = at_point(2 * layer)
-        for site in "qkv":
-            if (site, layer) in wanted and groups:
+        resid_pre = base.resid_pre[layer][at] + change[groups]
+        asked = [site for site in "qkv" if (site, layer) in wanted and groups]
+        if asked:
+            normed = layer_norm(resid_pre, *block.ln_1, model.config.layer_norm_epsilon)
+            for site in asked:
                 first_column = "qkv".index(site) * model.d_model
                 columns = slice(first_column, first_column + model.d_model)
-                normed = layer_norm(
-                    base.resid_pre[layer][at] + change[groups], *block.ln_1, model.config.layer_norm_epsilon
-                )
                 made = affine(normed, block.attn.c_attn.weight[:, columns], block.attn.c_attn.bias[columns])
                 keep(site, layer, groups, made.reshape(*made.shape[:2], model.n_head, model.d_head))
         if ("resid_pre", layer) in wanted:
-            keep("resid_pre", layer, groups, base.resid_pre[layer][at] + change[groups])
+            keep("resid_pre", layer, groups, resid_pre)
         for i, senders in enumerate(rows):
             here = [sender for sender in senders if sender.layer == layer]
             if any(sender.site == "attn_out" for sender in here):  # whatever its heads write
@@ -165,13 +164,13 @@ def add_changes(
         resid_mid = base.resid_mid[layer][at] + change[groups]
         if ("mlp_pre", layer) in wanted and groups:
             keep("mlp_pre", layer, groups, mlp_input(model, resid_mid, layer))
+        of_mlp = np.zeros_like(change)
         if between == "free mlps" and groups:
-            change[groups] += mlp_output(model, resid_mid, layer) - base.mlp_out[layer][at]
+            of_mlp[groups] = mlp_output(model, resid_mid, layer) - base.mlp_out[layer][at]
         for i, senders in enumerate(rows):
-            if any((sender.site, sender.layer) == ("mlp_out", layer) for sender in senders):
-                before = base.resid_mid[layer][at] + change[i] if i not in groups else resid_mid[groups.index(i)]
-                held = donated(i, "mlp_out", layer) - base.mlp_out[layer][at]
-                change[i] = before - base.resid_mid[layer][at] + held
+            if any((sender.site, sender.layer) == ("mlp_out", layer) for sender in senders):  # whatever it reads
+                of_mlp[i] = donated(i, "mlp_out", layer) - base.mlp_out[layer][at]
+        change += of_mlp
         if layer == model.n_layer - 1 and ("resid_post", layer) in wanted:
             keep("resid_post", layer, list(range(n)), base.resid_post[layer][at] + change)
     return found

@@ -121,24 +121,19 @@ class SweepTask(NamedTuple):
     def structure(self, model: Model, experiment: Experiment) -> Columns:
         """Those of the prompts. Nothing, if all positions are named, so that prompts of any length have them."""
         corruption, whats = self.question.corruption, self.question.whats.values()
-        columns: Columns = []
         if corruption is not None:
-            columns = [(i, i) for i in range(len(tokens_of(model, experiment, corruption).clean))]
-        elif all(map(is_common, whats)):
+            columns: Columns = [(i, i) for i in range(len(tokens_of(model, experiment, corruption).clean))]
+        else:
+            for what in whats:
+                if isinstance(what, Paths):
+                    check_equal_positions(model, experiment, "path patching")
+                elif what.site in ATTENTION_SITES:
+                    check_equal_positions(model, experiment, f"patching {what.site}", ": patch z instead")
             columns = experiment.columns(model)
         for what in whats:
             if isinstance(what, Patch) and is_common(what):
-                on_ground(what, model, experiment, columns)
-        if all(map(is_common, whats)):
-            return []
-        if corruption is not None:
-            return columns
-        for what in self.question.whats.values():
-            if isinstance(what, Paths):
-                check_equal_positions(model, experiment, "path patching")
-            elif what.site in ATTENTION_SITES:
-                check_equal_positions(model, experiment, f"patching {what.site}", ": patch z instead")
-        return experiment.columns(model)
+                on_ground(what, model, experiment, columns)  # raises if it is not there
+        return [] if all(map(is_common, whats)) else columns
 
     def one(self, model: Model, experiment: Experiment, number: int) -> dict[Key, Sweep]:
         return carry_out_one(model, experiment, number, self.question, self.method)

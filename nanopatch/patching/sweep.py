@@ -67,7 +67,7 @@ def sweep(
     metric : str, Metric or callable
         A name (`nanopatch.experiments.metrics.METRICS`) or a function of the logits (n_tokens, n_vocab).
     corruption : Zero, Mean, Resample or Noise, optional
-        What takes the where of the corrupted prompt.
+        What takes the place of the corrupted prompt.
     memory : int
         Bytes to compute in, besides the model. Less memory takes more time. Each worker takes as much.
     executor : Executor, optional
@@ -119,9 +119,8 @@ def ablate(
 ) -> Sweep | Any:
     """Replace a site of the clean run piece by piece, and measure every run. `normalised` has relative changes.
 
-    It is `sweep(..., corruption=by)`. by: `Zero()` by default, `Mean(prompts)` or
-    `Resample(prompts)`. Only the clean prompts and the answers of the experiments are used. executor, workers, folder:
-    as for `sweep`.
+    It is `sweep(..., corruption=by)`. by: `Zero()` by default, `Mean(prompts)` or `Resample(prompts)`. Only the clean
+    prompts and the answers of the experiments are used. executor, workers, folder: as for `sweep`.
     `nanopatch.attribute(..., corruption=by)` estimates an ablation. The estimate is bad if the whole residual stream
     goes to zero: LayerNorm sees only its direction, so nearly all of the change comes in the last step.
 
@@ -155,8 +154,8 @@ def trace(
 
     It is `sweep(..., corruption=Noise(noised, sigma, seeds))`. noised: the positions whose embeddings get noise.
     sigma: its standard deviation, in standard deviations of the entries of wte. Only the clean prompts and the answers
-    of the experiments are used. executor, workers, folder: as for `sweep`. The result lists
-    the known objections. (Meng et al. 2022, arXiv 2202.05262.)
+    of the experiments are used. executor, workers, folder: as for `sweep`. The result lists the known objections.
+    (Meng et al. 2022, arXiv 2202.05262.)
 
     Examples
     --------

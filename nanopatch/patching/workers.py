@@ -18,6 +18,7 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future,
 from typing import Any
 
 from ..errors import NanopatchError
+from ..model.backward import named_weights
 from ..model.checkpoint import load, loaded_as, place_of, weights_sha256
 from ..model.convert import save_checkpoint
 from ..model.gpt2 import Model
@@ -182,25 +183,30 @@ def _begin(stop: Any) -> None:
 
 
 def by_name(model: Model) -> bytes | None:
-    """A model as a worker is sent it: by the name of its files, with a hash of its weights. None if it has no files."""
+    """A model as a worker is sent it: by the name of its files, with a hash of its weights. None if it has no files.
+
+    (Pickling it would load it again here, to see whether the files still hold it.)
+    """
     source = model.source
     if not source or not source.files or not source.is_unchanged:
         return None
-    given = {name: getattr(model, name) for name in ("vocabulary", "trained_tokens", "token_names")}
-    return pickle.dumps((place_of(source), weights_sha256(model), model.dtype, model.config, given))
+    return pickle.dumps((place_of(source), weights_sha256(model), model.dtype, model.config, set_by_user(model)))
+
+
+def set_by_user(model: Model) -> dict[str, Any]:
+    """What of a model its user may have set, whatever its files say."""
+    return {name: getattr(model, name) for name in ("vocabulary", "trained_tokens", "token_names")}
 
 
 @contextlib.contextmanager
 def by_value(model: Model) -> Iterator[bytes]:
     """A model that no files hold: pickled whole, or saved to a temporary folder if it is large."""
-    whole = pickle.dumps((None, model))
-    if len(whole) <= MOST_PICKLED:
-        yield whole
+    if sum(array.nbytes for array in named_weights(model).values()) <= MOST_PICKLED:
+        yield pickle.dumps((None, model))
         return
     with tempfile.TemporaryDirectory(prefix="nanopatch-") as folder:
         twin = load(save_checkpoint(model, folder), model.dtype)
-        for name in ("vocabulary", "trained_tokens", "token_names"):
-            setattr(twin, name, getattr(model, name))
+        vars(twin).update(set_by_user(model))
         named = by_name(twin)
         assert named is not None
         yield named

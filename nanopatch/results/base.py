@@ -232,8 +232,12 @@ def jsonable(value: Any) -> Any:
         return {name: jsonable(item) for name, item in value.items()}
     if isinstance(value, np.ndarray):
         return jsonable(value.tolist())
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (set, frozenset)):  # what is patched together; the order of texts differs between processes
+        return [jsonable(item) for item in sorted(value, key=repr)]
+    if isinstance(value, (list, tuple, range)):
         return [jsonable(item) for item in value]
+    if isinstance(value, np.generic):
+        return jsonable(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value

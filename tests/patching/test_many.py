@@ -159,6 +159,20 @@ def test_what_is_left_out_is_said_in_order():
         sweep(model, [UNEQUAL, UNEQUAL], "z", executor=Inline())
 
 
+@pytest.mark.parametrize("positions", [[{1, 2}, 3], range(2), np.array([1, 2]), range(-2, 0), [{-1, -2}]])
+def test_what_is_patched_may_be_sets_ranges_and_arrays(positions, tmp_path):
+    model, patch = tiny_model(), Patch("resid_pre", positions=positions)
+    expected = said(sweep(model, PAIRS, patch))
+    for _ in range(2):
+        assert said(sweep(model, PAIRS, patch, folder=tmp_path / "run")) == expected
+
+
+def test_named_positions_beside_a_site_without_them():
+    model, both = tiny_model(), [Patch("resid_pre", positions=[-1]), "z"]
+    panels = sweep(model, PAIRS, both)
+    assert [panels[name].n_pairs for name in panels] == [13, 13]
+
+
 def test_one_experiment_in_a_folder(tmp_path):
     model, (pair,) = tiny_model(), make_pairs(1)
     alone = sweep(model, pair)
@@ -297,7 +311,7 @@ def test_what_every_pair_gave_may_be_in_a_file(tmp_path, monkeypatch):
     model = tiny_model()
     monkeypatch.setattr(average, "N_PARTS", 5)
     expected = sweep(model, PAIRS, "z")
-    monkeypatch.setattr(folder, "IN_MEMORY", 100)
+    monkeypatch.setattr(average, "IN_MEMORY", 100)
     found = sweep(model, PAIRS, "z", folder=tmp_path / "run")
     assert said(found) == said(expected)
     assert (tmp_path / "run/values-0.npy").exists() and not found.pairs.values.flags.owndata
