@@ -56,16 +56,20 @@ class Pairs(Result):
         ends = (self.values.min(), self.values.max()) if self.values.size else (np.nan, np.nan)
         return f"{self!r}; values from {number(float(ends[0]))} to {number(float(ends[1]))}"
 
+    @property
+    def cells(self) -> list[str]:
+        """The index of each cell, such as "2,0"; "value" where a pair gave one number."""
+        return [",".join(map(str, index)) or "value" for index in np.ndindex(self.values.shape[1:])]
+
     def to_rows(self) -> list[dict[str, Any]]:
         """One dict for each pair: its number, its baselines, and each cell's value under the cell's index ("2,0")."""
-        names = [",".join(map(str, index)) or "value" for index in np.ndindex(self.values.shape[1:])]
         rows = []
         for i, pair in enumerate(self.numbers):
             row: dict[str, Any] = {"pair": pair}
             for name in ("baseline_clean", "baseline_corrupted"):
                 if (baselines := getattr(self, name)) is not None:
                     row[name] = float(baselines[i])
-            rows.append(row | dict(zip(names, map(float, self.values[i].reshape(-1)), strict=True)))
+            rows.append(row | dict(zip(self.cells, map(float, self.values[i].reshape(-1)), strict=True)))
         return rows
 
     def _parts(self) -> tuple[Drawing, list[str]]:
@@ -74,14 +78,12 @@ class Pairs(Result):
             values=flat,
             rows=list(map(str, self.numbers)),
             rows_title="pair",
-            columns=[",".join(map(str, index)) for index in np.ndindex(self.values.shape[1:])],
+            columns=self.cells,
             columns_title="cell",
             title=f"{len(self)} pairs",
             unit="metric",
             signed=True,
             largest=0.0,
-            noise=0.0,
-            unchanged=None,
         )
         return plot.heatmap(matrix), []
 
