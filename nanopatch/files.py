@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -187,11 +187,11 @@ def check_writable(path: PathLike) -> Path:
     return target
 
 
-def write_whole(path: PathLike, content: bytes) -> None:
+def write_whole(path: PathLike, content: bytes | Iterable[bytes]) -> None:
     """Write bytes to a temporary file beside `path`, then rename it, so that `path` never holds half a file.
 
-    An existing file keeps its mode. A symbolic link stays, and its target is written. Raises NanopatchError if the
-    file cannot be written (see `check_writable`; or the disk is full, ...).
+    content: in one piece, or piece by piece. An existing file keeps its mode. A symbolic link stays, and its target is
+    written. Raises NanopatchError if the file cannot be written (see `check_writable`; or the disk is full, ...).
     """
     import tempfile
 
@@ -200,7 +200,7 @@ def write_whole(path: PathLike, content: bytes) -> None:
         mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else new_file_mode()
         descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=".nanopatch-")
         with open(descriptor, "wb") as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
         os.chmod(temporary, mode)
         os.replace(temporary, target)
         temporary = None

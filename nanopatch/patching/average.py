@@ -23,7 +23,7 @@ from ..experiments.pairs import PairFile
 from ..files import Source
 from ..model.gpt2 import Model
 from ..progress import look
-from ..results.pairs import Gathered, gather, join, mean
+from ..results.pairs import Gathered, gather, mean, shared
 from ..results.panels import Panels
 from ..types import Array
 
@@ -36,7 +36,7 @@ Key = tuple[str, ...]
 #: The most pairs in a part, and the number of parts that fewer pairs are cut into.
 MOST_PAIRS, N_PARTS = 64, 128
 #: In a folder, what all pairs gave stays in memory up to this size of an array, in bytes; larger ones are mapped files.
-IN_MEMORY = 2**28
+IN_MEMORY = 2**24
 
 
 class Task(Protocol):
@@ -197,51 +197,55 @@ def carry_out_part(
     return Part({key: gather([(number, found[key]) for number, found in results]) for key in keys}, skipped)
 
 
-def means_of_parts(
-    parts: Iterable[Part], source: Source | None, folder: Path | None = None, n: int = 0
-) -> dict[Key, Any]:
-    """The means over all experiments of all parts, which come in order.
+def means_of_parts(parts: Iterable[Part], n: int, source: Source | None, folder: Path | None = None) -> dict[Key, Any]:
+    """The means over all `n` experiments of all parts, which come in order. Of a part, only its numbers are kept.
 
-    source: the model's, as its user names it; None keeps what the parts say. folder: where what `n` experiments gave
-    may be kept in files; without one it stays in memory.
+    source: the model's, as its user names it; None keeps what the parts say. folder: where many numbers may be kept in
+    files; without one they stay in memory.
     """
-    stores: dict[tuple[Key, str], Rows] = {}
-    heads: dict[Key, list[Gathered[Any]]] = {}  # without their values
+    stores: dict[Key, dict[str, Rows]] = {}
+    together: dict[Key, tuple[Any, Any]] = {}  # the first pair's result, and what all pairs share
     skipped: list[tuple[str, str]] = []
     for part in parts:
         skipped += part.skipped
         for key, gathered in part.results.items():
-            heads.setdefault(key, []).append(replace(gathered, values={}))
-            for name, values in gathered.values.items():
-                file = None if folder is None else folder / f"values-{len(stores)}.npy"
-                stores.setdefault((key, name), Rows(file, n)).add(values)
+            rows = {"numbers": gathered.numbers, **gathered.values}
+            its = gathered.first, gathered.common
+            if key in together:
+                together[key] = together[key][0], shared([together[key], its])
+            else:
+                together[key] = its
+                file = f"result-{len(stores)}-{{}}.npy"
+                stores[key] = {
+                    name: Rows(n, like, folder and folder / file.format(name)) for name, like in rows.items()
+                }
+            for name, store in stores[key].items():
+                store.add(rows[name])
     means = {}
-    for key, of_key in heads.items():
-        whole = {name: rows.whole() for (of, name), rows in stores.items() if of == key}
-        result = mean(replace(join(of_key), values=whole), skipped)
+    for key, (first, common) in together.items():
+        values = {name: store.whole for name, store in stores[key].items()}
+        result = mean(Gathered(first, common, values.pop("numbers"), values), skipped)
         means[key] = result if source is None else replace(result, source=source)
     return means
 
 
 class Rows:
-    """The rows of an array, which come part by part: kept in memory, or in a file that is mapped if they are many."""
+    """The rows of an array that come part by part, at most `most`. file: if they are many, kept there, and mapped."""
 
-    def __init__(self, file: Path | None, most: int) -> None:
-        self.file, self.most, self.n = file, most, 0
-        self.kept: list[Array] = []
-        self.mapped: Any = None
+    def __init__(self, most: int, like: Array, file: Path | None) -> None:
+        self.n, shape = 0, (most, *like.shape[1:])
+        if file and most * like[0].nbytes > IN_MEMORY:
+            self.all: Array = np.lib.format.open_memmap(file, "w+", like.dtype, shape)
+        else:
+            self.all = np.empty(shape, like.dtype)
 
     def add(self, rows: Array) -> None:
-        if self.file and not self.n and rows[0].nbytes * self.most > IN_MEMORY:
-            self.mapped = np.lib.format.open_memmap(self.file, "w+", rows.dtype, (self.most, *rows.shape[1:]))
-        if self.mapped is None:
-            self.kept.append(rows)
-        else:
-            self.mapped[self.n : self.n + len(rows)] = rows
+        self.all[self.n : self.n + len(rows)] = rows
         self.n += len(rows)
 
+    @property
     def whole(self) -> Array:
-        return np.concatenate(self.kept) if self.mapped is None else np.asarray(self.mapped[: self.n])
+        return np.asarray(self.all[: self.n])
 
 
 def arranged(names: Sequence[Sequence[str]], lists: Sequence[bool], results: Mapping[Key, Any]) -> Any:

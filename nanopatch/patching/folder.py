@@ -91,8 +91,8 @@ class RunFolder:
         if not file.exists():
             if any((folder / "parts").iterdir()):
                 raise NanopatchError(f"{folder} has parts, but no manifest.json: give another folder")
-            lines = [{"problem": one.reason} if one.experiment is None else jsonable(one.experiment) for one in given]
-            write_whole(folder / "pairs.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines).encode())
+            lines = ({"problem": one.reason} if one.experiment is None else jsonable(one.experiment) for one in given)
+            write_whole(folder / "pairs.jsonl", (f"{json.dumps(line)}\n".encode() for line in lines))
             write_once(file, json.dumps(asked, indent=1).encode())
         there = cls.at(folder)
         for name, mine in flat(asked).items():
@@ -181,7 +181,7 @@ class RunFolder:
         if missing:
             raise NanopatchError(f"the run is not finished: {self.progress}")
         parts = map(self.read, range(self.n_parts))
-        means = means_of_parts(parts, source, self.path, self.manifest["pairs"]["n"])
+        means = means_of_parts(parts, self.manifest["pairs"]["n"], source, self.path)
         return arranged(self.manifest["names"], self.manifest["lists"], means)
 
 

@@ -84,7 +84,7 @@ def over(model: Model, experiments: Any, task: Task, where: Where = HERE) -> Any
     parts = dict(enumerate(cut(given)))
     if where.folder is None:
         done = dict(compute(model, task, parts, standard, where))
-        means = means_of_parts([done[number] for number in sorted(done)], source)
+        means = means_of_parts((done.pop(number) for number in sorted(done)), len(given), source)
         return arranged(task.names, task.lists, means)
     from .folder import RunFolder
 

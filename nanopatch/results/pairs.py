@@ -196,7 +196,7 @@ def gather(results: Sequence[tuple[int, R]]) -> Gathered[R]:
     first = results[0][1]
     return Gathered(
         first=first,
-        common=replace(first, **first._shared([(result, result) for _, result in results])),  # type: ignore[type-var]
+        common=shared([(result, result) for _, result in results]),
         numbers=np.array([number for number, _ in results]),
         values={
             name: np.array([getattr(result, name) for _, result in results], np.float64)
@@ -206,15 +206,10 @@ def gather(results: Sequence[tuple[int, R]]) -> Gathered[R]:
     )
 
 
-def join(parts: Sequence[Gathered[R]]) -> Gathered[R]:
-    """Several parts as one; their order is that of their pairs."""
-    first = parts[0].first
-    return Gathered(
-        first=first,
-        common=replace(first, **first._shared([(part.first, part.common) for part in parts])),  # type: ignore[type-var]
-        numbers=np.concatenate([part.numbers for part in parts]),
-        values={name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values},
-    )
+def shared(of: Sequence[tuple[R, R]]) -> R:
+    """What several pairs share, or several parts: of (the first pair's result, what the part's pairs share)."""
+    first = of[0][0]
+    return replace(first, **first._shared(of))  # type: ignore[type-var]
 
 
 def mean(of: Gathered[R], skipped: Sequence[tuple[str, str]] = ()) -> R:

@@ -314,7 +314,7 @@ def test_what_every_pair_gave_may_be_in_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr(average, "IN_MEMORY", 100)
     found = sweep(model, PAIRS, "z", folder=tmp_path / "run")
     assert said(found) == said(expected)
-    assert (tmp_path / "run/values-0.npy").exists() and not found.pairs.values.flags.owndata
+    assert (tmp_path / "run/result-0-grid.npy").exists() and not found.pairs.values.flags.owndata
     assert said(merge(tmp_path / "run")) == said(expected)
 
 
