@@ -1,6 +1,7 @@
 """nanopatch: GPT-2 in plain NumPy, for seeing how activation patching works."""
 
 from . import experiments
+from .circuits.run import faithfulness
 from .errors import NanopatchError
 from .experiments import metrics, tasks
 from .experiments.corruption import Mean, Noise, Resample, Zero
@@ -10,7 +11,7 @@ from .experiments.pairs import read_pairs
 from .experiments.patch import Patch, Paths
 from .explore.file import Page, make_page
 from .gradients.attribution import attribute
-from .gradients.edges import circuit, edge_attribution, faithfulness
+from .gradients.edges import circuit, edge_attribution
 from .gradients.saliency import saliency
 from .lenses.attention import attention
 from .lenses.direct import direct_logit_attribution

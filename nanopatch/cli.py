@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from . import __version__
+from .circuits.run import faithfulness
 from .errors import NanopatchError, one_line
 from .experiments.align import Columns, align
 from .experiments.corruption import Corruption, Mean, Noise, Resample, Zero
@@ -30,7 +31,7 @@ from .experiments.patch import BETWEEN, Patch
 from .explore.file import SITES, make_page
 from .files import check_writable, expand, read_text, write_whole
 from .gradients.attribution import attribute
-from .gradients.edges import circuit, edge_attribution, faithfulness
+from .gradients.edges import circuit, edge_attribution
 from .lenses.attention import attention
 from .lenses.direct import direct_logit_attribution
 from .lenses.heads import head_scores

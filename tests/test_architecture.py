@@ -21,6 +21,7 @@ ORDER = (
     ("lenses",),
     ("patching",),
     ("gradients",),
+    ("circuits",),
     ("explore",),
     ("",),
     ("lessons",),

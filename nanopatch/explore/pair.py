@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..circuits.run import edge_pairs, measure_circuits
 from ..errors import NanopatchError
 from ..experiments.experiment import Experiment
 from ..experiments.metrics import METRICS
 from ..experiments.patch import Patch
-from ..gradients.edges import edge_pairs, measure_circuit, score_edges
+from ..gradients.edges import score_edges
 from ..lenses.direct import direct_logit_attribution
 from ..lenses.logit import logit_lenses
 from ..model.gpt2 import Model
@@ -207,13 +208,13 @@ class Pair:
         if metric not in self._scores:
             check_equal_positions(self.model, self.experiment, "edge attribution")
             case = self.case("resid_pre", "denoise", metric)
-            self._scores[metric] = score_edges(self.model, self.experiment, case, 5)
+            self._scores[metric] = score_edges(self.model, case, 5)
         return self._scores[metric]
 
     def faithfulness(self, metric: str, n: int) -> Faithfulness:
         """The metric when only the circuit of the best n edges carries the clean run."""
         case = self.case("resid_pre", "noise", metric)
-        return measure_circuit(self.model, case, edge_pairs(self.scores(metric).circuit(n)))
+        return measure_circuits(self.model, case, [edge_pairs(self.scores(metric).circuit(n))])[0]
 
 
 def finished(model: Model, runs: Sequence[Run]) -> list[Run]:

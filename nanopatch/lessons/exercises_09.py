@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..circuits.run import faithfulness
 from ..experiments.experiment import INDIRECT_OBJECT
-from ..gradients.edges import circuit, edge_attribution, faithfulness
+from ..gradients.edges import circuit, edge_attribution
 from ..model.checkpoint import load
 from ..model.gpt2 import Model
 from ..results.edges import EdgeScores

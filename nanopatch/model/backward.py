@@ -94,21 +94,37 @@ def backward(model: Model, run: Run, d_logits: Array, sites: Sites = None) -> Ru
         )
     if not np.isfinite(d_logits).all():
         raise NanopatchError("d_logits holds NaN or infinity: the metric has no finite derivative at these logits")
-    gradients = {name: np.empty(getattr(run, name).shape, model.dtype) for name in SITES if name in keep}
-
-    # logits = ln_final @ lm_head.T. Most metrics read few tokens. The rows of lm_head for the others add nothing.
-    # Leaving them out needs a copy of the other rows, which is slower if there are many.
-    read = np.flatnonzero(d_logits.any(axis=tuple(range(d_logits.ndim - 1))))
-    used = read if 0 < read.size < model.n_vocab // 8 else slice(None)
-    d_ln_final = affine(d_logits[..., used], model.lm_head[used])  # (n_tokens, d_model)
+    d_ln_final = unembedding_backward(model, d_logits)  # (n_tokens, d_model)
     # ln_final = layer_norm(resid_post of the last block)
     d_resid = layer_norm_backward(d_ln_final, run.resid_post[-1], model.ln_f.weight, model.config.layer_norm_epsilon)
+    of_blocks = blocks_backward(model, run, d_resid, keep)
+    gradients = {name: of_blocks[name] for name in of_blocks.names}
     for name, array in (("logits", d_logits), ("ln_final", d_ln_final)):
         if name in keep:
-            gradients[name][...] = array
+            gradients[name] = array.copy()
+    return Run(gradients, run.tokens, model, is_gradient=True)
+
+
+def unembedding_backward(model: Model, d_logits: Array) -> Array:
+    """Derivative with respect to ln_final, (n_tokens, d_model), of `logits = ln_final @ lm_head.T`."""
+    # Most metrics read few tokens. The rows of lm_head for the others add nothing. Leaving them out needs a copy of the
+    # other rows, which is slower if there are many.
+    read = np.flatnonzero(d_logits.any(axis=tuple(range(d_logits.ndim - 1))))
+    used = read if 0 < read.size < model.n_vocab // 8 else slice(None)
+    return affine(d_logits[..., used], model.lm_head[used])
+
+
+def blocks_backward(model: Model, run: Run, d_resid_post: Array, sites: Sites = None) -> Run:
+    """As `backward`, from the end of the last block: given the derivative with respect to what it leaves.
+
+    d_resid_post: (n_tokens, d_model). The record needs the blocks' arrays alone.
+    """
+    keep = known_sites(sites).intersection(BLOCK_SITES)
+    gradients = {name: np.empty(getattr(run, name).shape, model.dtype) for name in SITES if name in keep}
+    d_resid = d_resid_post
     for layer in reversed(range(model.n_layer)):
         d_arrays = block_backward(model, layer, run, d_resid)
-        for name in keep.intersection(BLOCK_SITES):
+        for name in keep:
             gradients[name][layer] = d_arrays[name]
         d_resid = d_arrays["resid_pre"]
         del d_arrays  # frees the memory before the next layer's arrays are made
@@ -295,8 +311,7 @@ def layer_norm_backward(d_y: Array, x: Array, weight: Array, eps: float) -> Arra
     d_normed = d_y * weight
     d_x = d_normed - d_normed.mean(axis=-1, keepdims=True)
     d_normed *= normed
-    normed *= d_normed.mean(axis=-1, keepdims=True)
-    d_x -= normed
+    d_x -= normed * d_normed.mean(axis=-1, keepdims=True)
     d_x /= sigma
     return d_x
 

@@ -93,6 +93,13 @@ def receivers_of(model: Model) -> dict[Node, Place]:
     return places | {Node("resid", model.n_layer): end, Node("logits"): end}
 
 
+def graph(model: Model) -> tuple[dict[Node, Place], dict[Node, Place]]:
+    """The senders and the receivers of the edges of a model, in the order of the run."""
+    senders = {n: place for n, place in senders_of(model).items() if n.kind != "attn"}
+    receivers = {n: place for n, place in receivers_of(model).items() if n.kind != "resid"}
+    return senders, receivers
+
+
 def comes_after(receiver: Place, senders: Iterable[Place]) -> bool:
     """Whether the receiver reads at or after the first point that one of the senders has written to."""
     return receiver.point >= min(sender.point for sender in senders)
@@ -124,11 +131,21 @@ def head_output(model: Model, z: Array, layer: int, head: int) -> Array:
     return affine(z, model.h[layer].attn.c_proj.weight[rows])
 
 
-def head_input(model: Model, site: str, layer: int, head: int) -> tuple[Array, Array]:
-    """Weight (d_model, d_head) and bias (d_head,) by which a head makes its q, k or v: its columns of c_attn."""
-    first = "qkv".index(site) * model.d_model + head * model.d_head
-    weight, bias = model.h[layer].attn.c_attn
-    return weight[:, first : first + model.d_head], bias[first : first + model.d_head]
+def head_outputs(model: Model, z: Array, layer: int) -> Array:
+    """What each head writes, (..., n_head, n_tokens, d_model), without c_proj's bias.
+
+    z: (..., n_tokens, n_head, d_head).
+    """
+    weight = model.h[layer].attn.c_proj.weight.reshape(model.n_head, model.d_head, model.d_model)
+    return np.asarray(np.swapaxes(z, -3, -2) @ weight)
+
+
+def head_inputs(model: Model, site: str, layer: int) -> tuple[Array, Array]:
+    """Weights (n_head, d_model, d_head) and biases (n_head, d_head) by which the heads make their q, k or v; views."""
+    first = "qkv".index(site) * model.d_model
+    weight, bias = (array[..., first : first + model.d_model] for array in model.h[layer].attn.c_attn)
+    by_head = weight.reshape(model.d_model, model.n_head, model.d_head)
+    return np.moveaxis(by_head, 0, 1), bias.reshape(model.n_head, model.d_head)
 
 
 def mlp_input(model: Model, resid: Array, layer: int) -> Array:
@@ -143,8 +160,12 @@ def mlp_output(model: Model, resid: Array, layer: int) -> Array:
     return affine(ACTIVATIONS[model.config.activation_function](neurons, out=neurons), *model.h[layer].mlp.c_proj)
 
 
-def written(model: Model, place: Place, array: Array) -> Array:
-    """What a sender adds to the residual stream, (n_tokens, d_model). array: that of its site, (n_layer, ...)."""
-    if place.head is None:
-        return np.asarray(array[place.layer])
-    return head_output(model, array[place.layer][:, place.head], place.layer, place.head)
+def written(model: Model, embedding: Array, z: Array, mlp_out: Array) -> Array:
+    """What every sender of the graph adds to the residual stream: (n_senders, n_tokens, d_model), in the run's order.
+
+    embedding: (n_tokens, d_model). z, mlp_out: as in a `Run`.
+    """
+    rows = [embedding[None]]
+    for layer in range(model.n_layer):
+        rows += [head_outputs(model, z[layer], layer), mlp_out[layer][None]]
+    return np.concatenate(rows)

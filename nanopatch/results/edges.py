@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from numbers import Integral
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from ..errors import NanopatchError, count
+from ..experiments.corruption import Corruption
 from ..experiments.experiment import Experiment
 from ..files import Source, write_whole
 from ..model.graph import Edge, Node
@@ -29,6 +31,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from .plot import Drawing
+
+
+#: What edges can be chosen by.
+BY = ("size", "signed")
+
+
+def connected(edges: Sequence[Edge]) -> list[Edge]:
+    """The edges that are on a path from the embedding to the logits, in their order. The others carry nothing."""
+    edges = list(edges)
+    while True:
+        fed = {Node("embed")} | {edge.receiver.component for edge in edges}
+        read = {Node("logits")} | {edge.sender for edge in edges}
+        kept = [edge for edge in edges if edge.sender in fed and edge.receiver.component in read]
+        if len(kept) == len(edges):
+            return kept
+        edges = kept
 
 
 def counts(n: int) -> list[int]:
@@ -52,7 +70,11 @@ class EdgeScores(Result):
     steps : int
         1 for EAP, more for EAP-IG.
     baseline_clean, baseline_corrupted : float
-        The metric of the two unpatched runs.
+        The metric of the two unpatched runs; there is no corrupted one in an ablation.
+    corruption : Zero, Mean, Resample or None
+        What an ablation puts in place of the corrupted prompt.
+    absolute : bool
+        Whether scores are means of each pair's |score|.
     standard_error : ndarray or None
         The standard error of the mean over experiments, shaped as `scores`; None for one experiment.
     """
@@ -68,9 +90,11 @@ class EdgeScores(Result):
     metric: str
     steps: int
     baseline_clean: float
-    baseline_corrupted: float
+    baseline_corrupted: float | None
     experiment: Experiment
     source: Source
+    corruption: Corruption | None = None
+    absolute: bool = False
     n_pairs: int = 1
     standard_error: Array | None = None
     skipped: tuple[tuple[str, str], ...] = ()
@@ -95,35 +119,72 @@ class EdgeScores(Result):
         check_direction(self.direction)
         check(self.steps >= 1, "steps")
         check(self.n_pairs >= 1, "n_pairs")
+        check((self.baseline_corrupted is None) == (self.corruption is not None), "baseline_corrupted")
         check_pairs(self.pairs, self.n_pairs, shape)
 
     @property
     def edges(self) -> list[Edge]:
         """Every edge with its score, by sender, then by receiver."""
-        places = np.argwhere(np.isfinite(self.scores)).tolist()
-        scores = self.scores.tolist()
-        return [Edge(self.senders[i], self.receivers[j], scores[i][j]) for i, j in places]
+        return self._edges(np.argwhere(np.isfinite(self.scores)))
 
-    def top(self, n: int) -> list[Edge]:
-        """The n edges of largest absolute score, largest first; equal ones stand in the order of `edges`."""
+    def values(self, by: str = "size") -> Array:
+        """What edges are chosen by, shaped as `scores`: NaN where there is no edge.
+
+        by: "size" is |score|. "signed" is the score as the effect of an edge that carries the clean run: a large one
+        raises the metric. (In direction "noise" an edge carries the corrupted run, so the sign is turned.)
+        """
+        if by not in BY:
+            raise NanopatchError(f"by={by!r:.60}: {' or '.join(map(repr, BY))} is expected")
+        if by == "size":
+            return np.abs(self.scores)
+        if self.absolute:
+            raise NanopatchError('these scores are means of absolute values, so they have no sign: use by="size"')
+        return self.scores if self.direction == "denoise" else -self.scores
+
+    def top(self, n: int, by: str = "size") -> list[Edge]:
+        """The n best edges, the best first; equal ones stand in the order of `edges`. by: see `values`."""
         places = np.argwhere(np.isfinite(self.scores))
         if not isinstance(n, Integral) or not 1 <= n <= len(places):
             raise NanopatchError(f"n={n!r}: from 1 to {len(places)} edges can be chosen")
-        sizes = np.abs(self.scores[tuple(places.T)])
-        best = places[np.argsort(-sizes, kind="stable")[:n]].tolist()
-        return [Edge(self.senders[i], self.receivers[j], float(self.scores[i, j])) for i, j in best]
+        return self._edges(places[np.argsort(-self.values(by)[tuple(places.T)], kind="stable")[:n]])
 
-    def circuit(self, n: int, prune: bool = True) -> list[Edge]:
-        """The n edges of largest absolute score, largest first; see `nanopatch.circuit`."""
-        edges = self.top(n)
-        while prune:
-            fed = {Node("embed")} | {edge.receiver.component for edge in edges}
-            read = {Node("logits")} | {edge.sender for edge in edges}
-            kept = [edge for edge in edges if edge.sender in fed and edge.receiver.component in read]
-            if len(kept) == len(edges):
-                break
-            edges = kept
-        return edges
+    def above(self, threshold: float, by: str = "size") -> list[Edge]:
+        """The edges whose value is above a threshold, the best first; perhaps none. by: see `values`."""
+        if not isinstance(threshold, Real) or math.isnan(threshold):
+            raise NanopatchError(f"threshold={threshold!r:.60}: a number is expected")
+        n = int((self.values(by) > threshold).sum())
+        return self.top(n, by) if n else []
+
+    def circuit(self, n: int, prune: bool = True, by: str = "size") -> list[Edge]:
+        """The n best edges, the best first; see `nanopatch.circuit`."""
+        edges = self.top(n, by)
+        return connected(edges) if prune else edges
+
+    @property
+    def nodes(self) -> dict[Node, float]:
+        """The score of each sender: the sum of its edges'. For one step it is the sender's own attribution."""
+        return dict(zip(self.senders, np.nansum(self.scores, axis=1).tolist(), strict=True))
+
+    def node_circuit(self, n: int, by: str = "size") -> list[Edge]:
+        """All edges between the n best heads and MLPs, the embedding and the logits. by: see `values`, of `nodes`."""
+        of_nodes = self.nodes
+        values = replace(self, scores=np.array([[score] for score in of_nodes.values()]), receivers=()).values(by)
+        order = np.argsort(-values[:, 0], kind="stable")
+        ranked = [self.senders[i] for i in order.tolist() if self.senders[i].kind != "embed"]
+        if not isinstance(n, Integral) or not 1 <= n <= len(ranked):
+            raise NanopatchError(f"n={n!r}: from 1 to {len(ranked)} heads and MLPs can be chosen")
+        kept = {Node("embed"), Node("logits"), *ranked[:n]}
+        return [edge for edge in self.edges if edge.sender in kept and edge.receiver.component in kept]
+
+    def shuffled(self, seed: int = 0) -> EdgeScores:
+        """The same scores on other edges, drawn with a seed: a baseline for what a ranking is worth."""
+        found = np.isfinite(self.scores)
+        scores = self.scores.copy()
+        scores[found] = np.random.default_rng(seed).permutation(scores[found])
+        return replace(self, scores=scores, standard_error=None, n_pairs=1, pairs=None)
+
+    def _edges(self, places: Array) -> list[Edge]:
+        return [Edge(self.senders[i], self.receivers[j], float(self.scores[i, j])) for i, j in places.tolist()]
 
     def _best(self, n: int) -> list[Edge]:
         """The circuit of the best n edges, or of all if there are not so many."""
@@ -134,8 +195,10 @@ class EdgeScores(Result):
         """What was scored, in one line."""
         how = "EAP" if self.steps == 1 else f"EAP-IG, {self.steps} steps"
         base, donor = DIRECTIONS[self.direction]
-        mean = f", mean of {self.n_pairs} pairs" if self.n_pairs > 1 else ""
-        return f"{how}: {self.metric}, {donor} patched into {base}, {self.source.name}{mean}"
+        done = f"{donor} patched into {base}" if self.corruption is None else f"edges replaced by {self.corruption}"
+        means = "means of sizes over" if self.absolute else "mean of"
+        mean = f", {means} {self.n_pairs} pairs" if self.n_pairs > 1 else ""
+        return f"{how}: {self.metric}, {done}, {self.source.name}{mean}"
 
     def __repr__(self) -> str:
         return f"<EdgeScores: {self.title}; {len(self.edges)} edges>"
@@ -220,6 +283,8 @@ class Faithfulness(Result):
     rounding : float
         Baselines closer than this count as equal.
     n_edges : int
+    corruption : Zero, Mean, Resample or None
+        What other edges carry in place of the corrupted run; `baseline_corrupted` is then of the run without any edge.
     source, n_pairs, skipped, prediction, pairs
         As in a `Sweep`. For several experiments the three metrics are means.
     standard_error : float or None
@@ -237,6 +302,7 @@ class Faithfulness(Result):
     rounding: float
     n_edges: int
     source: Source
+    corruption: Corruption | None = None
     n_pairs: int = 1
     standard_error: float | None = None
     skipped: tuple[tuple[str, str], ...] = ()
@@ -265,6 +331,10 @@ class Faithfulness(Result):
             return f"no faithfulness: {no_scale('it', self.baseline_clean, self.baseline_corrupted)}"
         return f"faithfulness {number(self.normalised, 3)}"
 
+    @property
+    def _floor(self) -> str:
+        return "corrupted" if self.corruption is None else f"all replaced by {self.corruption}"
+
     def __repr__(self) -> str:
         return f"<Faithfulness: {self.title}>"
 
@@ -281,10 +351,8 @@ class Faithfulness(Result):
     def title(self) -> str:
         """The metric of the three runs, in one line."""
         mean = f", mean of {self.n_pairs} pairs" if self.n_pairs > 1 else ""
-        return (
-            f"{count(self.n_edges, 'edge')}: {self.metric} {number(self.value, 3)}, {self._share} "
-            f"(clean {number(self.baseline_clean, 3)} is 1, corrupted {number(self.baseline_corrupted, 3)} is 0{mean})"
-        )
+        ends = f"clean {number(self.baseline_clean, 3)} is 1, {self._floor} {number(self.baseline_corrupted, 3)} is 0"
+        return f"{count(self.n_edges, 'edge')}: {self.metric} {number(self.value, 3)}, {self._share} ({ends}{mean})"
 
     def plot(self, ax: Axes | None = None) -> Figure:
         """Bars of the metric in the three runs; returns the matplotlib Figure (see `Result.plot`)."""

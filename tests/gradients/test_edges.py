@@ -40,11 +40,11 @@ from nanopatch import (
     record,
     tasks,
 )
+from nanopatch.circuits.run import circuits_resid
 from nanopatch.experiments import MICHELLE
 from nanopatch.experiments.metrics import METRICS, Target, measure
 from nanopatch.experiments.pairs import PairFile
-from nanopatch.gradients.edges import circuit_resid, graph
-from nanopatch.model.graph import Edge, Node, node
+from nanopatch.model.graph import Edge, Node, graph, node
 from nanopatch.model.layers import affine, layer_norm
 from nanopatch.results.base import jsonable
 from nanopatch.results.graph_plot import BOX_WIDTH, layout
@@ -195,7 +195,7 @@ def test_integrated_gradients_are_complete_and_converge():
 
 
 def run_circuit(model, experiment, edges):
-    resid = circuit_resid(model, model.embed(experiment.clean), model.run(experiment.corrupted), edges)
+    (resid,) = circuits_resid(model, model.embed(experiment.clean), model.run(experiment.corrupted), [edges])
     return model.unembed(resid)
 
 
