@@ -893,7 +893,7 @@ def plot_memory(points, path):
     ax.plot([*points], [run for _, run in points.values()], "o-", label="after the run")
     ax.plot([*points], [pairs for pairs, _ in points.values()], "o--", label="with the list of pairs, before it")
     ax.legend()
-    ax.set_xscale("log")
+    ax.set_xlim(0)
     ax.set_xlabel("pairs")
     ax.set_ylabel("the parent's memory at its peak, MB")
     ax.set_ylim(0)
