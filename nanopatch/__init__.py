@@ -1,7 +1,10 @@
 """nanopatch: GPT-2 in plain NumPy, for seeing how activation patching works."""
 
 from . import experiments
+from .circuits.acdc import acdc
+from .circuits.curves import circuit_curves, complement, without_each
 from .circuits.run import faithfulness
+from .circuits.verify import verify_edges
 from .errors import NanopatchError
 from .experiments import metrics, tasks
 from .experiments.corruption import Mean, Noise, Resample, Zero
@@ -28,6 +31,7 @@ from .patching.many import Share
 from .patching.sweep import ablate, path_patch, sweep, trace
 from .results.attention import Attention
 from .results.comparison import Comparison
+from .results.curves import CircuitCurves, VerifiedEdges
 from .results.direct import DirectAttribution
 from .results.edges import EdgeScores
 from .results.heads import HeadScores, WeightScores
@@ -41,13 +45,14 @@ __version__ = "0.1.0"
 
 # fmt: off
 __all__ = [
-    "Attention", "Comparison", "Config", "DirectAttribution", "EdgeScores", "Experiment", "HeadScores", "LogitLens",
-    "Mean", "Metric", "Model", "NanopatchError", "Noise", "Page", "Pairs", "Panels", "Patch", "Paths", "Resample",
-    "Run", "Saliency", "Share", "Site", "Sweep", "WeightScores", "Zero", "ablate", "attention", "attribute",
-    "circuit", "composition_scores", "copying_scores", "direct_logit_attribution", "edge_attribution",
-    "experiments", "faithfulness", "generate", "generate_steps", "head_scores", "load", "logit_lens", "make_page",
-    "merge", "metrics", "named_weights", "path_patch", "read_pairs", "record", "saliency", "save_checkpoint",
-    "sweep", "tasks", "trace", "weight_gradients",
+    "Attention", "CircuitCurves", "Comparison", "Config", "DirectAttribution", "EdgeScores", "Experiment",
+    "HeadScores", "LogitLens", "Mean", "Metric", "Model", "NanopatchError", "Noise", "Page", "Pairs", "Panels",
+    "Patch", "Paths", "Resample", "Run", "Saliency", "Share", "Site", "Sweep", "VerifiedEdges", "WeightScores",
+    "Zero", "ablate", "acdc", "attention", "attribute", "circuit", "circuit_curves", "complement",
+    "composition_scores", "copying_scores", "direct_logit_attribution", "edge_attribution", "experiments",
+    "faithfulness", "generate", "generate_steps", "head_scores", "load", "logit_lens", "make_page", "merge",
+    "metrics", "named_weights", "path_patch", "read_pairs", "record", "saliency", "save_checkpoint", "sweep",
+    "tasks", "trace", "verify_edges", "weight_gradients", "without_each",
 ]
 # fmt: on
 

@@ -142,8 +142,13 @@ def measure_circuits(model: Model, case: Case, circuits: Sequence[Circuit]) -> l
 
 def circuit_metrics(model: Model, case: Case, circuits: Sequence[Circuit]) -> list[float]:
     """The metric of the run of each circuit."""
-    others, values = run_of_others(model, case), []
-    for resid in circuits_resid(model, case.runs.clean.resid_pre[0], others, circuits):
+    return kept_metrics(model, case, run_of_others(model, case), kept_edges(model, circuits))
+
+
+def kept_metrics(model: Model, case: Case, others: Run, kept: Array) -> list[float]:
+    """The metric of the run of each circuit. others: `run_of_others`. kept: as `kept_edges`."""
+    values = []
+    for resid in resid_of_kept(model, case.runs.clean.resid_pre[0], others, kept):
         logits = model.unembed(resid[-1:] if case.last_only else resid, case.answers)
         values.append(case.measure(logits)[0])
     return values
@@ -199,8 +204,12 @@ def circuits_resid(model: Model, embedding: Array, others: Run, circuits: Sequen
     to it: what the sender writes in this run minus what it writes in the other one. embedding: the token embeddings of
     this run, (n_tokens, d_model). others: a record with the residual stream, z and mlp_out.
     """
-    kept = kept_edges(model, circuits)
-    n_receivers, n_circuits, n_senders = kept.shape
+    return resid_of_kept(model, embedding, others, kept_edges(model, circuits))
+
+
+def resid_of_kept(model: Model, embedding: Array, others: Run, kept: Array) -> Array:
+    """`circuits_resid` of circuits in the form of `kept_edges`, as many at once as memory allows."""
+    _, n_circuits, n_senders = kept.shape
     n_tokens = len(embedding)
     bytes_of_one = n_tokens * (model.d_model * (n_senders + 12 * model.n_head) + 3 * model.d_mlp) * model.dtype.itemsize
     at_once = max(1, int(MEMORY // bytes_of_one))

@@ -191,14 +191,17 @@ class EdgeScores(Result):
         return self.circuit(min(n, np.isfinite(self.scores).sum()) if isinstance(n, Integral) else n)
 
     @property
+    def method(self) -> str:
+        return "EAP" if self.steps == 1 else f"EAP-IG, {self.steps} steps"
+
+    @property
     def title(self) -> str:
         """What was scored, in one line."""
-        how = "EAP" if self.steps == 1 else f"EAP-IG, {self.steps} steps"
         base, donor = DIRECTIONS[self.direction]
         done = f"{donor} patched into {base}" if self.corruption is None else f"edges replaced by {self.corruption}"
         means = "means of sizes over" if self.absolute else "mean of"
         mean = f", {means} {self.n_pairs} pairs" if self.n_pairs > 1 else ""
-        return f"{how}: {self.metric}, {done}, {self.source.name}{mean}"
+        return f"{self.method}: {self.metric}, {done}, {self.source.name}{mean}"
 
     def __repr__(self) -> str:
         return f"<EdgeScores: {self.title}; {len(self.edges)} edges>"

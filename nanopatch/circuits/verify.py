@@ -1,0 +1,96 @@
+"""Estimated edges, measured exactly within a time that is given."""
+
+from __future__ import annotations
+
+import time
+from numbers import Integral, Real
+
+import numpy as np
+
+from ..errors import NanopatchError
+from ..experiments.metrics import Metric, as_metric
+from ..gradients.edges import EdgeTask, edge_case
+from ..model.gpt2 import Model
+from ..model.graph import Edge, graph
+from ..patching.average import Experiments, checked, listed, standard_of, usable
+from ..patching.paths import effects_of_edges
+from ..progress import look
+from ..results.curves import VerifiedEdges
+from ..results.edges import EdgeScores
+
+#: How many edges are measured between two looks at the clock.
+AT_ONCE = 16
+
+
+def verify_edges(
+    model: Model,
+    experiments: Experiments,
+    scores: EdgeScores,
+    k: int = 100,
+    *,
+    seconds: float = 60,
+    by: str = "size",
+    metric: Metric | str | None = None,
+) -> VerifiedEdges:
+    """Measure the k best edges of a ranking exactly, the best first, until the time is over.
+
+    What is measured is what a score estimates: the change of the metric when this edge alone carries what it carries in
+    the other run, and everything after its receiver is recomputed (`path_patch(..., between="frozen")`).
+
+    Parameters
+    ----------
+    model, experiments
+        As for `nanopatch.edge_attribution`, which made `scores`.
+    k, by
+        How many edges, and what they are ranked by; see `nanopatch.circuit`.
+    seconds : float
+        No further edges are begun after this time. At least some are measured.
+    metric : str or Metric, optional
+        A metric of your own that `scores` was made with; by default the metric of its name.
+
+    Examples
+    --------
+    >>> import nanopatch
+    >>> model, michelle = nanopatch.load("nano"), nanopatch.experiments.MICHELLE
+    >>> scores = nanopatch.edge_attribution(model, michelle)
+    >>> verified = nanopatch.verify_edges(model, michelle, scores, 40)
+    >>> len(verified.edges)
+    40
+    """
+    if not isinstance(scores, EdgeScores):
+        raise NanopatchError(f"scores are what edge_attribution gives, not {scores!r:.60}")
+    if not isinstance(seconds, Real) or not seconds > 0:
+        raise NanopatchError(f"seconds={seconds!r:.60}: a number above 0 is expected")
+    if not isinstance(k, Integral) or k < 1:
+        raise NanopatchError(f"k={k!r:.60}: a number of edges is expected, at least 1")
+    if (scores.senders, scores.receivers) != tuple(map(tuple, graph(model))):
+        raise NanopatchError("the scores are of another model: their nodes are not this model's")
+    if scores.absolute:
+        raise NanopatchError("these scores are means of absolute values, which no single effect is compared with")
+    end = time.monotonic() + seconds
+    measured = as_metric(scores.metric if metric is None else metric)
+    wanted = scores.top(min(int(k), len(scores.edges)), by)
+    task = EdgeTask(scores.direction, measured, 1, scores.corruption, False)
+    given = listed(checked(model, experiments))
+    cases = [
+        edge_case(model, one.experiment, one.number, scores.direction, measured, scores.corruption)
+        for one in usable(model, task, given, standard_of(model, task, given))
+    ]
+    exact: list[float] = []
+    done: list[Edge] = []
+    while len(done) < len(wanted) and (not done or time.monotonic() < end):
+        look()
+        some = wanted[len(done) : len(done) + AT_ONCE]
+        exact += np.mean([effects_of_edges(case, some) for case in cases], axis=0).tolist()
+        done += some
+    return VerifiedEdges(
+        senders=tuple(edge.sender for edge in done),
+        receivers=tuple(edge.receiver for edge in done),
+        estimates=np.array([edge.score for edge in done]),
+        exact=np.array(exact),
+        n_asked=len(wanted),
+        direction=scores.direction,
+        metric=measured.name,
+        source=scores.source,
+        n_pairs=len(cases),
+    )
