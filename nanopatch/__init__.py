@@ -3,6 +3,7 @@
 from . import experiments
 from .circuits.acdc import acdc
 from .circuits.curves import circuit_curves, complement, without_each
+from .circuits.interchange import read_circuit, save_circuit
 from .circuits.run import faithfulness
 from .circuits.verify import verify_edges
 from .errors import NanopatchError
@@ -51,8 +52,8 @@ __all__ = [
     "Zero", "ablate", "acdc", "attention", "attribute", "circuit", "circuit_curves", "complement",
     "composition_scores", "copying_scores", "direct_logit_attribution", "edge_attribution", "experiments",
     "faithfulness", "generate", "generate_steps", "head_scores", "load", "logit_lens", "make_page", "merge",
-    "metrics", "named_weights", "path_patch", "read_pairs", "record", "saliency", "save_checkpoint", "sweep",
-    "tasks", "trace", "verify_edges", "weight_gradients", "without_each",
+    "metrics", "named_weights", "path_patch", "read_circuit", "read_pairs", "record", "saliency", "save_checkpoint",
+    "save_circuit", "sweep", "tasks", "trace", "verify_edges", "weight_gradients", "without_each",
 ]
 # fmt: on
 

@@ -68,7 +68,7 @@ def acdc(
     --------
     >>> import nanopatch
     >>> model, michelle = nanopatch.load("nano"), nanopatch.experiments.MICHELLE
-    >>> edges = nanopatch.acdc(model, michelle, 0.05)
+    >>> edges = nanopatch.acdc(model, michelle, 0.5, metric="logit_diff")
     >>> nanopatch.faithfulness(model, michelle, edges).normalised > 0.8
     True
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from numbers import Integral, Real
 
 import numpy as np
@@ -11,9 +12,12 @@ from ..errors import NanopatchError
 from ..experiments.metrics import Metric, as_metric
 from ..gradients.edges import EdgeTask, edge_case
 from ..model.gpt2 import Model
-from ..model.graph import Edge, graph
+from ..model.graph import Edge, graph, receivers_of, senders_of
 from ..patching.average import Experiments, checked, listed, standard_of, usable
-from ..patching.paths import effects_of_edges
+from ..patching.case import Case
+from ..patching.edit import Edit
+from ..patching.paths import add_changes
+from ..patching.sweep import measure_patches
 from ..progress import look
 from ..results.curves import VerifiedEdges
 from ..results.edges import EdgeScores
@@ -94,3 +98,27 @@ def verify_edges(
         source=scores.source,
         n_pairs=len(cases),
     )
+
+
+def effects_of_edges(case: Case, edges: Sequence[Edge]) -> list[float]:
+    """How the metric changes when each edge alone carries what it carries in the other run, exactly.
+
+    All else keeps the base run's values up to the receiver, and is recomputed after it (`between="frozen"`).
+    """
+    senders, receivers = senders_of(case.model), receivers_of(case.model)
+    names = list(dict.fromkeys(edge.sender for edge in edges))
+    draw = case.runs.draws("z", 1)[0]
+    wanted = {receivers[edge.receiver][:2] for edge in edges}
+    read = dict(
+        zip(names, add_changes(case, [[senders[n]] for n in names], [draw] * len(names), "frozen", wanted), strict=True)
+    )
+    positions = [row for row in case.rows if row is not None]
+    patches = []
+    for edge in edges:
+        site, layer, head, _ = receivers[edge.receiver]
+        heads = None if head is None else [head]
+        patches.append([Edit(site, layer, read[edge.sender][site, layer], positions, heads)])
+    effects = [0.0] * len(edges)
+    for number, values in measure_patches(case, patches):
+        effects[number] = values[0] - case.baseline[0]
+    return effects

@@ -22,7 +22,6 @@ import numpy as np
 from ..errors import NanopatchError
 from ..experiments.patch import BETWEEN, Paths
 from ..model.graph import (
-    Edge,
     Place,
     comes_after,
     head_output,
@@ -184,32 +183,6 @@ def add_changes(
         if layer == model.n_layer - 1 and ("resid_post", layer) in wanted:
             keep("resid_post", layer, list(range(n)), base.resid_post[layer][at] + change)
     return found
-
-
-def effects_of_edges(case: Case, edges: Sequence[Edge]) -> list[float]:
-    """How the metric changes when each edge alone carries what it carries in the other run, exactly.
-
-    All else keeps the base run's values up to the receiver, and is recomputed after it (`between="frozen"`).
-    """
-    from .sweep import measure_patches
-
-    senders, receivers = senders_of(case.model), receivers_of(case.model)
-    names = list(dict.fromkeys(edge.sender for edge in edges))
-    draw = case.runs.draws("z", 1)[0]
-    wanted = {receivers[edge.receiver][:2] for edge in edges}
-    read = dict(
-        zip(names, add_changes(case, [[senders[n]] for n in names], [draw] * len(names), "frozen", wanted), strict=True)
-    )
-    positions = [row for row in case.rows if row is not None]
-    patches = []
-    for edge in edges:
-        site, layer, head, _ = receivers[edge.receiver]
-        heads = None if head is None else [head]
-        patches.append([Edit(site, layer, read[edge.sender][site, layer], positions, heads)])
-    effects = [0.0] * len(edges)
-    for number, values in measure_patches(case, patches):
-        effects[number] = values[0] - case.baseline[0]
-    return effects
 
 
 def replace_senders(case: Case, senders: list[Place], draw: int, between: str) -> dict[tuple[str, int], Array]:
