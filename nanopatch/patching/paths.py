@@ -71,17 +71,16 @@ class PathCells:
             yield cells
 
     def batch_size(self) -> int:
-        """How many senders share step 1. If heads are recomputed, each needs a run of its own."""
-        model = self.case.model
-        bytes_of_one = self.case.n_tokens * (3 * model.d_model + 2 * model.d_mlp) * model.dtype.itemsize
-        return 1 if self.between == "free" else max(1, BATCH // bytes_of_one)
+        """How many senders share step 1."""
+        model, n_tokens = self.case.model, self.case.n_tokens
+        widths = 12 * model.d_model + 2 * model.d_mlp + (2 * model.n_head * n_tokens if self.between == "free" else 0)
+        return max(1, BATCH // (n_tokens * widths * model.dtype.itemsize))
 
     def readings(self, some: Sequence[tuple[int, list[Place]]], wanted: set[tuple[str, int]]) -> list[Any]:
         """Step 1 for some senders: what can be read then, {(site, layer): array}."""
-        if self.between == "free":
-            return [replace_senders(self.case, senders, self.draws[number], "free") for number, senders in some]
-        senders = [row for _, row in some]
-        return add_changes(self.case, senders, [self.draws[number] for number, _ in some], self.between, wanted)
+        senders, draws = [row for _, row in some], [self.draws[number] for number, _ in some]
+        step_1 = replace_senders if self.between == "free" else add_changes
+        return step_1(self.case, senders, draws, self.between, wanted)
 
     def edit(self, receiver: Place, read: Any, number: int) -> Edit:
         """Step 2: what the receiver reads, put in."""
@@ -185,20 +184,37 @@ def add_changes(
     return found
 
 
-def replace_senders(case: Case, senders: list[Place], draw: int, between: str) -> dict[tuple[str, int], Array]:
-    """Step 1: the base run with the senders' outputs replaced by the donor's: {(site, layer): array}.
+def replace_senders(
+    case: Case,
+    rows: Sequence[Sequence[Place]],
+    draws: Sequence[int],
+    between: str,
+    wanted: set[tuple[str, int]] | None = None,
+) -> list[dict[tuple[str, int], Array]]:
+    """Step 1 by whole runs, one for each group of senders, in one batch: {(site, layer): array} as wanted; None: all.
 
     The arrays begin at the earliest sender's layer. Earlier ones are as in the base run.
     """
-    first, held = min(sender.layer for sender in senders), BETWEEN[between]
-    readings = {}
-    for site in case.model.steps_from(first, case.base.resid_pre[first], sites=PATH_SITES):
+    first, held = min(sender.layer for senders in rows for sender in senders), BETWEEN[between]
+    start = case.base.resid_pre[first]  # (n_tokens, d_model)
+    found: list[dict[tuple[str, int], Array]] = [{} for _ in rows]
+    left = None if wanted is None else {(site, layer) for site, layer in wanted if layer >= first}
+    if left == set():
+        return found
+    for site in case.model.steps_from(first, np.broadcast_to(start, (len(rows), *start.shape)), sites=PATH_SITES):
         assert site.layer is not None
         if site.name in held:
-            site.array = getattr(case.base, site.name)[site.layer]
-        for sender in senders:
-            if (site.name, site.layer) == (sender.site, sender.layer):
-                heads = slice(None) if sender.head is None else np.s_[:, sender.head]
-                site.array[heads] = case.donors(site.name)[draw][site.layer][heads]
-        readings[site.name, site.layer] = site.array
-    return readings
+            site.array[...] = getattr(case.base, site.name)[site.layer]
+        for of_run, senders, draw in zip(site.array, rows, draws, strict=True):
+            for sender in senders:
+                if (site.name, site.layer) == (sender.site, sender.layer):
+                    heads = slice(None) if sender.head is None else np.s_[:, sender.head]
+                    of_run[heads] = case.donors(site.name)[draw][site.layer][heads]
+        if left is None or (site.name, site.layer) in left:
+            for i, of_run in enumerate(site.array):
+                found[i][site.name, site.layer] = of_run
+        if left is not None:
+            left.discard((site.name, site.layer))
+            if not left:
+                break
+    return found
