@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import NanopatchError
 from ..experiments.metrics import Metric, as_metric
+from ..experiments.patch import counted
 from ..gradients.edges import EdgeTask, edge_case
 from ..model.gpt2 import Model
 from ..model.graph import Edge, graph, receivers_of, senders_of
@@ -85,7 +86,7 @@ def verify_edges(
     while len(done) < len(wanted) and (not done or time.monotonic() < end):
         look()
         some = wanted[len(done) : len(done) + AT_ONCE]
-        exact += np.mean([effects_of_edges(case, some) for case in cases], axis=0).tolist()
+        exact += np.mean([effects_of_edges(case, some, scores.positions) for case in cases], axis=0).tolist()
         done += some
     return VerifiedEdges(
         senders=tuple(edge.sender for edge in done),
@@ -100,10 +101,11 @@ def verify_edges(
     )
 
 
-def effects_of_edges(case: Case, edges: Sequence[Edge]) -> list[float]:
+def effects_of_edges(case: Case, edges: Sequence[Edge], at: Sequence[int] | None = None) -> list[float]:
     """How the metric changes when each edge alone carries what it carries in the other run, exactly.
 
-    All else keeps the base run's values up to the receiver, and is recomputed after it (`between="frozen"`).
+    All else keeps the base run's values up to the receiver, and is recomputed after it (`between="frozen"`). at: the
+    positions where it carries that; all by default.
     """
     senders, receivers = senders_of(case.model), receivers_of(case.model)
     names = list(dict.fromkeys(edge.sender for edge in edges))
@@ -112,7 +114,8 @@ def effects_of_edges(case: Case, edges: Sequence[Edge]) -> list[float]:
     read = dict(
         zip(names, add_changes(case, [[senders[n]] for n in names], [draw] * len(names), "frozen", wanted), strict=True)
     )
-    positions = [row for row in case.rows if row is not None]
+    chosen = counted(at, case.n_tokens)
+    positions = [row for row in case.rows if row is not None and row in chosen]
     patches = []
     for edge in edges:
         site, layer, head, _ = receivers[edge.receiver]

@@ -156,18 +156,22 @@ class Paths:
 
     senders, receivers: a name ("head 2.1", "logits"; see `nanopatch.model.graph`), the beginning of names, which means
     all of them ("head", "head 2", "q 3"), or a list of these. A list in the list is a group: its members are
-    replaced together, and it is one row or column. between: one of `BETWEEN`.
+    replaced together, and it is one row or column. between: one of `BETWEEN`. positions: where the receivers' inputs
+    are replaced, from the end if below 0; all by default.
     """
 
     senders: Any = ("embed", "head", "mlp")
     receivers: Any = "logits"
     between: str = "frozen"
+    positions: Sequence[int] | None = None
     site: ClassVar[str] = "path"
     axes: ClassVar[tuple[str, ...]] = ("sender", "receiver")
 
     def __post_init__(self) -> None:
         if self.between not in list(BETWEEN):
             raise NanopatchError(f"unknown between {self.between!r}: give one of {', '.join(map(repr, BETWEEN))}")
+        if self.positions is not None:
+            object.__setattr__(self, "positions", whole_numbers(self.positions))
 
     def groups(self, what: str, known: Iterable[Node]) -> list[tuple[tuple[str, ...], list[Node]]]:
         """The senders, or the receivers, entry by entry: [(what was asked, nodes)]. known: all that exist."""
@@ -181,6 +185,27 @@ class Paths:
         if not entries or not all(nodes for _, nodes in entries):
             raise NanopatchError(f"no {what} was given; {what}s are {listing(known)}")
         return entries
+
+
+def whole_numbers(positions: Any) -> tuple[int, ...]:
+    """Positions as a tuple of int. NanopatchError if they are anything else, or none."""
+    given = positions.tolist() if isinstance(positions, np.ndarray) else positions
+    numbers_only = np.iterable(given) and all(
+        isinstance(n, numbers.Integral) and not isinstance(n, bool) for n in given
+    )
+    if not numbers_only or not list(given):
+        raise NanopatchError(f"positions={positions!r:.60}: a list of whole numbers is expected, with at least one")
+    return tuple(dict.fromkeys(map(int, given)))
+
+
+def counted(positions: Sequence[int] | None, n_tokens: int) -> list[int]:
+    """Positions from 0, those below 0 from the end; None is all. NanopatchError if the prompt has no such position."""
+    if positions is None:
+        return list(range(n_tokens))
+    for position in positions:
+        if not -n_tokens <= position < n_tokens:
+            raise NanopatchError(f"position {position} does not exist: the prompt has {n_tokens} tokens")
+    return sorted({position % n_tokens for position in positions})
 
 
 def axis_sizes(model: Model, n_columns: int) -> dict[str, int]:

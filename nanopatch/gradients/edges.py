@@ -13,7 +13,7 @@ every other edge carries what it carries in the corrupted run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +24,7 @@ from ..experiments.align import Columns
 from ..experiments.corruption import ABLATIONS, Corruption, to_dict
 from ..experiments.experiment import Experiment
 from ..experiments.metrics import Metric, as_metric, check_slope, identity, metric_gradient
+from ..experiments.patch import counted, whole_numbers
 from ..files import Source
 from ..model.backward import blocks_backward, layer_norm_backward, unembedding_backward
 from ..model.gpt2 import Model
@@ -58,6 +59,7 @@ def edge_attribution(
     steps: int = 1,
     corruption: Corruption | None = None,
     absolute: bool = False,
+    positions: Sequence[int] | None = None,
     executor: Executor | None = None,
     workers: int | None = None,
     folder: PathLike | Share | None = None,
@@ -88,6 +90,9 @@ def edge_attribution(
     absolute : bool
         For several experiments: True gives the mean of each pair's |score|, False the mean score, whose size a circuit
         is chosen by. Edges that help in one prompt and hurt in another have a small mean score.
+    positions : list of int, optional
+        Only what edges carry at these positions counts; below 0, from the end; all by default. The scores of single
+        positions add up to those of all.
 
     Raises
     ------
@@ -104,7 +109,8 @@ def edge_attribution(
     """
     direction = check_edges_asked(direction, corruption)
     check_steps(steps)
-    task = EdgeTask(direction, as_metric(metric), steps, corruption, bool(absolute))
+    at = None if positions is None else whole_numbers(positions)
+    task = EdgeTask(direction, as_metric(metric), steps, corruption, bool(absolute), at)
     scores: EdgeScores = over(model, experiments, task, Where(executor, workers, folder))
     return scores
 
@@ -131,6 +137,7 @@ class EdgeTask(NamedTuple):
     steps: int
     corruption: Corruption | None
     absolute: bool
+    positions: tuple[int, ...] | None = None
     names: tuple[list[str], ...] = ()
     lists: tuple[bool, ...] = ()
 
@@ -139,7 +146,7 @@ class EdgeTask(NamedTuple):
 
     def one(self, model: Model, experiment: Experiment, number: int) -> dict[Key, EdgeScores]:
         case = edge_case(model, experiment, number, self.direction, self.metric, self.corruption)
-        scores = score_edges(model, case, self.steps)
+        scores = score_edges(model, case, self.steps, self.positions)
         return {(): replace(scores, scores=np.abs(scores.scores), absolute=True) if self.absolute else scores}
 
     def to_dict(self) -> dict[str, Any]:
@@ -150,6 +157,7 @@ class EdgeTask(NamedTuple):
             "steps": self.steps,
             "corruption": to_dict(self.corruption),
             "absolute": self.absolute,
+            "positions": self.positions,
         }
 
 
@@ -172,14 +180,17 @@ def check_one_length(model: Model, experiment: Experiment, what: str, corruption
     return []
 
 
-def score_edges(model: Model, case: Case, steps: int) -> EdgeScores:
+def score_edges(model: Model, case: Case, steps: int, positions: Sequence[int] | None = None) -> EdgeScores:
     """The scores of one experiment."""
     base, metric, runs = case.base, case.metrics[0], case.runs
     senders, receivers = graph(model)
     donors = {site: case.donors(site)[case.runs.draws(site, 1)[0]] for site in ("resid_pre", "z", "mlp_out")}
     differences = written(
         model, donors["resid_pre"][0] - base.resid_pre[0], donors["z"] - base.z, donors["mlp_out"] - base.mlp_out
-    ).reshape(len(senders), -1)  # (n_senders, n_tokens * d_model)
+    )  # (n_senders, n_tokens, d_model)
+    elsewhere = np.setdiff1d(np.arange(case.n_tokens), counted(positions, case.n_tokens))
+    differences[:, elsewhere] = 0
+    differences = differences.reshape(len(senders), -1)
     scores, slopes = np.full((len(senders), len(receivers)), np.nan), []
     for run in progress(runs_on_the_line(model, base, donors["resid_pre"][0], steps), "steps", steps):
         d_resid, slope = metric_backward(model, case, run.resid_post[-1])
@@ -205,6 +216,7 @@ def score_edges(model: Model, case: Case, steps: int) -> EdgeScores:
         experiment=runs.experiment,
         source=model.source or Source("unnamed"),
         corruption=runs.corruption,
+        positions=positions if positions is None else tuple(positions),
         prediction=runs.prediction,
     )
 

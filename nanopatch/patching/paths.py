@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import NanopatchError
-from ..experiments.patch import BETWEEN, Paths
+from ..experiments.patch import BETWEEN, Paths, counted
 from ..model.graph import (
     Place,
     comes_after,
@@ -55,6 +55,7 @@ class PathCells:
     rows: list[list[Place]]
     columns: list[list[Place]]
     draws: list[int]
+    positions: list[int]
 
     def __iter__(self) -> Iterator[list[list[Edit]]]:
         wanted = {(place.site, place.layer) for column in self.columns for place in column}
@@ -84,7 +85,7 @@ class PathCells:
 
     def edit(self, receiver: Place, read: Any, number: int) -> Edit:
         """Step 2: what the receiver reads, put in."""
-        positions = [row for row in self.case.rows if row is not None]
+        positions = [row for row in self.case.rows if row is not None and row in self.positions]
         site, layer, head, _ = receiver
         return Edit(site, layer, read[site, layer], positions, None if head is None else [head], draw=number)
 
@@ -101,10 +102,11 @@ def cells_of_paths(paths: Paths, case: Case) -> Cells:
         later = listing(n for n, place in receivers.items() if comes_after(place, rows[0]))
         sender, receiver = "+".join(row_names[0]), "+".join(column_names[0])
         raise NanopatchError(f"{receiver} does not come after {sender}; receivers after {sender} are {later}")
+    positions = counted(paths.positions, case.n_tokens)
     return Cells(
         pieces={"sender": row_names, "receiver": column_names},
-        chosen={},
-        batches=PathCells(case, paths.between, rows, columns, case.runs.draws("z", len(rows))),
+        chosen={} if paths.positions is None else {"position": tuple(paths.positions)},
+        batches=PathCells(case, paths.between, rows, columns, case.runs.draws("z", len(rows)), positions),
         sites=PATH_SITES,
         blank=blank,
         adds_layers=any(len({place.layer for place in column}) > 1 for column in columns),

@@ -175,6 +175,7 @@ def path_patch(
     receivers: Any,
     *,
     between: str = "frozen",
+    positions: Sequence[int] | None = None,
     direction: str | Sequence[str] | None = None,
     metric: Any = "logit_diff",
     executor: Executor | None = None,
@@ -183,7 +184,7 @@ def path_patch(
 ) -> Sweep | Any:
     """Patch every path from one of `senders` to one of `receivers`, at all positions: sender x receiver.
 
-    It is `sweep` of `Paths(senders, receivers, between)`; see `nanopatch.patching.paths` for what is computed.
+    It is `sweep` of `Paths(senders, receivers, between, positions)`; `nanopatch.patching.paths` says what is computed.
 
     Parameters
     ----------
@@ -192,11 +193,15 @@ def path_patch(
     senders, receivers : str or list
         A name ("head 2.1", "logits"; see `nanopatch.model.graph`), the beginning of names, which means all of them
         ("head", "head 2", "q 3"), or a list of these. A list in the list is a group: its members are replaced
-        together, and it is one row or column. (In a group, a residual stream overwrites what earlier members do.)
+        together, and it is one row or column. (In a group, a later q, k, v, MLP or residual stream is set to what it
+        read in step 1. So it overwrites what reaches it through earlier members in step 2.)
     between : str
         What happens to everything else in step 1. "frozen": attention heads and MLPs keep the values of the base
         run, so only the direct path through the residual stream counts. "free mlps": heads keep theirs, MLPs are
         recomputed (Wang et al. 2022). "free": heads and MLPs are recomputed.
+    positions : list of int, optional
+        Where the receivers' inputs are replaced; below 0, from the end; all by default. (With heads frozen, what
+        arrives at a position was sent there.)
 
     Returns
     -------
@@ -210,7 +215,7 @@ def path_patch(
     >>> nanopatch.path_patch(model, pair, "head 3", "logits").labels("sender")
     ['head 3.0', 'head 3.1', 'head 3.2', 'head 3.3']
     """
-    paths = Paths(senders, receivers, between)
+    paths = Paths(senders, receivers, between, positions)
     where: dict[str, Any] = dict(executor=executor, workers=workers, folder=folder)
     return sweep(model, experiments, paths, direction=direction, metric=metric, **where)
 

@@ -75,6 +75,8 @@ class EdgeScores(Result):
         What an ablation puts in place of the corrupted prompt.
     absolute : bool
         Whether scores are means of each pair's |score|.
+    positions : tuple of int or None
+        The positions that count; None for all.
     standard_error : ndarray or None
         The standard error of the mean over experiments, shaped as `scores`; None for one experiment.
     """
@@ -95,6 +97,7 @@ class EdgeScores(Result):
     source: Source
     corruption: Corruption | None = None
     absolute: bool = False
+    positions: tuple[int, ...] | None = None
     n_pairs: int = 1
     standard_error: Array | None = None
     skipped: tuple[tuple[str, str], ...] = ()
@@ -201,7 +204,8 @@ class EdgeScores(Result):
         done = f"{donor} patched into {base}" if self.corruption is None else f"edges replaced by {self.corruption}"
         means = "means of sizes over" if self.absolute else "mean of"
         mean = f", {means} {self.n_pairs} pairs" if self.n_pairs > 1 else ""
-        return f"{self.method}: {self.metric}, {done}, {self.source.name}{mean}"
+        at = "" if self.positions is None else f" at position {', '.join(map(str, self.positions))}"
+        return f"{self.method}: {self.metric}, {done}{at}, {self.source.name}{mean}"
 
     def __repr__(self) -> str:
         return f"<EdgeScores: {self.title}; {len(self.edges)} edges>"

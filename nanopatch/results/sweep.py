@@ -451,7 +451,7 @@ class Sweep(Result):
         return _from_format_1(contents) if old else super()._known_format(contents)
 
     def _check(self) -> None:
-        known = Paths.axes if self.between is not None else SITE_AXES.get(self.site, ())
+        known = (*Paths.axes, "position") if self.between is not None else SITE_AXES.get(self.site, ())
         items = {axis: {*range(len(self.columns))} for axis in ("position", "query", "key")}
         shape = tuple(len(self.pieces.get(axis, ())) for axis in self.axes)
         n_tokens = {"clean": len(self.clean_tokens), "corrupted": len(self.corrupted_tokens)}

@@ -374,6 +374,30 @@ def test_verified_edges_of_an_ablation():
         assert abs(found.value - found.baseline_clean - edge.score) <= 1e-9
 
 
+def test_edges_and_paths_at_positions():
+    model, n_tokens = tiny_model(seed=2), 5
+    whole = edge_attribution(model, EXPERIMENT)
+    parts = [edge_attribution(model, EXPERIMENT, positions=[position]) for position in range(n_tokens)]
+    assert np.allclose(sum(part.scores for part in parts), whole.scores, rtol=0, atol=1e-12, equal_nan=True)
+    last = edge_attribution(model, EXPERIMENT, positions=[-1])
+    assert np.array_equal(last.scores, parts[-1].scores, equal_nan=True) and "at position -1" in last.title
+    assert not parts[0].scores[0].any()  # the first tokens are equal
+    verified = verify_edges(model, EXPERIMENT, last, 10)
+    for edge in verified.edges:
+        path = path_patch(model, EXPERIMENT, str(edge.sender), str(edge.receiver), positions=[-1])
+        assert abs(path.grid[0, 0] - path.baseline_corrupted - edge.score) <= 1e-9
+    into_logits = (path_patch(model, EXPERIMENT, "head", "logits", positions=at) for at in ([-1], None))
+    assert np.allclose(*(found.grid for found in into_logits), rtol=0, atol=1e-12)  # only the last position is measured
+    assert path_patch(model, EXPERIMENT, "head 0", "v 1", positions=[4]).chosen == {"position": (4,)}
+    with pytest.raises(NanopatchError, match="position 5 does not exist"):
+        path_patch(model, EXPERIMENT, "head 0", "v 1", positions=[5])
+    with pytest.raises(NanopatchError, match="position -6 does not exist"):
+        edge_attribution(model, EXPERIMENT, positions=[-6])
+    for wrong in ([], 3, "a", [1.5]):
+        with pytest.raises(NanopatchError, match="whole numbers"):
+            edge_attribution(model, EXPERIMENT, positions=wrong)
+
+
 # ---- files ----------------------------------------------------------------------------------------
 
 
