@@ -105,7 +105,7 @@ def cells_of_paths(paths: Paths, case: Case) -> Cells:
     positions = counted(paths.positions, case.n_tokens)
     return Cells(
         pieces={"sender": row_names, "receiver": column_names},
-        chosen={} if paths.positions is None else {"position": tuple(paths.positions)},
+        chosen={} if not paths.positions else {"position": tuple(n if n >= 0 else str(n) for n in paths.positions)},
         batches=PathCells(case, paths.between, rows, columns, case.runs.draws("z", len(rows)), positions),
         sites=PATH_SITES,
         blank=blank,

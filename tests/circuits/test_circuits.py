@@ -374,7 +374,7 @@ def test_verified_edges_of_an_ablation():
         assert abs(found.value - found.baseline_clean - edge.score) <= 1e-9
 
 
-def test_edges_and_paths_at_positions():
+def test_edges_and_paths_at_positions(tmp_path):
     model, n_tokens = tiny_model(seed=2), 5
     whole = edge_attribution(model, EXPERIMENT)
     parts = [edge_attribution(model, EXPERIMENT, positions=[position]) for position in range(n_tokens)]
@@ -388,7 +388,11 @@ def test_edges_and_paths_at_positions():
         assert abs(path.grid[0, 0] - path.baseline_corrupted - edge.score) <= 1e-9
     into_logits = (path_patch(model, EXPERIMENT, "head", "logits", positions=at) for at in ([-1], None))
     assert np.allclose(*(found.grid for found in into_logits), rtol=0, atol=1e-12)  # only the last position is measured
-    assert path_patch(model, EXPERIMENT, "head 0", "v 1", positions=[4]).chosen == {"position": (4,)}
+    chosen = path_patch(model, EXPERIMENT, "head 0", "v 1", positions=[4, -2])
+    assert chosen.chosen == {"position": (4, "-2")} and "position 4+-2" in chosen.text()
+    for result in (chosen, last):
+        result.save(tmp_path / "result.npz")
+        assert type(result).load(tmp_path / "result.npz").to_json() == result.to_json()
     with pytest.raises(NanopatchError, match="position 5 does not exist"):
         path_patch(model, EXPERIMENT, "head 0", "v 1", positions=[5])
     with pytest.raises(NanopatchError, match="position -6 does not exist"):
