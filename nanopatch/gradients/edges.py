@@ -28,7 +28,8 @@ from ..experiments.patch import counted, whole_numbers
 from ..files import Source
 from ..model.backward import blocks_backward, layer_norm_backward, unembedding_backward
 from ..model.gpt2 import Model
-from ..model.graph import Edge, graph, head_inputs, written
+from ..model.graph import Edge, comes_after, graph, head_inputs, written
+from ..model.layers import affine, causal_mask, layer_norm, softmax
 from ..model.sites import BLOCK_SITES, Run, record
 from ..patching.average import Experiments, Key
 from ..patching.case import SHORT, Case, check_equal_positions, make_case, run_both, tokens_of
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 #: What the other run needs to record, and the derivatives that are kept.
 DONOR_SITES = ("resid_pre", "z", "mlp_out", "resid_post")
-EDGE_SITES = ("q", "k", "v", "mlp_in")
+EDGE_SITES = ("q", "k", "v", "pattern", "mlp_in")
 
 
 # ---- scores ---------------------------------------------------------------------------------------
@@ -60,6 +61,8 @@ def edge_attribution(
     corruption: Corruption | None = None,
     absolute: bool = False,
     positions: Sequence[int] | None = None,
+    qk_fix: bool = False,
+    grad_drop: bool = False,
     executor: Executor | None = None,
     workers: int | None = None,
     folder: PathLike | Share | None = None,
@@ -93,6 +96,14 @@ def edge_attribution(
     positions : list of int, optional
         Only what edges carry at these positions counts; below 0, from the end; all by default. The scores of single
         positions add up to those of all.
+    qk_fix : bool
+        Estimate edges into q and k from the attention pattern that they make, which is computed exactly; only what
+        follows the pattern is estimated. A saturated softmax has no slope, and hides such edges. (AtP*; Kramár et al.
+        2024, arXiv 2403.00745, section 3.1.1. There each key position is a node; here an edge carries all positions.)
+    grad_drop : bool
+        The mean |score| over backward passes of which each passes by the attention and the MLP of one layer. Effects
+        that cancel on two paths are then seen, when one of the paths is dropped. (AtP*, section 3.1.2.) It takes one
+        backward pass for each layer.
 
     Raises
     ------
@@ -110,9 +121,28 @@ def edge_attribution(
     direction = check_edges_asked(direction, corruption)
     check_steps(steps)
     at = None if positions is None else whole_numbers(positions)
-    task = EdgeTask(direction, as_metric(metric), steps, corruption, bool(absolute), at)
+    fixes = Fixes(bool(qk_fix), bool(grad_drop))
+    check_fixes(model, fixes, steps)
+    task = EdgeTask(direction, as_metric(metric), steps, corruption, bool(absolute), at, fixes)
     scores: EdgeScores = over(model, experiments, task, Where(executor, workers, folder))
     return scores
+
+
+class Fixes(NamedTuple):
+    """What of AtP* is asked for."""
+
+    qk_fix: bool = False
+    grad_drop: bool = False
+
+
+NO_FIXES = Fixes()
+
+
+def check_fixes(model: Any, fixes: Fixes, steps: int) -> None:
+    if fixes.qk_fix and steps > 1:
+        raise NanopatchError("qk_fix computes the pattern on the base run: give steps=1 with it")
+    if fixes.grad_drop and isinstance(model, Model) and model.n_layer < 2:
+        raise NanopatchError("grad_drop drops one layer after another, so the model needs at least two")
 
 
 def check_edges_asked(direction: str | None, corruption: Any) -> str:
@@ -138,6 +168,7 @@ class EdgeTask(NamedTuple):
     corruption: Corruption | None
     absolute: bool
     positions: tuple[int, ...] | None = None
+    fixes: Fixes = NO_FIXES
     names: tuple[list[str], ...] = ()
     lists: tuple[bool, ...] = ()
 
@@ -146,7 +177,7 @@ class EdgeTask(NamedTuple):
 
     def one(self, model: Model, experiment: Experiment, number: int) -> dict[Key, EdgeScores]:
         case = edge_case(model, experiment, number, self.direction, self.metric, self.corruption)
-        scores = score_edges(model, case, self.steps, self.positions)
+        scores = score_edges(model, case, self.steps, self.positions, self.fixes)
         return {(): replace(scores, scores=np.abs(scores.scores), absolute=True) if self.absolute else scores}
 
     def to_dict(self) -> dict[str, Any]:
@@ -158,6 +189,7 @@ class EdgeTask(NamedTuple):
             "corruption": to_dict(self.corruption),
             "absolute": self.absolute,
             "positions": self.positions,
+            **self.fixes._asdict(),
         }
 
 
@@ -180,7 +212,9 @@ def check_one_length(model: Model, experiment: Experiment, what: str, corruption
     return []
 
 
-def score_edges(model: Model, case: Case, steps: int, positions: Sequence[int] | None = None) -> EdgeScores:
+def score_edges(
+    model: Model, case: Case, steps: int, positions: Sequence[int] | None = None, fixes: Fixes = NO_FIXES
+) -> EdgeScores:
     """The scores of one experiment."""
     base, metric, runs = case.base, case.metrics[0], case.runs
     senders, receivers = graph(model)
@@ -190,19 +224,21 @@ def score_edges(model: Model, case: Case, steps: int, positions: Sequence[int] |
     )  # (n_senders, n_tokens, d_model)
     elsewhere = np.setdiff1d(np.arange(case.n_tokens), counted(positions, case.n_tokens))
     differences[:, elsewhere] = 0
-    differences = differences.reshape(len(senders), -1)
-    scores, slopes = np.full((len(senders), len(receivers)), np.nan), []
+    dropped = range(model.n_layer) if fixes.grad_drop else [None]
+    totals = np.zeros((len(dropped), len(senders), len(receivers)))
+    slopes = []
     for run in progress(runs_on_the_line(model, base, donors["resid_pre"][0], steps), "steps", steps):
         d_resid, slope = metric_backward(model, case, run.resid_post[-1])
         slopes.append(slope)
-        gradients = blocks_backward(model, run, d_resid, EDGE_SITES)
-        n_senders, n_receivers = 1, 0
-        for at_point in input_gradients(model, run, gradients, d_resid):  # (n, n_tokens * d_model) each
-            cells = np.s_[:n_senders, n_receivers : n_receivers + len(at_point)]
-            of_step = differences[:n_senders] @ at_point.T / steps
-            scores[cells] = of_step + np.where(np.isnan(scores[cells]), 0, scores[cells])
-            n_senders += model.n_head if len(at_point) > 1 else 1
-            n_receivers += len(at_point)
+        for total, layer in zip(totals, dropped, strict=True):
+            gradients = blocks_backward(model, run, d_resid, EDGE_SITES, layer)
+            total += step_scores(model, run, gradients, d_resid, differences, fixes.qk_fix) / steps
+    if fixes.grad_drop:  # the mean over the passes that do not drop the receiver's own layer
+        n_passes = [len(dropped) - (receiver.kind != "logits") for receiver in receivers]
+        scores = np.abs(totals).sum(axis=0) / n_passes
+    else:
+        (scores,) = totals
+    scores[[[not comes_after(reads, [writes]) for reads in receivers.values()] for writes in senders.values()]] = np.nan
     check_slope(metric, max(slopes), case.baseline[0] if steps == 1 else None)
     return EdgeScores(
         scores=scores,
@@ -216,9 +252,54 @@ def score_edges(model: Model, case: Case, steps: int, positions: Sequence[int] |
         experiment=runs.experiment,
         source=model.source or Source("unnamed"),
         corruption=runs.corruption,
+        absolute=fixes.grad_drop,
         positions=positions if positions is None else tuple(positions),
+        **fixes._asdict(),
         prediction=runs.prediction,
     )
+
+
+def step_scores(model: Model, run: Run, gradients: Run, d_resid: Array, differences: Array, qk_fix: bool) -> Array:
+    """The scores by the derivatives of one run: (n_senders, n_receivers), 0 where there is no edge.
+
+    differences: what each sender writes in the donor run, minus in the base run, (n_senders, n_tokens, d_model).
+    """
+    flat = differences.reshape(len(differences), -1)
+    columns, n_senders = [], 1  # at each point, the scores of the senders so far; the embedding is the first
+    for at_point in input_gradients(model, run, gradients, d_resid):  # (n, n_tokens * d_model)
+        of_point = np.zeros((len(flat), len(at_point)))
+        of_point[:n_senders] = flat[:n_senders] @ at_point.T
+        if qk_fix and len(at_point) > 1:
+            layer, n_head = n_senders // (model.n_head + 1), model.n_head
+            for number, site in enumerate("qk"):
+                effects = pattern_effects(model, run, gradients, differences[:n_senders], layer, site)
+                of_point[:n_senders, number * n_head : (number + 1) * n_head] = effects
+        columns.append(of_point)
+        n_senders += model.n_head if len(at_point) > 1 else 1
+    return np.concatenate(columns, axis=1)
+
+
+def pattern_effects(model: Model, run: Run, gradients: Run, differences: Array, layer: int, site: str) -> Array:
+    """What senders do through the q or the k of each head, with the exact pattern: (n_senders, n_head).
+
+    It is (the pattern if the head's q, or k, alone reads the sender's change - the run's pattern) . (the metric's
+    derivative with respect to the pattern).
+    """
+    block, scale, found = model.h[layer], model._attention_scale(layer), []
+    columns = slice("qk".index(site) * model.d_model, ("qk".index(site) + 1) * model.d_model)
+    weight, bias = block.attn.c_attn.weight[:, columns], block.attn.c_attn.bias[columns]
+    n_tokens = differences.shape[1]
+    own = {name: np.swapaxes(run[name][layer], 0, 1) for name in "qk"}  # (n_head, n_tokens, d_head)
+    at_once = max(1, 2**24 // (n_tokens * max(model.d_model, model.n_head * n_tokens)))
+    for start in range(0, len(differences), at_once):
+        read = run[f"{site}_input"][layer] + differences[start : start + at_once]  # (n, n_tokens, d_model)
+        made = affine(layer_norm(read, *block.ln_1, model.config.layer_norm_epsilon), weight, bias)
+        changed = np.swapaxes(made.reshape(*made.shape[:2], model.n_head, model.d_head), 1, 2)
+        q, k = (changed, own["k"]) if site == "q" else (own["q"], changed)  # (n, n_head, n_tokens, d_head)
+        scores = q * scale @ np.swapaxes(k, -2, -1) + causal_mask(n_tokens, n_tokens, model.dtype)
+        moved = softmax(scores) - run.pattern[layer]  # (n, n_head, n_query, n_key)
+        found.append((moved * gradients.pattern[layer]).sum(axis=(-2, -1)))
+    return np.concatenate(found)
 
 
 def runs_on_the_line(model: Model, base: Run, embedding: Array, steps: int) -> Iterator[Run]:

@@ -114,15 +114,22 @@ def unembedding_backward(model: Model, d_logits: Array) -> Array:
     return affine(d_logits[..., used], model.lm_head[used])
 
 
-def blocks_backward(model: Model, run: Run, d_resid_post: Array, sites: Sites = None) -> Run:
+def blocks_backward(
+    model: Model, run: Run, d_resid_post: Array, sites: Sites = None, dropped: int | None = None
+) -> Run:
     """As `backward`, from the end of the last block: given the derivative with respect to what it leaves.
 
-    d_resid_post: (n_tokens, d_model). The record needs the blocks' arrays alone.
+    d_resid_post: (n_tokens, d_model). The record needs the blocks' arrays alone. dropped: a layer whose attention and
+    MLP count as constants (GradDrop): the derivative passes it by, and that of its own arrays is 0.
     """
     keep = known_sites(sites).intersection(BLOCK_SITES)
     gradients = {name: np.empty(getattr(run, name).shape, model.dtype) for name in SITES if name in keep}
     d_resid = d_resid_post
     for layer in reversed(range(model.n_layer)):
+        if layer == dropped:
+            for name in keep:
+                gradients[name][layer] = 0
+            continue
         d_arrays = block_backward(model, layer, run, d_resid)
         for name in keep:
             gradients[name][layer] = d_arrays[name]

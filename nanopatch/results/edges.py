@@ -77,6 +77,8 @@ class EdgeScores(Result):
         Whether scores are means of each pair's |score|.
     positions : tuple of int or None
         The positions that count; None for all.
+    qk_fix, grad_drop : bool
+        What of AtP* was asked for.
     standard_error : ndarray or None
         The standard error of the mean over experiments, shaped as `scores`; None for one experiment.
     """
@@ -98,6 +100,8 @@ class EdgeScores(Result):
     corruption: Corruption | None = None
     absolute: bool = False
     positions: tuple[int, ...] | None = None
+    qk_fix: bool = False
+    grad_drop: bool = False
     n_pairs: int = 1
     standard_error: Array | None = None
     skipped: tuple[tuple[str, str], ...] = ()
@@ -195,7 +199,10 @@ class EdgeScores(Result):
 
     @property
     def method(self) -> str:
-        return "EAP" if self.steps == 1 else f"EAP-IG, {self.steps} steps"
+        """How the scores were made: "EAP", "EAP-IG, 5 steps", "EAP with QK fix and GradDrop", ..."""
+        fixes = [name for name, used in (("QK fix", self.qk_fix), ("GradDrop", self.grad_drop)) if used]
+        steps = "EAP" if self.steps == 1 else f"EAP-IG, {self.steps} steps"
+        return steps + (f" with {' and '.join(fixes)}" if fixes else "")
 
     @property
     def title(self) -> str:

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import TOLERANCE, assert_metric, is_after, make_pairs, pairs, tiny_model
+from conftest import TOLERANCE, assert_metric, is_after, make_pairs, pairs, sent, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -201,6 +201,69 @@ def test_sizes_may_be_taken_before_the_mean():
     with pytest.raises(NanopatchError, match="absolute values"):
         sizes.circuit(5, by="signed")
     assert "means of sizes over 3 pairs" in sizes.title
+
+
+# ---- AtP* -----------------------------------------------------------------------------------------
+
+
+def logit_difference(logits):
+    return logits[-1, 3] - logits[-1, 7]
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_the_qk_fix_takes_the_pattern_exactly_and_the_rest_to_first_order(direction):
+    model = tiny_model(seed=2)
+    plain, fixed = (edge_attribution(model, EXPERIMENT, direction=direction, qk_fix=fix) for fix in (False, True))
+    runs = [model.run(EXPERIMENT.corrupted), model.run(EXPERIMENT.clean)]
+    base, other = runs if direction == "denoise" else runs[::-1]
+    d_logits = np.zeros_like(base.logits)
+    d_logits[-1, [3, 7]] = 1, -1
+    slope = model.backward(base, d_logits, sites="pattern").pattern
+    largest, seen = np.nanmax(np.abs(plain.scores)), 0
+    for i, sender in enumerate(fixed.senders):
+        change = sent(model, base, other, str(sender))
+        for j, receiver in enumerate(fixed.receivers):
+            if receiver.kind not in ("q", "k"):
+                assert np.array_equal(fixed.scores[i, j], plain.scores[i, j], equal_nan=True)
+            elif np.isfinite(fixed.scores[i, j]):
+                patterns = {}
+                for step in model.steps(EXPERIMENT.corrupted if direction == "denoise" else EXPERIMENT.clean):
+                    if (step.name, step.layer) == (f"{receiver.kind}_input", receiver.layer):
+                        step.array += change
+                    if (step.name, step.layer) == ("pattern", receiver.layer):
+                        patterns = step.array[receiver.head] - base.pattern[receiver.layer, receiver.head]
+                        break
+                expected = (patterns * slope[receiver.layer, receiver.head]).sum()
+                assert abs(fixed.scores[i, j] - expected) <= 1e-10 * largest
+                seen += abs(expected - plain.scores[i, j]) > 1e-4 * largest
+    assert seen and fixed.method == "EAP with QK fix"
+
+
+def test_grad_drop_is_the_mean_size_with_each_layer_held_in_turn():
+    model, step = tiny_model(seed=2), 1e-5
+    found = edge_attribution(model, EXPERIMENT, grad_drop=True)
+    base, other = model.run(EXPERIMENT.corrupted), model.run(EXPERIMENT.clean)
+
+    def metric(receiver, change, held):  # the outputs of layer `held` stay what they are in the base run
+        for site in model.steps(EXPERIMENT.corrupted):
+            if (site.name, site.layer) == (receiver, 1):
+                site.array += change
+            if site.name in ("attn_out", "mlp_out") and site.layer == held:
+                site.array[...] = getattr(base, site.name)[held]
+        return logit_difference(site.array)
+
+    for i, sender in enumerate(found.senders[:3]):
+        change = step * sent(model, base, other, str(sender))
+        slopes = [
+            (metric("mlp_in", change, held) - metric("mlp_in", -change, held)) / (2 * step)
+            for held in range(model.n_layer)
+        ]
+        expected = np.abs(slopes).sum() / (model.n_layer - 1)  # held with its own layer, it has none
+        assert found.scores[i, found.receivers.index(Node("mlp", 1))] == pytest.approx(expected, rel=1e-6, abs=1e-10)
+    to_logits = found.receivers.index(Node("logits"))
+    plain = edge_attribution(model, EXPERIMENT)
+    assert found.scores[:, to_logits] == pytest.approx(np.abs(plain.scores[:, to_logits]), rel=1e-9)
+    assert found.absolute and found.method == "EAP with GradDrop"
 
 
 # ---- selection ------------------------------------------------------------------------------------
@@ -451,6 +514,8 @@ def test_bad_input_is_one_clear_line(tmp_path):
         "at least one circuit": lambda: faithfulness(model, EXPERIMENT, {}),
         "Zero.., Mean": lambda: faithfulness(model, EXPERIMENT, [], corruption="zero"),
         "expected for edges": lambda: edge_attribution(model, EXPERIMENT, corruption=Noise([1])),
+        "give steps=1": lambda: edge_attribution(model, EXPERIMENT, qk_fix=True, steps=2),
+        "at least two": lambda: edge_attribution(other, EXPERIMENT, grad_drop=True),
         "an ablation changes the clean run": lambda: edge_attribution(
             model, EXPERIMENT, corruption=Zero(), direction="denoise"
         ),
