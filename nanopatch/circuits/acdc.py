@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import NanopatchError
 from ..experiments.corruption import Corruption
 from ..experiments.metrics import Metric, as_metric
-from ..gradients.edges import check_edges_asked, check_one_length, edge_case
+from ..gradients.edges import check_edges_asked, check_one_length
 from ..model.gpt2 import Model
 from ..model.graph import Edge, comes_after, graph
 from ..patching.average import Experiments, checked, listed, standard_of, usable
@@ -23,7 +23,7 @@ from ..patching.case import Case
 from ..progress import look
 from ..results.edges import connected
 from ..types import Array
-from .run import CircuitTask, kept_metrics, run_of_others
+from .run import CircuitTask, circuit_case, kept_metrics, run_of_others
 
 #: Metrics that grow as the circuit gets worse. All others fall.
 DISTANCES = ("kl_divergence", "cross_entropy", "rank")
@@ -104,7 +104,7 @@ def cases_of(model: Model, experiments: Experiments, metric: Metric, corruption:
     given = listed(checked(model, experiments))
     for one in usable(model, task, given, standard_of(model, task, given)):
         check_one_length(model, one.experiment, "a circuit", corruption)
-        yield edge_case(model, one.experiment, one.number, "noise", metric, corruption)
+        yield circuit_case(model, one.experiment, one.number, metric, corruption)
 
 
 def losses(model: Model, cases: list[Case], kept: Array, sign: int) -> list[float]:

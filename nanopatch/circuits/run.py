@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 #: A circuit: (sender, receiver) pairs.
 Circuit = Sequence[tuple[Node, Node]]
+#: What of the clean run is needed; z and mlp_out give the shapes of what an ablation puts in.
+ENDS_AND_WRITTEN = ("resid_pre", "resid_post", "z", "mlp_out")
 #: Bytes that the circuits of one batch may take.
 MEMORY = 2**28
 
@@ -106,7 +108,7 @@ class CircuitTask(NamedTuple):
         return check_one_length(model, experiment, "faithfulness", self.corruption)
 
     def one(self, model: Model, experiment: Experiment, number: int) -> dict[Key, Faithfulness]:
-        case = edge_case(model, experiment, number, "noise", self.metric, self.corruption)  # the clean run is the base
+        case = circuit_case(model, experiment, number, self.metric, self.corruption)
         measured = measure_circuits(model, case, self.circuits)
         return {(name,): found for name, found in zip(self.names[0], measured, strict=True)}
 
@@ -116,6 +118,12 @@ class CircuitTask(NamedTuple):
             "metric": identity(self.metric),
             "corruption": to_dict(self.corruption),
         }
+
+
+def circuit_case(model: Model, experiment: Experiment, number: int, metric: Any, corruption: Corruption | None) -> Case:
+    """The clean run, as the base, and what the edges outside of a circuit carry."""
+    others = ("resid_pre", "resid_mid", "resid_post", "z", "mlp_out")
+    return edge_case(model, experiment, number, "noise", metric, corruption, ENDS_AND_WRITTEN, others)
 
 
 def measure_circuits(model: Model, case: Case, circuits: Sequence[Circuit]) -> list[Faithfulness]:

@@ -17,7 +17,7 @@ from ..model.graph import Edge, graph, receivers_of, senders_of
 from ..patching.average import Experiments, checked, listed, standard_of, usable
 from ..patching.case import Case
 from ..patching.edit import Edit
-from ..patching.paths import add_changes
+from ..patching.paths import PATH_SITES, add_changes
 from ..patching.sweep import measure_patches
 from ..progress import look
 from ..results.curves import VerifiedEdges
@@ -78,7 +78,7 @@ def verify_edges(
     task = EdgeTask(scores.direction, measured, 1, scores.corruption, False)
     given = listed(checked(model, experiments))
     cases = [
-        edge_case(model, one.experiment, one.number, scores.direction, measured, scores.corruption)
+        edge_case(model, one.experiment, one.number, scores.direction, measured, scores.corruption, PATH_SITES)
         for one in usable(model, task, given, standard_of(model, task, given))
     ]
     exact: list[float] = []

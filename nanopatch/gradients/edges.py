@@ -34,7 +34,7 @@ from ..model.sites import BLOCK_SITES, Run, record
 from ..patching.average import Experiments, Key
 from ..patching.case import SHORT, Case, check_equal_positions, make_case, run_both, tokens_of
 from ..patching.many import Share, Where, over
-from ..progress import progress
+from ..progress import look, progress
 from ..results.edges import EdgeScores
 from ..results.sweep import DIRECTIONS, check_direction
 from ..types import Array, PathLike, Sites
@@ -43,8 +43,9 @@ from .attribution import check_steps
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-#: What the other run needs to record, and the derivatives that are kept.
+#: What the other run needs to record; what the base run needs, for its backward pass; the derivatives that are kept.
 DONOR_SITES = ("resid_pre", "z", "mlp_out", "resid_post")
+BASE_SITES = tuple(site for site in BLOCK_SITES if site not in ("attn_out", "resid_mid", "mlp_post"))
 EDGE_SITES = ("q", "k", "v", "pattern", "mlp_in")
 
 
@@ -194,11 +195,18 @@ class EdgeTask(NamedTuple):
 
 
 def edge_case(
-    model: Model, experiment: Experiment, number: int, direction: str, metric: Any, corruption: Corruption | None = None
+    model: Model,
+    experiment: Experiment,
+    number: int,
+    direction: str,
+    metric: Any,
+    corruption: Corruption | None = None,
+    base_sites: Sites = BASE_SITES,
+    donor_sites: Sites = DONOR_SITES,
 ) -> Case:
-    """One direction of an experiment, with what the edges of both runs carry; the base run is recorded in full."""
+    """One direction of an experiment, with what the edges of both runs carry; by default, ready for a backward pass."""
     base, _ = DIRECTIONS[direction]
-    sites: dict[str, Sites] = {name: BLOCK_SITES if name == base else DONOR_SITES for name in ("clean", "corrupted")}
+    sites: dict[str, Sites] = {name: base_sites if name == base else donor_sites for name in ("clean", "corrupted")}
     (runs,) = run_both(model, experiment, number, corruption, sites)
     return make_case(runs, direction, [as_metric(metric)])
 
@@ -227,12 +235,16 @@ def score_edges(
     dropped = range(model.n_layer) if fixes.grad_drop else [None]
     totals = np.zeros((len(dropped), len(senders), len(receivers)))
     slopes = []
-    for run in progress(runs_on_the_line(model, base, donors["resid_pre"][0], steps), "steps", steps):
-        d_resid, slope = metric_backward(model, case, run.resid_post[-1])
-        slopes.append(slope)
+    for batch in runs_on_the_line(model, base, donors["resid_pre"][0], steps):
+        runs_of_batch = singly(batch)
+        of_metric = [metric_backward(model, case, run.resid_post[-1]) for run in runs_of_batch]
+        slopes += [slope for _, slope in of_metric]
+        d_resids = np.array([d_resid for d_resid, _ in of_metric])  # (n_steps, n_tokens, d_model)
         for total, layer in zip(totals, dropped, strict=True):
-            gradients = blocks_backward(model, run, d_resid, EDGE_SITES, layer)
-            total += step_scores(model, run, gradients, d_resid, differences, fixes.qk_fix) / steps
+            look()
+            gradients = singly(blocks_backward(model, batch, d_resids, EDGE_SITES, layer))
+            for run, of_run, d_resid in zip(runs_of_batch, gradients, d_resids, strict=True):
+                total += step_scores(model, run, of_run, d_resid, differences, fixes.qk_fix) / steps
     if fixes.grad_drop:  # the mean over the passes that do not drop the receiver's own layer
         n_passes = [len(dropped) - (receiver.kind != "logits") for receiver in receivers]
         scores = np.abs(totals).sum(axis=0) / n_passes
@@ -303,18 +315,25 @@ def pattern_effects(model: Model, run: Run, gradients: Run, differences: Array, 
 
 
 def runs_on_the_line(model: Model, base: Run, embedding: Array, steps: int) -> Iterator[Run]:
-    """The base run; or `steps` runs whose embeddings lie between the base run's and another, at middles of steps."""
+    """The base run; or `steps` runs whose embeddings lie between the base run's and another, at middles of steps.
+
+    They come in batches, (n_layer, n_runs, n_tokens, ...): of short prompts several runs read the weights once.
+    """
     if steps == 1:
-        yield base
+        yield Run({name: base[name][:, None] for name in BASE_SITES}, None, model)
         return
     start = base.resid_pre[0]  # (n_tokens, d_model)
     fractions = ((np.arange(steps) + 0.5) / steps).astype(model.dtype)
-    at_once = max(1, SHORT * 8 // len(start))  # short prompts read the weights once for several steps
-    for some in np.split(fractions, range(at_once, steps, at_once)):
-        batch = start + some[:, None, None] * (embedding - start)  # (n_steps, n_tokens, d_model)
-        runs = record(model.steps_from(0, batch, sites=BLOCK_SITES), sites=BLOCK_SITES)
-        for i in range(len(some)):
-            yield Run({name: runs[name][:, i] for name in runs.names}, None, model)
+    at_once = max(1, SHORT * 8 // len(start))
+    for some in progress(np.split(fractions, range(at_once, steps, at_once)), "steps"):
+        embeddings = start + some[:, None, None] * (embedding - start)  # (n_runs, n_tokens, d_model)
+        yield record(model.steps_from(0, embeddings, sites=BASE_SITES), sites=BASE_SITES)
+
+
+def singly(batch: Run) -> list[Run]:
+    """The runs of a batch, or their derivatives, each as a `Run`."""
+    n_runs = batch[batch.names[0]].shape[1]
+    return [Run({name: batch[name][:, i] for name in batch.names}, None, batch.model) for i in range(n_runs)]
 
 
 def metric_backward(model: Model, case: Case, resid: Array) -> tuple[Array, np.floating[Any]]:
