@@ -22,12 +22,13 @@ def main(folder: Path = DOCS) -> None:
     nanopatch.sweep(model, MICHELLE).save(folder / "michelle.png")
 
     clean, paris = model.run(MICHELLE.clean), model.run(CAPITAL.clean)
-    effect = nanopatch.ablate(model, MICHELLE, "z")
+    effect, scores = nanopatch.ablate(model, MICHELLE, "z"), nanopatch.edge_attribution(model, MICHELLE, steps=2)
     figures = {
         "lens": nanopatch.logit_lens(model, paris).plot(),
         "direct": nanopatch.direct_logit_attribution(model, paris, CAPITAL.answer, CAPITAL.wrong_answer).plot(),
         "attention": clean.plot_attention(layer=1, head=0),
         "heads": nanopatch.head_scores(model, beside=effect).plot(),
+        "curves": nanopatch.circuit_curves(model, MICHELLE, scores, by=["size", "signed"], n_random=3).plot(),
     }
     for name, figure in figures.items():
         file = io.BytesIO()

@@ -230,9 +230,10 @@ def test_every_view_of_a_run_is_named_and_has_its_picture(tmp_path):
         assert name in README and name in questions
     runpy.run_path(str(ROOT / "scripts" / "make_pictures.py"))["main"](tmp_path)
     made = {path.name for path in tmp_path.iterdir()}
-    assert made == {"lens.png", "direct.png", "attention.png", "heads.png", "michelle.png"}
+    assert made == {"lens.png", "direct.png", "attention.png", "heads.png", "michelle.png", "curves.png"}
+    circuits = (ROOT / "docs/circuits.md").read_text(encoding="utf-8")
     for name in made:
-        assert f"]({name})" in questions or f"](docs/{name})" in README
+        assert f"]({name})" in questions + circuits or f"](docs/{name})" in README
         assert (ROOT / "docs" / name).stat().st_size < 80_000
 
 

@@ -187,7 +187,10 @@ class EdgeScores(Result):
         """The same scores on other edges, drawn with a seed: a baseline for what a ranking is worth."""
         found = np.isfinite(self.scores)
         scores = self.scores.copy()
-        scores[found] = np.random.default_rng(seed).permutation(scores[found])
+        by_size = scores[found][
+            np.argsort(np.abs(scores[found]), kind="stable")
+        ]  # so the order drawn is the seed's alone
+        scores[found] = np.random.default_rng(seed).permutation(by_size)
         return replace(self, scores=scores, standard_error=None, n_pairs=1, pairs=None)
 
     def _edges(self, places: Array) -> list[Edge]:
