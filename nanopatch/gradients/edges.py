@@ -7,7 +7,7 @@ other. `nanopatch.model.graph` names them: an edge goes from a sender ("embed", 
 ("q 2.1", "k 2.1", "v 2.1", "mlp 2", "logits").
 
 Edge attribution patching (EAP; Syed, Rager & Conmy 2023, arXiv 2310.10348) scores all edges with two runs and one
-backward pass. The edges of largest |score| make a circuit. `faithfulness` tests it: the metric of the model when
+backward pass. The edges of largest absolute score make a circuit. `faithfulness` tests it: the metric of the model when
 every other edge carries what it carries in the corrupted run.
 """
 
@@ -92,8 +92,8 @@ def edge_attribution(
     corruption : Zero, Mean or Resample, optional
         What takes the place of the corrupted prompt: each edge is ablated in the clean run.
     absolute : bool
-        For several experiments: True gives the mean of each pair's |score|, False the mean score, whose size a circuit
-        is chosen by. Edges that help in one prompt and hurt in another have a small mean score.
+        For several experiments: True gives the mean of each pair's absolute score, False the mean score, whose size a
+        circuit is chosen by. Edges that help in one prompt and hurt in another have a small mean score.
     positions : list of int, optional
         Only what edges carry at these positions counts; below 0, from the end; all by default. The scores of single
         positions add up to those of all.
@@ -102,8 +102,8 @@ def edge_attribution(
         follows the pattern is estimated. A saturated softmax has no slope, and hides such edges. (AtP*; Kramár et al.
         2024, arXiv 2403.00745, section 3.1.1. There each key position is a node; here an edge carries all positions.)
     grad_drop : bool
-        The mean |score| over backward passes of which each passes by the attention and the MLP of one layer. Effects
-        that cancel on two paths are then seen, when one of the paths is dropped. (AtP*, section 3.1.2.) It takes one
+        The mean absolute score over backward passes of which each passes by the attention and the MLP of one layer.
+        Effects that cancel on two paths are then seen, when one of the paths is dropped. (AtP*, section 3.1.2.) It takes one
         backward pass for each layer.
 
     Raises
@@ -381,7 +381,7 @@ def circuit(scores: EdgeScores, n: int, prune: bool = True, by: str = "size") ->
 
     prune: leave out, as the literature does, edges that are on no path from the embedding to the logits. They carry
     nothing, so the circuit's faithfulness is the same without them. The result may be empty. by: "size" takes the
-    largest |score|; "signed" takes the edges that raise the metric most when they carry the clean run.
+    largest absolute scores; "signed" takes the edges that raise the metric most when they carry the clean run.
 
     Examples
     --------

@@ -87,7 +87,7 @@ class CircuitCurves(Result):
 
     @property
     def cmd(self) -> dict[str, float]:
-        """The circuit-model distance of each ranking: the area of |1 - faithfulness|; 0 is best."""
+        """The circuit-model distance of each ranking: the area between its faithfulness and 1; 0 is best."""
         return self._areas(np.abs(1 - self.normalised))
 
     def _areas(self, heights: Array) -> dict[str, float]:
@@ -201,7 +201,7 @@ class VerifiedEdges(Result):
 
     @property
     def worst(self) -> float:
-        """The largest |estimate - exact|."""
+        """The largest error of an estimate, as a size."""
         return float(np.abs(self.estimates - self.exact).max(initial=0))
 
     def __repr__(self) -> str:

@@ -74,7 +74,7 @@ class EdgeScores(Result):
     corruption : Zero, Mean, Resample or None
         What an ablation puts in place of the corrupted prompt.
     absolute : bool
-        Whether scores are means of each pair's |score|.
+        Whether scores are means of each pair's absolute score.
     positions : tuple of int or None
         The positions that count; None for all.
     qk_fix, grad_drop : bool
@@ -137,8 +137,8 @@ class EdgeScores(Result):
     def values(self, by: str = "size") -> Array:
         """What edges are chosen by, shaped as `scores`: NaN where there is no edge.
 
-        by: "size" is |score|. "signed" is the score as the effect of an edge that carries the clean run: a large one
-        raises the metric. (In direction "noise" an edge carries the corrupted run, so the sign is turned.)
+        by: "size" is the absolute score. "signed" is the score as the effect of an edge that carries the clean run: a
+        large one raises the metric. (In direction "noise" an edge carries the corrupted run, so the sign is turned.)
         """
         if by not in BY:
             raise NanopatchError(f"by={by!r:.60}: {' or '.join(map(repr, BY))} is expected")
