@@ -103,8 +103,8 @@ def edge_attribution(
         2024, arXiv 2403.00745, section 3.1.1. There each key position is a node; here an edge carries all positions.)
     grad_drop : bool
         The mean absolute score over backward passes of which each passes by the attention and the MLP of one layer.
-        Effects that cancel on two paths are then seen, when one of the paths is dropped. (AtP*, section 3.1.2.) It takes
-        one backward pass for each layer.
+        Effects that cancel on two paths are then seen, when one of the paths is dropped (AtP*, section 3.1.2). It
+        takes one backward pass for each layer.
 
     Raises
     ------
