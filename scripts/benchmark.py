@@ -14,6 +14,7 @@ TransformerLens, or Chromium. If these are missing, such a part is left out, and
 
 import argparse
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -381,6 +382,49 @@ def gradients(options):
         yield row(f"forward and backward, {n_tokens} tokens: nanopatch / PyTorch autograd", ratios, 1)
 
 
+def circuits(options):
+    """Edge scores, circuits and path patching, each beside one forward pass; on nano and at 124M's shape."""
+    from nanopatch.gradients.edges import edge_case
+    from nanopatch.model.backward import blocks_backward
+
+    for name, n_tokens in (("nano", 11), ("124M", 11), ("124M", 256)):
+        model = nanopatch().load("nano") if name == "nano" else random_model("124M")
+        pair = nanopatch().experiments.MICHELLE if name == "nano" else random_experiment(model, n_tokens)
+        what = f"{name}, {n_tokens} tokens:"
+        repeats = options.repeats if n_tokens < 50 else max(3, options.repeats // 3)
+
+        def forward(model=model, pair=pair):
+            return model.run(pair.corrupted, sites="logits").logits
+
+        def beside(label, function, each=1, forward=forward, what=what, repeats=repeats):
+            ratios = [ratio / each for ratio in alternate(function, forward, repeats)]
+            return row(f"{what} {label} / one forward pass", ratios)
+
+        case = edge_case(model, pair, 0, "denoise", "logit_diff")
+        d_resid = case.base.resid_post[-1] * 0 + 1
+
+        def least(model=model, pair=pair, case=case, d_resid=d_resid):
+            edge_case(model, pair, 0, "denoise", "logit_diff")
+            blocks_backward(model, case.base, d_resid, "q")
+
+        score = functools.partial(nanopatch().edge_attribution, model, pair)
+        yield beside("two recorded runs and one backward pass", least)
+        yield beside("scores of all edges", score)
+        yield beside("the same, 5 steps", functools.partial(score, steps=5))
+        if n_tokens > 50:
+            continue
+        scores = score(steps=2)
+        several = {str(i): scores.circuit((i + 1) * len(scores.edges) // 20) for i in range(20)}
+        run = functools.partial(nanopatch().faithfulness, model, pair)
+        yield beside("a circuit of the best 400 edges", functools.partial(run, scores.circuit(400)))
+        yield beside("20 circuits of one pair, 5% to all edges, each", functools.partial(run, several), each=20)
+        heads = functools.partial(nanopatch().path_patch, model, pair, "head", "logits")
+        yield beside("every head to the logits, frozen", heads)
+        yield beside("every head to the logits, MLPs free", functools.partial(heads, between="free mlps"))
+        times = [timed(functools.partial(scores.top, 400)) * 1e3 for _ in range(options.repeats)]
+        yield row(f"{what} choosing the best 400 edges, in ms", times)
+
+
 def lengths(options):
     """The cost of a cell as the prompt grows, and at the larger shapes, beside one forward pass of the same model."""
     points = {}
@@ -676,6 +720,7 @@ PARTS = {
     "memory": memory,
     "load": loading,
     "gradients": gradients,
+    "circuits": circuits,
     "lengths": lengths,
     "lenses": lenses,
     "page": page,

@@ -20,7 +20,7 @@ from ..experiments.metrics import Metric, as_metric, identity
 from ..files import Source
 from ..gradients.edges import check_edges_asked, check_one_length, edge_case
 from ..model.gpt2 import Model
-from ..model.graph import Node, comes_after, graph, head_inputs, head_outputs, listing, node
+from ..model.graph import Node, graph, head_inputs, head_outputs, listing, node
 from ..model.layers import affine, layer_norm
 from ..model.sites import Run
 from ..patching.average import Experiments, Key
@@ -181,27 +181,34 @@ def run_of_others(model: Model, case: Case) -> Run:
 
 def edge_pairs(edges: Any) -> list[tuple[Node, Node]]:
     """Edges as (sender, receiver) pairs of nodes, without repeats. NanopatchError if they are anything else."""
-    edges = list(edges) if np.iterable(edges) else [edges]
-    for edge in edges:
+    pairs: dict[tuple[Node, Node], None] = {}
+    for edge in edges if np.iterable(edges) else [edges]:
         if not isinstance(edge, (tuple, list)) or isinstance(edge, Node) or len(edge) < 2:
             raise NanopatchError(f"edges are (sender, receiver) pairs, as `circuit` gives them, not {edge!r:.60}")
-    return list(dict.fromkeys((node(edge[0]), node(edge[1])) for edge in edges))
+        sender, receiver = edge[0], edge[1]
+        if not (isinstance(sender, Node) and isinstance(receiver, Node)):  # names; nodes are checked by `kept_edges`
+            sender, receiver = node(sender), node(receiver)
+        pairs[sender, receiver] = None
+    return list(pairs)
 
 
 def kept_edges(model: Model, circuits: Sequence[Circuit]) -> Array:
     """Which edges each circuit keeps: (n_receivers, n_circuits, n_senders), 1 or 0. NanopatchError for no such edge."""
     senders, receivers = graph(model)
     rows, columns = ({n: i for i, n in enumerate(nodes)} for nodes in (receivers, senders))
+    points = [np.array([place.point for place in places.values()]) for places in (receivers, senders)]
+    edges = np.pad(points[0][:, None] >= points[1], (0, 1))  # the last row and column are for what is no node
     kept = np.zeros((len(receivers), len(circuits), len(senders)), model.dtype)
     for number, circuit in enumerate(circuits):
-        for sender, receiver in circuit:
-            known = sender in senders and receiver in receivers
-            if not known or not comes_after(receivers[receiver], [senders[sender]]):
-                raise NanopatchError(
-                    f"no edge goes from {str(sender)!r} to {str(receiver)!r}; senders are {listing(senders)}; "
-                    f"receivers are {listing(receivers)}; and a receiver comes after its sender"
-                )
-            kept[rows[receiver], number, columns[sender]] = 1
+        i = [rows.get(receiver, -1) for _, receiver in circuit]
+        j = [columns.get(sender, -1) for sender, _ in circuit]
+        for wrong in np.flatnonzero(~edges[i, j])[:1] if circuit else ():
+            sender, receiver = circuit[wrong]
+            raise NanopatchError(
+                f"no edge goes from {str(sender)!r} to {str(receiver)!r}; senders are {listing(senders)}; "
+                f"receivers are {listing(receivers)}; and a receiver comes after its sender"
+            )
+        kept[i, number, j] = 1
     return kept
 
 
