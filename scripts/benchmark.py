@@ -328,7 +328,8 @@ def many(options):
 
     pairs = nanopatch().tasks.induction(2000)
     settings = dict(n_workers=2, threads_per_worker=1, dashboard_address=None)
-    with distributed.LocalCluster(**settings) as cluster, distributed.Client(cluster) as client, pool(2) as executor:
+    # The pool comes first: it sets the environment to one thread each, which Dask's workers inherit.
+    with pool(2) as executor, distributed.LocalCluster(**settings) as cluster, distributed.Client(cluster) as client:
         ours, theirs = (
             lambda e=e: nanopatch().sweep(model, pairs, executor=e) for e in (executor, client.get_executor())
         )
