@@ -57,6 +57,7 @@ from .results import plot
 from .results.base import ENDINGS, as_csv, jsonable, write_text
 from .results.comparison import Comparison
 from .results.direct import KINDS, DirectAttribution
+from .results.edges import BY
 from .results.lens import SHOWN
 from .results.matrix import number
 from .results.panels import Panels
@@ -197,6 +198,7 @@ def parser() -> Parser:
     add_question(edges, (*ENDINGS, ".dot"))
     edges.add_argument("-n", type=int, default=30, metavar="N", help="how many of the best edges to take (%(default)s)")
     edges.add_argument("--steps", type=int, default=1, metavar="N", help="steps; 2 or more: EAP-IG")
+    edges.add_argument("--by", choices=BY, default="size", help="the best are the largest, or those that help (signed)")
 
     lens = add("lens", lens_command, "read the residual stream at every layer and position (logit lens)")
     add_runs(lens, several=True)
@@ -614,11 +616,11 @@ def edges_command(options: Namespace) -> None:
     if scores is None:
         give_out(scores, options)
         return
-    best = circuit(scores, options.n)
+    best = circuit(scores, options.n, by=options.by)
     if not best:
         raise NanopatchError(f"the best {options.n} edges make no path from embed to logits: give more, with -n")
     kept = faithfulness(model, experiments, best, metric=metric, workers=workers)
-    save_and_show(scores, options, options.n)
+    save_and_show(scores, options, n=options.n, by=options.by)
     if options.json:
         drawn = [{"sender": e.sender, "receiver": e.receiver, "score": e.score} for e in best]
         print_json(scores.to_dict() | {"edges": drawn, "circuit": kept.to_dict()})
@@ -1047,13 +1049,13 @@ def side_by_side(views: dict[str, Any], options: Namespace) -> Any:
     return views[wanted[0]] if len(wanted) == 1 else Panels({name: views[name] for name in wanted})
 
 
-def save_and_show(result: Any, options: Namespace, *kind: Any) -> None:
-    """Write a result to the requested files, and show it if requested. kind: what its `save` and `plot` also take."""
+def save_and_show(result: Any, options: Namespace, *kind: Any, **chosen: Any) -> None:
+    """Write a result to the requested files, and show it if requested. kind, chosen: what `save` and `plot` take."""
     for path in options.output:
-        result.save(path, *kind)
+        result.save(path, *kind, **chosen)
         print(f"wrote {path}", file=sys.stderr)
     if options.plot:
-        plot.show(result.plot(*kind))
+        plot.show(result.plot(*kind, **chosen))
 
 
 def give_out(result: Any, options: Namespace, *kind: str) -> None:

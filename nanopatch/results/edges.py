@@ -196,9 +196,9 @@ class EdgeScores(Result):
     def _edges(self, places: Array) -> list[Edge]:
         return [Edge(self.senders[i], self.receivers[j], float(self.scores[i, j])) for i, j in places.tolist()]
 
-    def _best(self, n: int) -> list[Edge]:
+    def _best(self, n: int, by: str) -> list[Edge]:
         """The circuit of the best n edges, or of all if there are not so many."""
-        return self.circuit(min(n, np.isfinite(self.scores).sum()) if isinstance(n, Integral) else n)
+        return self.circuit(min(n, np.isfinite(self.scores).sum()) if isinstance(n, Integral) else n, by=by)
 
     @property
     def method(self) -> str:
@@ -226,16 +226,16 @@ class EdgeScores(Result):
 
     # ---- pictures and files ---------------------------------------------------------------------
 
-    def plot(self, n: int = 30, ax: Axes | None = None) -> Figure:
+    def plot(self, n: int = 30, ax: Axes | None = None, by: str = "size") -> Figure:
         """Draw the circuit of the best n edges (see `nanopatch.circuit`); returns the matplotlib Figure.
 
         As for `Result.plot`; `ax`: draw the circuit alone, into these axes.
         """
         plot.check_no_path(n)
-        return plot.drawn(*self._parts(n), ax)
+        return plot.drawn(*self._parts(n, by), ax)
 
-    def _parts(self, n: int = 30) -> tuple[Drawing, list[str]]:
-        edges = self._best(n)
+    def _parts(self, n: int = 30, by: str = "size") -> tuple[Drawing, list[str]]:
+        edges = self._best(n, by)
         drawn = ", ".join([f"{len(edges)} of {len(self.edges)} edges", *(f"widest {e.score:.3g}" for e in edges[:1])])
         title = [self.title, f"{drawn}; red raises, dashed blue lowers the metric"]
         return graph_plot.circuit(edges, title), [*about(self, [self]), *self.notes]
@@ -266,9 +266,9 @@ class EdgeScores(Result):
         """The whole result as JSON can hold it, with the edges as rows."""
         return super().to_dict() | {"edges": self.to_rows()}
 
-    def to_dot(self, n: int = 30) -> str:
+    def to_dot(self, n: int = 30, by: str = "size") -> str:
         """The circuit of the best n edges in the language of Graphviz. Edges into heads are labelled q, k or v."""
-        edges = self._best(n)
+        edges = self._best(n, by)
         lines = ["digraph circuit {", "  rankdir=BT; node [shape=box];"]
         for sender, receiver, score in edges:
             width = graph_plot.width(score, edges)
@@ -277,13 +277,13 @@ class EdgeScores(Result):
             lines.append(f'  "{sender}" -> "{receiver.component}" [{look}{label}];')
         return "\n".join([*lines, "}\n"])
 
-    def save(self, path: PathLike, n: int = 30) -> None:
-        """As `Result.save`; .dot holds `to_dot(n)`, and pictures are `plot(n)`."""
+    def save(self, path: PathLike, n: int = 30, by: str = "size") -> None:
+        """As `Result.save`; .dot holds `to_dot(n, by)`, and pictures are `plot(n, by=by)`."""
         ending = Path(path).suffix.lower()
         if ending == ".dot":
-            write_whole(path, self.to_dot(n).encode("utf-8"))
+            write_whole(path, self.to_dot(n, by).encode("utf-8"))
         elif ending[1:] in plot.FORMATS:
-            write_whole(path, plot.as_bytes(plot.picture(*self._parts(n)), ending[1:]))
+            write_whole(path, plot.as_bytes(plot.picture(*self._parts(n, by)), ending[1:]))
         else:
             super().save(path)
 

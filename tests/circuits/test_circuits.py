@@ -34,6 +34,7 @@ from nanopatch import (
 from nanopatch.circuits import acdc as acdc_module
 from nanopatch.circuits import run as run_module
 from nanopatch.circuits.curves import FRACTIONS
+from nanopatch.cli import main
 from nanopatch.experiments import MICHELLE
 from nanopatch.model.graph import Edge, Node, graph
 from nanopatch.model.layers import ACTIVATIONS, affine, layer_norm, softmax
@@ -281,6 +282,22 @@ def test_signed_edges_raise_the_metric_of_the_clean_run():
     for wrong in ("sign", None):
         with pytest.raises(NanopatchError, match="'size' or 'signed'"):
             scores.top(3, wrong)
+
+
+def test_pictures_and_files_are_of_what_was_chosen(tmp_path, capsys):
+    scores = edge_attribution(nanopatch.load("nano"), MICHELLE)
+    for by in ("size", "signed"):
+        scores.save(tmp_path / f"{by}.dot", 40, by)
+        lines = [line for line in (tmp_path / f"{by}.dot").read_text().splitlines() if "->" in line]
+        edges = scores.circuit(40, by=by)
+        assert [line.split(" [")[0].strip() for line in lines] == [
+            f'"{edge.sender}" -> "{edge.receiver.component}"' for edge in edges
+        ]
+        assert main(["edges", "--experiment", "michelle", "-n", "40", "--by", by, "-o", str(tmp_path / "cli.dot")]) == 0
+        assert (tmp_path / "cli.dot").read_text() == (tmp_path / f"{by}.dot").read_text()
+        assert f"{len(edges)} of the best 40 edges" in capsys.readouterr().out
+        scores.save(tmp_path / f"{by}.png", 40, by)
+    assert (tmp_path / "size.png").read_bytes() != (tmp_path / "signed.png").read_bytes()
 
 
 def test_a_circuit_of_nodes_has_all_edges_between_them():
