@@ -2,9 +2,10 @@
 
     python scripts/known_answers.py --csv areas.csv --plot roc.png
 
-The models are written by hand (nanopatch/lessons/programs.py), so the edges through which the answer goes are known. A
-method ranks all edges of a model by the size of what it says of each. The area under its ROC curve is the chance that a
-true edge ranks above another one, ties counting one half: 1 is a perfect ranking, .5 a blind one.
+The models are written by hand and by a compiler (nanopatch/lessons/programs.py and compiler.py), so the edges through
+which the answer goes are known. A method ranks all edges of a model by the size of what it says of each. The area under
+its ROC curve is the chance that a true edge ranks above another one, ties counting one half: 1 is a perfect ranking, .5
+a blind one.
 
 Where a method fails, the reason can be seen at a breakpoint. In the AND gate the neuron is off in the corrupted run
 ("00"), below the bend of its ReLU, so the derivative there is 0, and so are all scores of `direction="denoise"` before
@@ -23,9 +24,10 @@ from functools import partial
 import numpy as np
 
 import nanopatch
+from nanopatch.lessons.compiler import PROGRAMS
 from nanopatch.lessons.programs import and_gate, or_gate, share_of_x
 
-PROGRAMS = {"AND gate": and_gate, "OR gate": or_gate, "share of x": share_of_x}
+MODELS = [*(make() for make in (and_gate, or_gate, share_of_x)), *(make() for make in PROGRAMS)]
 #: Of ACDC: an edge ranks by the largest of these thresholds that keeps it, in units of the logit difference.
 THRESHOLDS = [1e-4, 1e-3, 1e-2, 1e-1, 1]
 
@@ -104,8 +106,8 @@ def main():
     parser.add_argument("--plot", metavar="FILE", help="also draw the ROC curves there")
     options = parser.parse_args()
     areas, curves = {}, {}
-    for program, make in PROGRAMS.items():
-        model, pair, edges = make()
+    names = [model.source.name for model, *_ in MODELS]
+    for program, (model, pair, edges) in zip(names, MODELS, strict=True):
         graph = nanopatch.edge_attribution(model, pair, direction="noise")
         there = np.isfinite(graph.scores)
         true = np.array([[(str(s), str(r)) in edges for r in graph.receivers] for s in graph.senders])[there]
@@ -116,31 +118,31 @@ def main():
                 continue
             sizes = np.abs(found)[there]
             areas[method, program], curves[method, program] = area(sizes, true), roc(sizes, true)
-    rows = [[method, *(areas[method, program] for program in PROGRAMS)] for method in METHODS]
-    print(f"{'area under the ROC curve':40}" + "".join(f"{program:>12}" for program in PROGRAMS))
+    rows = [[method, *(areas[method, program] for program in names)] for method in METHODS]
+    print(f"{'area under the ROC curve':40}" + "".join(f"{program:>15}" for program in [*names, "mean"]))
     for method, *values in rows:
-        print(f"{method:40}" + "".join(f"{value:12.3f}" for value in values))
+        print(f"{method:40}" + "".join(f"{value:15.3f}" for value in [*values, np.nanmean(values)]))
     if options.csv:
         with open(options.csv, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([["method", *PROGRAMS], *rows])
+            csv.writer(file).writerows([["method", *names], *rows])
     if options.plot:
-        draw(curves, options.plot)
+        draw(curves, names, options.plot)
     return 0
 
 
-def draw(curves, path):
+def draw(curves, names, path):
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    axes = figure.subplots(1, len(PROGRAMS), sharey=True)
-    for ax, program in zip(axes, PROGRAMS, strict=True):
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    axes = figure.subplots(2, 5, sharey=True, sharex=True)
+    for ax, program in zip(axes.flat, names, strict=True):
         for number, method in enumerate(METHODS):
             others, true = curves.get((method, program), ([], []))  # empty: it stands in the legend alone
             ax.plot(others, true, linewidth=3 - 0.2 * number, alpha=0.8, label=method)
         ax.set_title(program, fontsize=10)
-        ax.set_xlabel("share of other edges", fontsize=9)
-    axes[0].set_ylabel("share of true edges", fontsize=9)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    figure.supxlabel("share of other edges", fontsize=9)
+    figure.supylabel("share of true edges", fontsize=9)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.savefig(path, dpi=100)
 
 

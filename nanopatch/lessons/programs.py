@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..errors import NanopatchError
 from ..experiments.experiment import Experiment
 from ..files import Source
 from ..model.checkpoint import build, tensor_shapes
@@ -29,8 +30,7 @@ from ..model.vocabulary import Characters
 from ..types import Array
 
 N_SLOTS = 16
-D_MODEL = 2 * N_SLOTS
-N_HEAD, D_HEAD = 2, D_MODEL // 2
+N_HEAD = 2
 SIZE = 2.0**20  # powers of two, so that LayerNorm makes no rounding error
 LAYER_NORM_WEIGHT = SIZE / 4
 #: A score so much larger than the others that float32's softmax is exactly 1 there, and 0 elsewhere.
@@ -147,13 +147,18 @@ class Writer:
            [ 0.,  1.]], dtype=float32)
     """
 
-    def __init__(self, n_layer: int, characters: str, slots: Sequence[str], n_neurons: int = 1) -> None:
+    def __init__(
+        self, n_layer: int, characters: str, slots: Sequence[str], n_neurons: int = 1, n_slots: int = N_SLOTS
+    ) -> None:
         self.characters = characters
         self.slots = ("size", *slots)
+        if len(self.slots) > n_slots:
+            raise NanopatchError(f"{len(self.slots)} slots are needed, one for the size; there are {n_slots}")
+        self.d_model, self.d_head = 2 * n_slots, 2 * n_slots // N_HEAD
         self.config = Config(
             n_layer=n_layer,
             n_head=N_HEAD,
-            n_embd=D_MODEL,
+            n_embd=self.d_model,
             n_positions=16,
             vocab_size=len(characters),
             n_inner=n_neurons,
@@ -163,7 +168,7 @@ class Writer:
         self.weights = {name: np.zeros(shape, np.float32) for name, shape in tensor_shapes(self.config).items()}
         for name, weight in self.weights.items():
             if "ln_" in name and name.endswith("weight"):
-                weight[:] = LAYER_NORM_WEIGHT
+                weight[:] = SIZE / n_slots**0.5
         self._n_written = [0] * n_layer  # neurons, by layer
         for character in characters:
             self.embed(character, size=SIZE)
@@ -181,13 +186,36 @@ class Writer:
 
         looks_at: the slot that is 1 at the one position where it looks. Without it, it looks at all alike.
         """
-        at = head * D_HEAD  # its first dimension, the only one that it uses
+        at = head * self.d_head  # its first dimension, the only one that it uses
         c_attn = self.weights[f"h.{layer}.attn.c_attn.weight"]
         if looks_at is not None:
             self.weights[f"h.{layer}.attn.c_attn.bias"][at] = 1  # q is 1 everywhere
-            self._read(c_attn[:, D_MODEL + at], {looks_at: ALL_ATTENTION * D_HEAD**0.5})  # k
-        self._read(c_attn[:, 2 * D_MODEL + at], {value: 1})  # v
+            self._read(c_attn[:, self.d_model + at], {looks_at: ALL_ATTENTION * self.d_head**0.5})  # k
+        self._read(c_attn[:, 2 * self.d_model + at], {value: 1})  # v
         self._write(self.weights[f"h.{layer}.attn.c_proj.weight"][at], {output: 1})
+
+    def select(
+        self,
+        layer: int,
+        head: int,
+        queries: Sequence[str],
+        keys: Sequence[Mapping[str, float]],
+        values: Sequence[str],
+        outputs: Sequence[str],
+    ) -> None:
+        """A head that looks where query and key go together, and moves several numbers.
+
+        queries: slots, of which one holds 1. keys: for each of them, {slot: 1} of the slots where it looks. The number
+        in slot `values[i]` goes into slot `outputs[i]`.
+        """
+        c_attn, at = self.weights[f"h.{layer}.attn.c_attn.weight"], head * self.d_head
+        for i, (query, key) in enumerate(zip(queries, keys, strict=True), start=at):
+            self._read(c_attn[:, i], {query: 1})
+            scaled = {slot: ALL_ATTENTION * self.d_head**0.5 * factor for slot, factor in key.items()}
+            self._read(c_attn[:, self.d_model + i], scaled)
+        for i, (value, output) in enumerate(zip(values, outputs, strict=True), start=at):
+            self._read(c_attn[:, 2 * self.d_model + i], {value: 1})
+            self._write(self.weights[f"h.{layer}.attn.c_proj.weight"][i], {output: 1})
 
     def neuron(self, layer: int, reads: Mapping[str, float], writes: Mapping[str, float]) -> None:
         """A neuron that writes `factor * relu(sum)` into slots. The sum is that of `factor * slot` of what it reads."""
@@ -208,14 +236,14 @@ class Writer:
         return model
 
     def _write(self, row: Array, numbers: Mapping[str, float]) -> None:
-        """Add numbers to slots, and their negatives. row: (D_MODEL,), a view of a weight that writes."""
+        """Add numbers to slots, and their negatives. row: (d_model,), a view of a weight that writes."""
         for name, number in numbers.items():
             place = self._place(name)
             row[place] += number
             row[place + 8] -= number
 
     def _read(self, column: Array, factors: Mapping[str, float]) -> None:
-        """Read the sum of factor * slot. column: (D_MODEL,), a view of a weight that reads."""
+        """Read the sum of factor * slot. column: (d_model,), a view of a weight that reads."""
         for name, factor in factors.items():
             if name == "one":
                 column[self._place("size")] += factor / SIZE
