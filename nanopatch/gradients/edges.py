@@ -88,7 +88,8 @@ def edge_attribution(
         token embeddings (`resid_pre` of block 0) lie on the straight line from the base run's to the donor's, at the
         middles of equal steps (EAP-IG; Hanna, Pezzelle & Belinkov 2024, arXiv 2403.17806). The paper takes the ends
         of the steps that are nearer to the clean run, its code the others; with middles, few steps come closest to the
-        integral. Two steps make better circuits than one, and nearly as good ones as twenty.
+        integral. On `nano` two steps make better circuits than one, and nearly as good ones as twenty; but a ReLU that
+        bends between the steps is not seen (docs/circuits.md).
     corruption : Zero, Mean or Resample, optional
         What takes the place of the corrupted prompt: each edge is ablated in the clean run.
     absolute : bool
