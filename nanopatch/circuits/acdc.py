@@ -6,7 +6,7 @@ into a receiver is patched to the corrupted run. If the metric gets worse by les
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
@@ -14,11 +14,12 @@ import numpy as np
 
 from ..errors import NanopatchError
 from ..experiments.corruption import Corruption
-from ..experiments.metrics import Metric, as_metric
-from ..gradients.edges import check_edges_asked, check_one_length
+from ..experiments.metrics import as_metric
+from ..gradients.edges import check_edges_asked
 from ..model.gpt2 import Model
-from ..model.graph import Edge, comes_after, graph
-from ..patching.average import Experiments, checked, listed, standard_of, usable
+from ..model.graph import Edge, edge_table, graph
+from ..model.sites import Run
+from ..patching.average import Experiments, all_usable, checked
 from ..patching.case import Case
 from ..progress import look
 from ..results.edges import connected
@@ -76,12 +77,15 @@ def acdc(
         raise NanopatchError(f"threshold={threshold!r:.60}: a number above 0 is expected, in units of the metric")
     check_edges_asked(None, corruption)
     measured = as_metric(metric)
-    cases = list(cases_of(model, experiments, measured, corruption))
+    task = CircuitTask([], measured, corruption, ([],), (False,))
+    used = all_usable(model, task, checked(model, experiments))
+    cases = [circuit_case(model, one.experiment, one.number, measured, corruption) for one in used]
+    runs = [(case, run_of_others(model, case)) for case in cases]
     sign = 1 if measured.name in DISTANCES else -1
-    senders, receivers = ([*nodes.items()] for nodes in graph(model))
-    kept = np.array([[comes_after(reads, [writes]) for _, writes in senders] for _, reads in receivers], model.dtype)
-    order = [(i, j) for i in reversed(range(len(receivers))) for j in reversed(range(len(senders))) if kept[i, j]]
-    (loss,) = losses(model, cases, kept[:, None], sign)
+    senders, receivers = map(list, graph(model))
+    kept = edge_table(model).T.astype(model.dtype)  # (n_receivers, n_senders)
+    order = np.argwhere(kept).tolist()[::-1]  # the last receiver first, and of its senders the last one
+    (loss,) = losses(model, runs, kept[:, None], sign)
     found: list[Edge] = []
     while order:
         look()
@@ -89,26 +93,17 @@ def acdc(
         tried = np.repeat(kept[:, None], len(some), axis=1)  # (n_receivers, n_tried, n_senders)
         for number, (i, j) in enumerate(some):
             tried[i, number:, j] = 0  # each is left out beside all those before it
-        for (i, j), next_loss in zip(some, losses(model, cases, tried, sign), strict=True):
+        for (i, j), next_loss in zip(some, losses(model, runs, tried, sign), strict=True):
             order.pop(0)
             if next_loss - loss >= threshold:  # this one stays, so those after it were tried without it: once more
-                found.append(Edge(senders[j][0], receivers[i][0], next_loss - loss))
+                found.append(Edge(senders[j], receivers[i], next_loss - loss))
                 break
             kept[i, j], loss = 0, next_loss
     return connected(found) if prune else found
 
 
-def cases_of(model: Model, experiments: Experiments, metric: Metric, corruption: Corruption | None) -> Iterator[Case]:
-    """The clean run, as the base, of each experiment that can be used."""
-    task = CircuitTask([], metric, corruption, ([],), (False,))
-    given = listed(checked(model, experiments))
-    for one in usable(model, task, given, standard_of(model, task, given)):
-        check_one_length(model, one.experiment, "a circuit", corruption)
-        yield circuit_case(model, one.experiment, one.number, metric, corruption)
-
-
-def losses(model: Model, cases: list[Case], kept: Array, sign: int) -> list[float]:
+def losses(model: Model, runs: Sequence[tuple[Case, Run]], kept: Array, sign: int) -> list[float]:
     """How bad each circuit is: its mean metric, or minus that. kept: (n_receivers, n_circuits, n_senders)."""
-    values = [kept_metrics(model, case, run_of_others(model, case), kept) for case in cases]
+    values = [kept_metrics(model, case, others, kept) for case, others in runs]
     means: list[float] = (sign * np.mean(values, axis=0)).tolist()
     return means

@@ -11,13 +11,13 @@ import numpy as np
 from ..errors import NanopatchError
 from ..experiments.corruption import Corruption
 from ..model.gpt2 import Model
-from ..model.graph import Edge, comes_after, graph
-from ..patching.average import Experiments
+from ..model.graph import Edge, all_edges
+from ..patching.average import Experiments, check_model
 from ..patching.many import Share
 from ..results.curves import FRACTIONS, CircuitCurves
-from ..results.edges import EdgeScores
+from ..results.edges import BY, EdgeScores
 from ..types import PathLike
-from .run import edge_pairs, faithfulness, kept_edges
+from .run import check_scores, edge_pairs, faithfulness, kept_edges
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -66,18 +66,19 @@ def circuit_curves(
     True
     """
     named = {scores.method: scores} if isinstance(scores, EdgeScores) else scores
-    if not isinstance(named, Mapping) or not all(isinstance(one, EdgeScores) for one in named.values()) or not named:
+    if not isinstance(named, Mapping) or not named:
         raise NanopatchError(f"scores are what edge_attribution gives, or a dict of them; not {scores!r:.60}")
-    if not np.iterable(fractions) or not all(isinstance(f, Real) and 0 < f <= 1 for f in fractions):
+    for one in named.values():
+        check_scores(model, one)
+    fractions = list(fractions) if np.iterable(fractions) else []
+    if not fractions or not all(isinstance(f, Real) and 0 < f <= 1 for f in fractions):
         raise NanopatchError(f"fractions={fractions!r:.60}: numbers above 0, up to 1, are expected")
     if not isinstance(n_random, Integral) or n_random < 0:
         raise NanopatchError(f"n_random={n_random!r:.60}: a number of rankings is expected, 0 or more")
     fractions = sorted(set(map(float, fractions)))
-    senders, receivers = graph(model)
-    for name, one in named.items():
-        if (one.senders, one.receivers) != (tuple(senders), tuple(receivers)):
-            raise NanopatchError(f"the scores {name!r} are of another model: their nodes are not this model's")
-    ways = [by] if isinstance(by, str) else list(by)
+    ways = [by] if isinstance(by, str) or not np.iterable(by) else list(by)
+    if not ways:
+        raise NanopatchError(f"by={by!r}: {' or '.join(map(repr, BY))} is expected, or both")
     rankings = {
         (name if len(ways) == 1 else f"{name}, {way}"): (one, way) for name, one in named.items() for way in ways
     }
@@ -143,13 +144,8 @@ def complement(model: Model, edges: Iterable[Any]) -> list[tuple[Any, Any]]:
     >>> len(nanopatch.complement(model, [("embed", "logits")]))
     478
     """
+    check_model(model)
     pairs = edge_pairs(edges)
     kept_edges(model, [pairs])  # raises if the model has no such edge
-    senders, receivers = graph(model)
     left = set(pairs)
-    return [
-        (s, r)
-        for s, place in senders.items()
-        for r, reads in receivers.items()
-        if comes_after(reads, [place]) and (s, r) not in left
-    ]
+    return [edge for edge in all_edges(model) if edge not in left]

@@ -13,10 +13,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import NanopatchError
 from ..files import read_json, write_whole
 from ..model.gpt2 import Model
-from ..model.graph import Edge, Node, comes_after, graph
+from ..model.graph import Edge, Node, all_edges, graph
+from ..patching.average import check_model
 from ..types import PathLike
 from .run import edge_pairs, kept_edges
 
@@ -39,13 +42,13 @@ def save_circuit(edges: Iterable[Any], path: PathLike, model: Model) -> None:
     """
     if Path(path).suffix.lower() != ".json":
         raise NanopatchError(f"cannot save {path}: a circuit is saved as .json, in the form of EAP-IG")
-    edges = list(edges)
+    check_model(model)
+    edges = list(edges) if np.iterable(edges) else [edges]
     pairs = edge_pairs(edges)
     kept_edges(model, [pairs])  # raises if the model has no such edge
     scores = {tuple(pair): 0.0 for pair in pairs}
     scores |= {(edge.sender, edge.receiver): edge.score for edge in edges if isinstance(edge, Edge)}
     inside = {Node("embed"), Node("logits"), *(n.component for pair in pairs for n in pair)}
-    senders, receivers = graph(model)
     contents = {
         "cfg": {
             "n_layers": model.n_layer,
@@ -53,12 +56,10 @@ def save_circuit(edges: Iterable[Any], path: PathLike, model: Model) -> None:
             "parallel_attn_mlp": False,
             "d_model": model.d_model,
         },
-        "nodes": {name_of(n): {"in_graph": n in inside} for n in [*senders, Node("logits")]},
+        "nodes": {name_of(n): {"in_graph": n in inside} for n in [*graph(model)[0], Node("logits")]},
         "edges": {
             f"{name_of(s)}->{name_of(r)}": {"score": scores.get((s, r), 0.0), "in_graph": (s, r) in scores}
-            for s, writes in senders.items()
-            for r, reads in receivers.items()
-            if comes_after(reads, [writes])
+            for s, r in all_edges(model)
         },
     }
     write_whole(path, json.dumps(contents).encode())
@@ -71,7 +72,11 @@ def read_circuit(path: PathLike, model: Model, every: bool = False) -> list[Edge
     loss: a metric that should grow is turned around there.)
     Raises NanopatchError if the file is no such file, or of a model with other numbers of layers and heads.
     """
-    given = read_json(path)
+    check_model(model)
+    try:
+        given = read_json(path)
+    except FileNotFoundError as error:
+        raise NanopatchError(f"cannot read {path}: {error.strerror}") from None
     edges, shape = (given.get(name) if isinstance(given, dict) else None for name in ("edges", "cfg"))
     if not isinstance(edges, dict) or not isinstance(shape, dict):
         raise NanopatchError(f"{path} is no circuit of EAP-IG: it has no edges and cfg")

@@ -20,13 +20,13 @@ from ..experiments.metrics import Metric, as_metric, identity
 from ..files import Source
 from ..gradients.edges import check_edges_asked, check_one_length, edge_case
 from ..model.gpt2 import Model
-from ..model.graph import Node, graph, head_inputs, head_outputs, listing, node
+from ..model.graph import Node, edge_table, graph, head_inputs, head_outputs, listing, node
 from ..model.layers import affine, layer_norm
 from ..model.sites import Run
-from ..patching.average import Experiments, Key
+from ..patching.average import Experiments, Key, check_model
 from ..patching.case import Case
 from ..patching.many import Share, Where, over
-from ..results.edges import Faithfulness
+from ..results.edges import EdgeScores, Faithfulness
 from ..types import Array, PathLike
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ def faithfulness(
         raise NanopatchError("edges={}: give at least one circuit, such as {'best 20': scores.circuit(20)}")
     circuits = [edge_pairs(circuit) for circuit in named.values()]
     names = [str(name) for name in named]
+    if len(set(names)) < len(names):
+        raise NanopatchError(f"two circuits have one name: {', '.join(names)[:60]}; names are compared as texts")
     task = CircuitTask(circuits, as_metric(metric), corruption, (names,), (isinstance(edges, Mapping),))
     return over(model, experiments, task, Where(executor, workers, folder))
 
@@ -120,6 +122,15 @@ class CircuitTask(NamedTuple):
         }
 
 
+def check_scores(model: Any, scores: Any) -> None:
+    """NanopatchError unless these are scores of the edges of this model."""
+    check_model(model)
+    if not isinstance(scores, EdgeScores):
+        raise NanopatchError(f"scores are what edge_attribution gives, not {scores!r:.60}")
+    if (scores.senders, scores.receivers) != tuple(map(tuple, graph(model))):
+        raise NanopatchError("the scores are of another model: their nodes are not this model's")
+
+
 def circuit_case(model: Model, experiment: Experiment, number: int, metric: Any, corruption: Corruption | None) -> Case:
     """The clean run, as the base, and what the edges outside of a circuit carry."""
     others = ("resid_pre", "resid_mid", "resid_post", "z", "mlp_out")
@@ -129,7 +140,8 @@ def circuit_case(model: Model, experiment: Experiment, number: int, metric: Any,
 def measure_circuits(model: Model, case: Case, circuits: Sequence[Circuit]) -> list[Faithfulness]:
     """The faithfulness of circuits on one experiment. case: of direction "noise", so that the clean run is the base."""
     corrupted = case.values["corrupted"][0] if "corrupted" in case.values else None
-    values = circuit_metrics(model, case, circuits if corrupted is not None else [*circuits, []])
+    kept = kept_edges(model, circuits if corrupted is not None else [*circuits, []])
+    values = kept_metrics(model, case, run_of_others(model, case), kept)
     if corrupted is None:
         corrupted = values.pop()
     return [
@@ -148,15 +160,10 @@ def measure_circuits(model: Model, case: Case, circuits: Sequence[Circuit]) -> l
     ]
 
 
-def circuit_metrics(model: Model, case: Case, circuits: Sequence[Circuit]) -> list[float]:
-    """The metric of the run of each circuit."""
-    return kept_metrics(model, case, run_of_others(model, case), kept_edges(model, circuits))
-
-
 def kept_metrics(model: Model, case: Case, others: Run, kept: Array) -> list[float]:
     """The metric of the run of each circuit. others: `run_of_others`. kept: as `kept_edges`."""
     values = []
-    for resid in resid_of_kept(model, case.runs.clean.resid_pre[0], others, kept):
+    for resid in circuits_resid(model, case.runs.clean.resid_pre[0], others, kept):
         logits = model.unembed(resid[-1:] if case.last_only else resid, case.answers)
         values.append(case.measure(logits)[0])
     return values
@@ -168,7 +175,8 @@ def run_of_others(model: Model, case: Case) -> Run:
     if runs.corrupted is not None:
         return runs.corrupted
     put_in = {site: runs.replacements(site)[runs.draws(site, 1)[0]] for site in ("resid_pre", "z", "mlp_out")}
-    resid, arrays = put_in["resid_pre"][0], dict(resid_pre=[], resid_mid=[], resid_post=[])  # type: ignore[var-annotated]
+    resid = put_in["resid_pre"][0]  # (n_tokens, d_model)
+    arrays: dict[str, list[Array]] = {"resid_pre": [], "resid_mid": [], "resid_post": []}
     for layer, block in enumerate(model.h):
         arrays["resid_pre"].append(resid)
         resid = resid + affine(put_in["z"][layer].reshape(resid.shape), *block.attn.c_proj)
@@ -196,8 +204,7 @@ def kept_edges(model: Model, circuits: Sequence[Circuit]) -> Array:
     """Which edges each circuit keeps: (n_receivers, n_circuits, n_senders), 1 or 0. NanopatchError for no such edge."""
     senders, receivers = graph(model)
     rows, columns = ({n: i for i, n in enumerate(nodes)} for nodes in (receivers, senders))
-    points = [np.array([place.point for place in places.values()]) for places in (receivers, senders)]
-    edges = np.pad(points[0][:, None] >= points[1], (0, 1))  # the last row and column are for what is no node
+    edges = np.pad(edge_table(model).T, (0, 1))  # the last row and column are for what is no node
     kept = np.zeros((len(receivers), len(circuits), len(senders)), model.dtype)
     for number, circuit in enumerate(circuits):
         i = [rows.get(receiver, -1) for _, receiver in circuit]
@@ -212,18 +219,13 @@ def kept_edges(model: Model, circuits: Sequence[Circuit]) -> Array:
     return kept
 
 
-def circuits_resid(model: Model, embedding: Array, others: Run, circuits: Sequence[Circuit]) -> Array:
+def circuits_resid(model: Model, embedding: Array, others: Run, kept: Array) -> Array:
     """What the logits read in the run of each circuit: (n_circuits, n_tokens, d_model).
 
     The input of each receiver is the residual stream of the other run, plus a change for each sender that has an edge
     to it: what the sender writes in this run minus what it writes in the other one. embedding: the token embeddings of
-    this run, (n_tokens, d_model). others: a record with the residual stream, z and mlp_out.
+    this run, (n_tokens, d_model). others: a record with the residual stream, z and mlp_out. kept: as `kept_edges`.
     """
-    return resid_of_kept(model, embedding, others, kept_edges(model, circuits))
-
-
-def resid_of_kept(model: Model, embedding: Array, others: Run, kept: Array) -> Array:
-    """`circuits_resid` of circuits in the form of `kept_edges`, as many at once as memory allows."""
     _, n_circuits, n_senders = kept.shape
     n_tokens = len(embedding)
     bytes_of_one = n_tokens * (model.d_model * (n_senders + 12 * model.n_head) + 3 * model.d_mlp) * model.dtype.itemsize
@@ -234,7 +236,7 @@ def resid_of_kept(model: Model, embedding: Array, others: Run, kept: Array) -> A
 
 def run_batch(model: Model, embedding: Array, others: Run, kept: Array) -> Array:
     """`circuits_resid` of circuits that run together. kept: as `kept_edges`."""
-    n_receivers, n_circuits, _ = kept.shape
+    n_circuits = kept.shape[1]
     n_tokens, d_model = embedding.shape
     fed = np.asarray(kept.any(axis=(1, 2)))  # (n_receivers,): only these have an input of their own, in some circuit
     used = np.asarray(kept.any(axis=(0, 1)))  # (n_senders,): only what these write is needed
@@ -275,10 +277,7 @@ def run_batch(model: Model, embedding: Array, others: Run, kept: Array) -> Array
                 if of_heads.any():
                     write(head_outputs(model, site.array - others.z[layer], layer)[:, of_heads])
             elif site.name == "mlp_in":
-                if fed[receiver]:
-                    site.array[...] = inputs_of([receiver], others.resid_mid[layer])[0]
-                else:
-                    site.array[...] = others.resid_mid[layer]
+                site.array[...] = inputs_of([receiver], others.resid_mid[layer])[0]
                 receiver += 1
             elif site.name == "mlp_out":
                 sender += n_head + 1

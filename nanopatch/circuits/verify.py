@@ -13,15 +13,15 @@ from ..experiments.metrics import Metric, as_metric
 from ..experiments.patch import counted
 from ..gradients.edges import EdgeTask, edge_case
 from ..model.gpt2 import Model
-from ..model.graph import Edge, graph, receivers_of, senders_of
-from ..patching.average import Experiments, checked, listed, standard_of, usable
+from ..model.graph import Edge, receivers_of, senders_of
+from ..patching.average import Experiments, all_usable, checked
 from ..patching.case import Case
-from ..patching.edit import Edit
-from ..patching.paths import PATH_SITES, add_changes
+from ..patching.paths import PATH_SITES, PathCells
 from ..patching.sweep import measure_patches
 from ..progress import look
 from ..results.curves import VerifiedEdges
 from ..results.edges import EdgeScores
+from .run import check_scores
 
 #: How many edges are measured between two looks at the clock.
 AT_ONCE = 16
@@ -62,24 +62,20 @@ def verify_edges(
     >>> len(verified.edges)
     40
     """
-    if not isinstance(scores, EdgeScores):
-        raise NanopatchError(f"scores are what edge_attribution gives, not {scores!r:.60}")
+    check_scores(model, scores)
     if not isinstance(seconds, Real) or not seconds > 0:
         raise NanopatchError(f"seconds={seconds!r:.60}: a number above 0 is expected")
     if not isinstance(k, Integral) or k < 1:
         raise NanopatchError(f"k={k!r:.60}: a number of edges is expected, at least 1")
-    if (scores.senders, scores.receivers) != tuple(map(tuple, graph(model))):
-        raise NanopatchError("the scores are of another model: their nodes are not this model's")
     if scores.absolute:
         raise NanopatchError("these scores are means of absolute values, which no single effect is compared with")
     end = time.monotonic() + seconds
     measured = as_metric(scores.metric if metric is None else metric)
     wanted = scores.top(min(int(k), len(scores.edges)), by)
     task = EdgeTask(scores.direction, measured, 1, scores.corruption, False)
-    given = listed(checked(model, experiments))
     cases = [
         edge_case(model, one.experiment, one.number, scores.direction, measured, scores.corruption, PATH_SITES)
-        for one in usable(model, task, given, standard_of(model, task, given))
+        for one in all_usable(model, task, checked(model, experiments))
     ]
     exact: list[float] = []
     done: list[Edge] = []
@@ -109,18 +105,11 @@ def effects_of_edges(case: Case, edges: Sequence[Edge], at: Sequence[int] | None
     """
     senders, receivers = senders_of(case.model), receivers_of(case.model)
     names = list(dict.fromkeys(edge.sender for edge in edges))
-    draw = case.runs.draws("z", 1)[0]
-    wanted = {receivers[edge.receiver][:2] for edge in edges}
-    read = dict(
-        zip(names, add_changes(case, [[senders[n]] for n in names], [draw] * len(names), "frozen", wanted), strict=True)
-    )
-    chosen = counted(at, case.n_tokens)
-    positions = [row for row in case.rows if row is not None and row in chosen]
-    patches = []
-    for edge in edges:
-        site, layer, head, _ = receivers[edge.receiver]
-        heads = None if head is None else [head]
-        patches.append([Edit(site, layer, read[edge.sender][site, layer], positions, heads)])
+    rows, draw = [[senders[name]] for name in names], case.runs.draws("z", 1)[0]
+    cells = PathCells(case, "frozen", rows, [], [draw] * len(rows), counted(at, case.n_tokens))
+    wanted = {(receivers[edge.receiver].site, receivers[edge.receiver].layer) for edge in edges}
+    read = dict(zip(names, cells.readings(list(enumerate(rows)), wanted), strict=True))
+    patches = [[cells.edit(receivers[edge.receiver], read[edge.sender], draw)] for edge in edges]
     effects = [0.0] * len(edges)
     for number, values in measure_patches(case, patches):
         effects[number] = values[0] - case.baseline[0]

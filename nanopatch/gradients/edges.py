@@ -28,7 +28,7 @@ from ..experiments.patch import counted, whole_numbers
 from ..files import Source
 from ..model.backward import blocks_backward, layer_norm_backward, unembedding_backward
 from ..model.gpt2 import Model
-from ..model.graph import Edge, comes_after, graph, head_inputs, written
+from ..model.graph import Edge, edge_table, graph, head_inputs, qkv_weights, written
 from ..model.layers import affine, causal_mask, layer_norm, softmax
 from ..model.sites import BLOCK_SITES, Run, record
 from ..patching.average import Experiments, Key
@@ -233,8 +233,9 @@ def score_edges(
     )  # (n_senders, n_tokens, d_model)
     elsewhere = np.setdiff1d(np.arange(case.n_tokens), counted(positions, case.n_tokens))
     differences[:, elsewhere] = 0
+    there = edge_table(model)  # (n_senders, n_receivers)
     dropped = range(model.n_layer) if fixes.grad_drop else [None]
-    totals = np.zeros((len(dropped), len(senders), len(receivers)))
+    totals = np.zeros((len(dropped), *there.shape))
     slopes = []
     for batch in runs_on_the_line(model, base, donors["resid_pre"][0], steps):
         runs_of_batch = singly(batch)
@@ -245,13 +246,13 @@ def score_edges(
             look()
             gradients = singly(blocks_backward(model, batch, d_resids, EDGE_SITES, layer))
             for run, of_run, d_resid in zip(runs_of_batch, gradients, d_resids, strict=True):
-                total += step_scores(model, run, of_run, d_resid, differences, fixes.qk_fix) / steps
+                total += step_scores(model, run, of_run, d_resid, differences, there, fixes.qk_fix) / steps
     if fixes.grad_drop:  # the mean over the passes that do not drop the receiver's own layer
         n_passes = [len(dropped) - (receiver.kind != "logits") for receiver in receivers]
         scores = np.abs(totals).sum(axis=0) / n_passes
     else:
         (scores,) = totals
-    scores[[[not comes_after(reads, [writes]) for reads in receivers.values()] for writes in senders.values()]] = np.nan
+    scores[~there] = np.nan
     check_slope(metric, max(slopes), case.baseline[0] if steps == 1 else None)
     return EdgeScores(
         scores=scores,
@@ -272,24 +273,28 @@ def score_edges(
     )
 
 
-def step_scores(model: Model, run: Run, gradients: Run, d_resid: Array, differences: Array, qk_fix: bool) -> Array:
+def step_scores(
+    model: Model, run: Run, gradients: Run, d_resid: Array, differences: Array, there: Array, qk_fix: bool
+) -> Array:
     """The scores by the derivatives of one run: (n_senders, n_receivers), 0 where there is no edge.
 
-    differences: what each sender writes in the donor run, minus in the base run, (n_senders, n_tokens, d_model).
+    differences: what each sender writes in the donor run, minus in the base run, (n_senders, n_tokens, d_model). there:
+    whether there is an edge, as the scores; the senders before a receiver are the first ones.
     """
-    flat = differences.reshape(len(differences), -1)
-    columns, n_senders = [], 1  # at each point, the scores of the senders so far; the embedding is the first
-    for at_point in input_gradients(model, run, gradients, d_resid):  # (n, n_tokens * d_model)
-        of_point = np.zeros((len(flat), len(at_point)))
-        of_point[:n_senders] = flat[:n_senders] @ at_point.T
-        if qk_fix and len(at_point) > 1:
-            layer, n_head = n_senders // (model.n_head + 1), model.n_head
-            for number, site in enumerate("qk"):
-                effects = pattern_effects(model, run, gradients, differences[:n_senders], layer, site)
-                of_point[:n_senders, number * n_head : (number + 1) * n_head] = effects
-        columns.append(of_point)
-        n_senders += model.n_head if len(at_point) > 1 else 1
-    return np.concatenate(columns, axis=1)
+    flat, scores, done = differences.reshape(len(differences), -1), np.zeros(there.shape), 0
+    for slopes in input_gradients(model, run, gradients, d_resid):  # (n_receivers, n_tokens * d_model), at one point
+        n_before = int(there[:, done].sum())
+        scores[:n_before, done : done + len(slopes)] = flat[:n_before] @ slopes.T
+        done += len(slopes)
+    if qk_fix:
+        for layer in range(model.n_layer):
+            first = layer * (3 * model.n_head + 1)  # the block's first receiver
+            n_before = int(there[:, first].sum())
+            effects = [
+                pattern_effects(model, run, gradients, differences[:n_before], layer, site) for site in ("q", "k")
+            ]
+            scores[:n_before, first : first + 2 * model.n_head] = np.concatenate(effects, axis=1)
+    return scores
 
 
 def pattern_effects(model: Model, run: Run, gradients: Run, differences: Array, layer: int, site: str) -> Array:
@@ -299,14 +304,12 @@ def pattern_effects(model: Model, run: Run, gradients: Run, differences: Array, 
     derivative with respect to the pattern).
     """
     block, scale, found = model.h[layer], model._attention_scale(layer), []
-    columns = slice("qk".index(site) * model.d_model, ("qk".index(site) + 1) * model.d_model)
-    weight, bias = block.attn.c_attn.weight[:, columns], block.attn.c_attn.bias[columns]
     n_tokens = differences.shape[1]
     own = {name: np.swapaxes(run[name][layer], 0, 1) for name in "qk"}  # (n_head, n_tokens, d_head)
     at_once = max(1, 2**24 // (n_tokens * max(model.d_model, model.n_head * n_tokens)))
     for start in range(0, len(differences), at_once):
         read = run[f"{site}_input"][layer] + differences[start : start + at_once]  # (n, n_tokens, d_model)
-        made = affine(layer_norm(read, *block.ln_1, model.config.layer_norm_epsilon), weight, bias)
+        made = affine(layer_norm(read, *block.ln_1, model.config.layer_norm_epsilon), *qkv_weights(model, site, layer))
         changed = np.swapaxes(made.reshape(*made.shape[:2], model.n_head, model.d_head), 1, 2)
         q, k = (changed, own["k"]) if site == "q" else (own["q"], changed)  # (n, n_head, n_tokens, d_head)
         scores = q * scale @ np.swapaxes(k, -2, -1) + causal_mask(n_tokens, n_tokens, model.dtype)

@@ -79,7 +79,7 @@ class Compiler:
     def __init__(self, characters: str, n_tokens: int) -> None:
         if not 1 <= n_tokens <= N_POSITIONS:
             raise NanopatchError(f"n_tokens={n_tokens!r}: from 1 to {N_POSITIONS} positions can be had")
-        self.characters, self.n_tokens = characters, n_tokens
+        self.characters = characters
         self.tokens = Variable("token", tuple(characters), "embed", 0)
         self.positions = Variable("position", tuple(range(n_tokens)), "embed", 0, varies=False)
         self.variables = [self.tokens, self.positions]

@@ -133,7 +133,8 @@ def _gate(writer: Writer, name: str) -> Program:
 class Writer:
     """Writes the weights of a program, one head and one neuron after the other.
 
-    slots: names of the numbers in the residual stream. Wherever something reads, `one` is the number 1.
+    slots: names of the numbers in the residual stream. Wherever something reads, `one` is the number 1. n_slots: how
+    many there may be, with the size; a power of 4, so that LayerNorm's divisor, SIZE / sqrt(n_slots), is a power of 2.
 
     Examples
     --------

@@ -100,6 +100,19 @@ def graph(model: Model) -> tuple[dict[Node, Place], dict[Node, Place]]:
     return senders, receivers
 
 
+def edge_table(model: Model) -> Array:
+    """Whether an edge goes from a sender to a receiver of `graph`: (n_senders, n_receivers), bool."""
+    senders, receivers = graph(model)
+    written, read = (np.array([place.point for place in places.values()]) for places in (senders, receivers))
+    return np.asarray(written[:, None] <= read)
+
+
+def all_edges(model: Model) -> list[tuple[Node, Node]]:
+    """Every edge of `graph`, as (sender, receiver), by sender."""
+    senders, receivers = map(list, graph(model))
+    return [(senders[i], receivers[j]) for i, j in np.argwhere(edge_table(model)).tolist()]
+
+
 def comes_after(receiver: Place, senders: Iterable[Place]) -> bool:
     """Whether the receiver reads at or after the first point that one of the senders has written to."""
     return receiver.point >= min(sender.point for sender in senders)
@@ -140,10 +153,16 @@ def head_outputs(model: Model, z: Array, layer: int) -> Array:
     return np.asarray(np.swapaxes(z, -3, -2) @ weight)
 
 
-def head_inputs(model: Model, site: str, layer: int) -> tuple[Array, Array]:
-    """Weights (n_head, d_model, d_head) and biases (n_head, d_head) by which the heads make their q, k or v; views."""
+def qkv_weights(model: Model, site: str, layer: int) -> tuple[Array, Array]:
+    """Weight (d_model, d_model) and bias (d_model,) by which all heads make their q, k or v: views of c_attn."""
     first = "qkv".index(site) * model.d_model
     weight, bias = (array[..., first : first + model.d_model] for array in model.h[layer].attn.c_attn)
+    return weight, bias
+
+
+def head_inputs(model: Model, site: str, layer: int) -> tuple[Array, Array]:
+    """Weights (n_head, d_model, d_head) and biases (n_head, d_head) by which the heads make their q, k or v; views."""
+    weight, bias = qkv_weights(model, site, layer)
     by_head = weight.reshape(model.d_model, model.n_head, model.d_head)
     return np.moveaxis(by_head, 0, 1), bias.reshape(model.n_head, model.d_head)
 

@@ -153,6 +153,12 @@ def usable(model: Model, task: Task, given: Iterable[Given], standard: Standard)
         yield one
 
 
+def all_usable(model: Model, task: Task, experiments: Known) -> list[Given]:
+    """Those that can be averaged, of all that were given. NanopatchError if there is none."""
+    given = listed(experiments)
+    return list(usable(model, task, given, standard_of(model, task, given)))
+
+
 def _difference(columns: Columns, where: str, standard: Columns) -> str:
     """Why a pair with these columns cannot be averaged with the pair at `where`."""
     ours, theirs = ([sum(pair[side] is not None for pair in pairs) for side in (0, 1)] for pairs in (columns, standard))
@@ -215,9 +221,10 @@ def means_of_parts(parts: Iterable[Part], n: int, source: Source | None, folder:
                 together[key] = together[key][0], shared([together[key], its])
             else:
                 together[key] = its
-                file = f"result-{len(stores)}-{{}}.npy"
+                number = len(stores)
                 stores[key] = {
-                    name: Rows(n, like, folder and folder / file.format(name)) for name, like in rows.items()
+                    name: Rows(n, like, folder and folder / f"result-{number}-{name}.npy")
+                    for name, like in rows.items()
                 }
             for name, store in stores[key].items():
                 store.add(rows[name])

@@ -28,6 +28,7 @@ from ..model.graph import (
     listing,
     mlp_input,
     mlp_output,
+    qkv_weights,
     receivers_of,
     senders_of,
 )
@@ -156,9 +157,7 @@ def add_changes(
         if asked:
             normed = layer_norm(resid_pre, *block.ln_1, model.config.layer_norm_epsilon)
             for site in asked:
-                first_column = "qkv".index(site) * model.d_model
-                columns = slice(first_column, first_column + model.d_model)
-                made = affine(normed, block.attn.c_attn.weight[:, columns], block.attn.c_attn.bias[columns])
+                made = affine(normed, *qkv_weights(model, site, layer))
                 keep(site, layer, groups, made.reshape(*made.shape[:2], model.n_head, model.d_head))
         if ("resid_pre", layer) in wanted:
             keep("resid_pre", layer, groups, resid_pre)
@@ -187,23 +186,19 @@ def add_changes(
 
 
 def replace_senders(
-    case: Case,
-    rows: Sequence[Sequence[Place]],
-    draws: Sequence[int],
-    between: str,
-    wanted: set[tuple[str, int]] | None = None,
+    case: Case, rows: Sequence[Sequence[Place]], draws: Sequence[int], between: str, wanted: set[tuple[str, int]]
 ) -> list[dict[tuple[str, int], Array]]:
-    """Step 1 by whole runs, one for each group of senders, in one batch: {(site, layer): array} as wanted; None: all.
+    """Step 1 by whole runs, one for each group of senders, in one batch: {(site, layer): array} as wanted.
 
     The arrays begin at the earliest sender's layer. Earlier ones are as in the base run.
     """
     first, held = min(sender.layer for senders in rows for sender in senders), BETWEEN[between]
     start = case.base.resid_pre[first]  # (n_tokens, d_model)
     found: list[dict[tuple[str, int], Array]] = [{} for _ in rows]
-    left = None if wanted is None else {(site, layer) for site, layer in wanted if layer >= first}
-    if left == set():
-        return found
-    for site in case.model.steps_from(first, np.broadcast_to(start, (len(rows), *start.shape)), sites=PATH_SITES):
+    left = {(site, layer) for site, layer in wanted if layer >= first}
+    steps = case.model.steps_from(first, np.broadcast_to(start, (len(rows), *start.shape)), sites=PATH_SITES)
+    while left:
+        site = next(steps)
         assert site.layer is not None
         if site.name in held:
             site.array[...] = getattr(case.base, site.name)[site.layer]
@@ -212,11 +207,8 @@ def replace_senders(
                 if (site.name, site.layer) == (sender.site, sender.layer):
                     heads = slice(None) if sender.head is None else np.s_[:, sender.head]
                     of_run[heads] = case.donors(site.name)[draw][site.layer][heads]
-        if left is None or (site.name, site.layer) in left:
-            for i, of_run in enumerate(site.array):
-                found[i][site.name, site.layer] = of_run
-        if left is not None:
-            left.discard((site.name, site.layer))
-            if not left:
-                break
+        if (site.name, site.layer) in left:
+            left.remove((site.name, site.layer))
+            for of_group, of_run in zip(found, site.array, strict=True):
+                of_group[site.name, site.layer] = of_run
     return found

@@ -27,7 +27,7 @@ from ..model.sites import ATTENTION_SITES
 from ..results.pairs import mean_of
 from ..results.sweep import DIRECTIONS, Sweep, check_direction
 from ..types import Array
-from .average import Experiments, Given, Key, checked, listed, standard_of, usable
+from .average import Experiments, Given, Key, all_usable, checked
 from .case import Case, check_equal_positions, make_case, run_both, tokens_of, transplant
 from .cells import Cells, cells_of_patch
 from .many import HERE, Where, over
@@ -157,8 +157,7 @@ def carry_out(
     whats = dict(question.whats)
     for name, what in whats.items():
         if isinstance(what, Patch) and isinstance(what.neurons, Integral):
-            task, given = SweepTask(question, method), listed(experiments)
-            used = list(usable(model, task, given, standard_of(model, task, given)))
+            used = all_usable(model, SweepTask(question, method), experiments)
             whats[name] = replace(what, neurons=most_different(model, used, what, question.corruption))
     return over(model, experiments, SweepTask(question._replace(whats=whats), method), where)
 

@@ -41,7 +41,7 @@ class CircuitCurves(Result):
     values : ndarray
         (n_names, n_fractions): the metric of the circuits' runs; for several experiments the mean.
     standard_error : ndarray or None
-        That of the mean of `values`; None for one experiment.
+        That of the mean of `values`; None for one experiment. Of random rankings, the mean of theirs.
     metric, baseline_clean, baseline_corrupted, rounding, source, corruption, n_pairs, skipped
         As in a `Faithfulness`.
     """

@@ -15,6 +15,7 @@ from ..errors import NanopatchError, count
 from ..experiments.corruption import Corruption
 from ..experiments.experiment import Experiment
 from ..files import Source, write_whole
+from ..model.generation import random_generator
 from ..model.graph import Edge, Node
 from ..page.document import result_page
 from ..page.pack import Shown
@@ -140,13 +141,17 @@ class EdgeScores(Result):
         by: "size" is the absolute score. "signed" is the score as the effect of an edge that carries the clean run: a
         large one raises the metric. (In direction "noise" an edge carries the corrupted run, so the sign is turned.)
         """
+        return self._chosen_by(self.scores, by)
+
+    def _chosen_by(self, scores: Array, by: str) -> Array:
+        """`values` of scores, of edges or of nodes."""
         if by not in BY:
             raise NanopatchError(f"by={by!r:.60}: {' or '.join(map(repr, BY))} is expected")
         if by == "size":
-            return np.abs(self.scores)
+            return np.abs(scores)
         if self.absolute:
             raise NanopatchError('these scores are means of absolute values, so they have no sign: use by="size"')
-        return self.scores if self.direction == "denoise" else -self.scores
+        return scores if self.direction == "denoise" else -scores
 
     def top(self, n: int, by: str = "size") -> list[Edge]:
         """The n best edges, the best first; equal ones stand in the order of `edges`. by: see `values`."""
@@ -174,9 +179,8 @@ class EdgeScores(Result):
 
     def node_circuit(self, n: int, by: str = "size") -> list[Edge]:
         """All edges between the n best heads and MLPs, the embedding and the logits. by: see `values`, of `nodes`."""
-        of_nodes = self.nodes
-        values = replace(self, scores=np.array([[score] for score in of_nodes.values()]), receivers=()).values(by)
-        order = np.argsort(-values[:, 0], kind="stable")
+        values = self._chosen_by(np.array(list(self.nodes.values())), by)
+        order = np.argsort(-values, kind="stable")
         ranked = [self.senders[i] for i in order.tolist() if self.senders[i].kind != "embed"]
         if not isinstance(n, Integral) or not 1 <= n <= len(ranked):
             raise NanopatchError(f"n={n!r}: from 1 to {len(ranked)} heads and MLPs can be chosen")
@@ -185,12 +189,13 @@ class EdgeScores(Result):
 
     def shuffled(self, seed: int = 0) -> EdgeScores:
         """The same scores on other edges, drawn with a seed: a baseline for what a ranking is worth."""
+        random = random_generator(seed)
         found = np.isfinite(self.scores)
         scores = self.scores.copy()
         by_size = scores[found][
             np.argsort(np.abs(scores[found]), kind="stable")
         ]  # so the order drawn is the seed's alone
-        scores[found] = np.random.default_rng(seed).permutation(by_size)
+        scores[found] = random.permutation(by_size)
         return replace(self, scores=scores, standard_error=None, n_pairs=1, pairs=None)
 
     def _edges(self, places: Array) -> list[Edge]:

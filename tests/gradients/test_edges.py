@@ -40,7 +40,7 @@ from nanopatch import (
     record,
     tasks,
 )
-from nanopatch.circuits.run import circuits_resid
+from nanopatch.circuits.run import circuits_resid, kept_edges
 from nanopatch.experiments import MICHELLE
 from nanopatch.experiments.metrics import METRICS, Target, measure
 from nanopatch.experiments.pairs import PairFile
@@ -195,7 +195,8 @@ def test_integrated_gradients_are_complete_and_converge():
 
 
 def run_circuit(model, experiment, edges):
-    (resid,) = circuits_resid(model, model.embed(experiment.clean), model.run(experiment.corrupted), [edges])
+    kept = kept_edges(model, [edges])
+    (resid,) = circuits_resid(model, model.embed(experiment.clean), model.run(experiment.corrupted), kept)
     return model.unembed(resid)
 
 

@@ -158,7 +158,8 @@ def test_with_all_frozen_every_later_residual_stream_changes_by_what_the_sender_
     group = data.draw(st.lists(st.sampled_from(list(senders_of(model))), min_size=1, max_size=3, unique=True))
     # attn_out holds its heads, so the two do not add up
     group = [name for name in group if name.kind != "head" or Node("attn", name.layer) not in group]
-    readings = replace_senders(case, [[senders_of(model)[name] for name in group]], [0], "frozen")[0]
+    every = {(site, layer) for site in PATH_SITES for layer in range(model.n_layer)}
+    (readings,) = replace_senders(case, [[senders_of(model)[name] for name in group]], [0], "frozen", every)
     for receiver, place in receivers_of(model).items():
         site = {"mlp": "resid_mid", "resid": place.site}.get(parts(receiver)[0])
         if site and (site, place.layer) in readings:
