@@ -93,6 +93,8 @@ def verify_edges(
         direction=scores.direction,
         metric=measured.name,
         source=scores.source,
+        corruption=scores.corruption,
+        positions=scores.positions,
         n_pairs=len(cases),
     )
 

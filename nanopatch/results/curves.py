@@ -13,8 +13,9 @@ from ..model.graph import Edge, Node
 from ..types import Array
 from . import plot
 from .base import Result, check, check_shape
+from .edges import floor_of, patched
 from .matrix import number, usable_span
-from .sweep import DIRECTIONS, left_out
+from .sweep import left_out
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -127,7 +128,8 @@ class CircuitCurves(Result):
                 ax.plot(self.fractions, heights, "o-", markersize=3, linewidth=1.2, label=plot.drawable(name))
             ax.set_xscale("log")
             ax.set_xlabel("fraction of all edges", fontsize=9)
-            ax.set_ylabel("faithfulness: 0 corrupted, 1 clean", fontsize=9)
+            label = f"faithfulness: 0 {floor_of(self.corruption)}, 1 clean"
+            ax.set_ylabel(plot.wrapped(label, plot.size_of(ax)[1], 9, plot.figure_of(ax)), fontsize=9)
             ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
             cells = (f"{name}: CPR {self.cpr[name]:.3f}, CMD {self.cmd[name]:.3f}" for name in self.names)
             return [f"{cell}." for cell in cells]
@@ -162,7 +164,7 @@ class VerifiedEdges(Result):
         carries in the other run.
     n_asked : int
         How many were to be measured, if the time had been enough.
-    direction, metric, source, n_pairs
+    direction, metric, source, corruption, positions, n_pairs
         As in `EdgeScores`.
     """
 
@@ -176,6 +178,8 @@ class VerifiedEdges(Result):
     direction: str
     metric: str
     source: Source
+    corruption: Corruption | None = None
+    positions: tuple[int, ...] | None = None
     n_pairs: int = 1
 
     def _check(self) -> None:
@@ -192,12 +196,9 @@ class VerifiedEdges(Result):
 
     @property
     def title(self) -> str:
-        base, donor = DIRECTIONS[self.direction]
+        done = patched(self.direction, self.corruption, self.positions)
         mean = f", mean of {self.n_pairs} pairs" if self.n_pairs > 1 else ""
-        return (
-            f"{len(self.senders)} of {self.n_asked} edges measured: {self.metric}, {donor} patched into {base}, "
-            f"{self.source.name}{mean}"
-        )
+        return f"{len(self.senders)} of {self.n_asked} edges measured: {self.metric}, {done}, {self.source.name}{mean}"
 
     @property
     def worst(self) -> float:

@@ -50,6 +50,18 @@ def connected(edges: Sequence[Edge]) -> list[Edge]:
         edges = kept
 
 
+def floor_of(corruption: Corruption | None) -> str:
+    """What a faithfulness of 0 is like."""
+    return "corrupted" if corruption is None else f"all replaced by {corruption}"
+
+
+def patched(direction: str, corruption: Corruption | None, positions: Sequence[int] | None) -> str:
+    """What was done to edges, in words."""
+    base, donor = DIRECTIONS[direction]
+    done = f"{donor} patched into {base}" if corruption is None else f"edges replaced by {corruption}"
+    return done + ("" if positions is None else f" at position {', '.join(map(str, positions))}")
+
+
 def counts(n: int) -> list[int]:
     """How many edges the page offers a circuit of: 5, 10, 20, ... and all n."""
     stops = [5 * 2**i for i in range(20) if 5 * 2**i < n]
@@ -215,12 +227,10 @@ class EdgeScores(Result):
     @property
     def title(self) -> str:
         """What was scored, in one line."""
-        base, donor = DIRECTIONS[self.direction]
-        done = f"{donor} patched into {base}" if self.corruption is None else f"edges replaced by {self.corruption}"
         means = "means of sizes over" if self.absolute else "mean of"
         mean = f", {means} {self.n_pairs} pairs" if self.n_pairs > 1 else ""
-        at = "" if self.positions is None else f" at position {', '.join(map(str, self.positions))}"
-        return f"{self.method}: {self.metric}, {done}{at}, {self.source.name}{mean}"
+        done = patched(self.direction, self.corruption, self.positions)
+        return f"{self.method}: {self.metric}, {done}, {self.source.name}{mean}"
 
     def __repr__(self) -> str:
         return f"<EdgeScores: {self.title}; {len(self.edges)} edges>"
@@ -355,7 +365,7 @@ class Faithfulness(Result):
 
     @property
     def _floor(self) -> str:
-        return "corrupted" if self.corruption is None else f"all replaced by {self.corruption}"
+        return floor_of(self.corruption)
 
     def __repr__(self) -> str:
         return f"<Faithfulness: {self.title}>"
@@ -383,9 +393,10 @@ class Faithfulness(Result):
     def _parts(self) -> tuple[Drawing, list[str]]:
         (row,) = self.to_rows()
         names = ["clean", "circuit", "corrupted"]
+        labels = ["clean", "circuit", self._floor]
         mean = [f"mean of {self.n_pairs} pairs"] if self.n_pairs > 1 else []
         title = f"{count(self.n_edges, 'edge')}: {self.metric}, {self._share}"
-        return plot.bars(np.array([row[name] for name in names]), names, title), [*mean, *self.notes]
+        return plot.bars(np.array([row[name] for name in names]), labels, title), [*mean, *self.notes]
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One dict: the number of edges, the metric of the three runs, and its normalised value."""

@@ -169,6 +169,8 @@ def test_both_ends_of_an_ablated_circuit(name):
     logits = slow_circuit(model, EXPERIMENT, [], ABLATIONS[name])
     assert abs(found["none"].value - (logits[-1, 3] - logits[-1, 7])) <= 1e-10 * np.abs(logits).max()
     assert found["none"].n_edges == 0 and "all replaced by" in found["none"].text()
+    labels = [label.get_text() for label in found["some"].plot().axes[0].get_yticklabels()]
+    assert labels[:2] == ["clean", "circuit"] and labels[2].startswith("all replaced by")
 
 
 @pytest.mark.parametrize("name", list(ABLATIONS))
@@ -448,6 +450,7 @@ def test_verified_edges_of_an_ablation():
     model = tiny_model(seed=2)
     scores = edge_attribution(model, EXPERIMENT, corruption=Zero())
     verified = verify_edges(model, EXPERIMENT, scores, 10)
+    assert "edges replaced by zero" in verified.title and "corrupted" not in verified.title
     for edge in verified.edges:
         without = [other for other in all_edges(model) if other != edge[:2]]
         found = faithfulness(model, EXPERIMENT, without, corruption=Zero())
