@@ -117,7 +117,7 @@ class Server(ThreadingHTTPServer):
         self.connections.acquire()
         try:
             super().process_request(request, client_address)
-        except BaseException:
+        except Exception:  # no thread began. After Ctrl-C one may have, and that one gives the place back
             self.connections.release()
             raise
 

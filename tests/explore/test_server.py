@@ -17,6 +17,7 @@ import threading
 import time
 from contextlib import closing, contextmanager
 from functools import partial
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ import pytest
 import nanopatch
 from nanopatch.explore import server as server_module
 from nanopatch.explore.answers import Answers
-from nanopatch.explore.server import HEADERS, MOST_BYTES, Server
+from nanopatch.explore.server import HEADERS, MOST_BYTES, MOST_CONNECTIONS, Server
 from nanopatch.page.pack import key_of, pack, unpack
 from nanopatch.progress import Stopped, look, watch
 
@@ -491,6 +492,24 @@ def test_more_connections_than_there_are_places_wait(monkeypatch):
         assert works(server)  # after those that say nothing were given up
         for connection in idle:
             connection.close()
+
+
+def test_ctrl_c_between_two_threads_gives_a_place_back_once(monkeypatch):
+    """Ctrl-C may come when a connection has its thread, and the server's own has not gone on yet."""
+    complaints, begun = [], ThreadingHTTPServer.process_request
+
+    def interrupted(*arguments):
+        begun(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ThreadingHTTPServer, "process_request", interrupted)
+    monkeypatch.setattr(threading, "excepthook", complaints.append)
+    with Server(Fake(), FILES, port=0) as server, socket.create_connection(("127.0.0.1", server.server_port)):
+        with pytest.raises(KeyboardInterrupt):
+            server.handle_request()
+        wait_for(lambda: not any(thread.name.endswith("(process_request_thread)") for thread in threading.enumerate()))
+        taken = [server.connections.acquire(blocking=False) for _ in range(MOST_CONNECTIONS + 1)]
+    assert (complaints, taken.count(True)) == ([], MOST_CONNECTIONS)
 
 
 def wait_for(holds):
