@@ -64,6 +64,7 @@ def command_line():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--transformer-lens", metavar="PYTHON", help="a Python whose environment has transformer_lens")
+    parser.add_argument("--eap-ig", metavar="PYTHON", help="part circuits: a Python whose environment has EAP-IG")
     parser.add_argument(
         "--plot", metavar="FILE", help="part lengths: also draw the cost of a cell as the prompt grows; many: memory"
     )
@@ -424,6 +425,50 @@ def circuits(options):
         yield beside("every head to the logits, MLPs free", functools.partial(heads, between="free mlps"))
         times = [timed(functools.partial(scores.top, 400)) * 1e3 for _ in range(options.repeats)]
         yield row(f"{what} choosing the best 400 edges, in ms", times)
+    if not options.eap_ig:
+        yield {"what": "EAP-IG: left out, it needs --eap-ig PYTHON"}
+        return
+    with Peer(options.eap_ig, "eap_ig.py", options) as theirs:
+        for name, n_tokens in (("nano", 11), ("124M", 11), ("124M", 256)):
+            yield from beside_eap_ig(theirs, name, n_tokens, options)
+
+
+def beside_eap_ig(theirs, name, n_tokens, options):
+    """EAP-IG's time / ours: scores, with its weights' gradients on (as it is used) and off; choosing; circuits."""
+    model = nanopatch().load("nano") if name == "nano" else random_model("124M")
+    pair = nanopatch().experiments.MICHELLE if name == "nano" else random_experiment(model, n_tokens)
+    tokens = pair.tokens(model)
+    job = {"model": name, "clean": tokens.clean.tolist(), "corrupted": tokens.corrupted.tolist()}
+    repeats = options.repeats if n_tokens < 50 else max(3, options.repeats // 3)
+    ratios = {}
+    for steps in (1, 5) if n_tokens < 50 else (1,):  # five take it minutes at 256 tokens
+        score = functools.partial(nanopatch().edge_attribution, model, pair, direction="noise", steps=steps)
+        scores = score()
+        several = {str(i): scores.circuit((i + 1) * len(scores.edges) // 20) for i in range(20)}
+        ours = {
+            "choose": lambda scores=scores: scores.top(400),
+            "run": functools.partial(nanopatch().faithfulness, model, pair, scores.circuit(400)),
+            "run, of 20 at once": lambda several=several: nanopatch().faithfulness(model, pair, several),
+        }
+        for weights in (True, False):
+            asked = {**job, "steps": steps, "weights": weights, "edges": 400 if n_tokens < 50 and steps == 1 else None}
+            theirs.ask(**asked)  # a warm-up
+            for _ in range(repeats):
+                found = theirs.ask(**asked)
+                label = f"scores, {steps} step{'s' * (steps > 1)}{'' if weights else ', its gradients of weights off'}"
+                ratios.setdefault(label, []).append(found["scores"] / timed(score))
+                if not weights or "run" not in found:
+                    continue
+                for what, run in ours.items():
+                    seconds = timed(run) / (20 if "20" in what else 1)
+                    ratios.setdefault(what, []).append(found[what.split(",")[0]] / seconds)
+    labels = {
+        "choose": "choosing 400 edges",
+        "run": "a circuit of 400 edges",
+        "run, of 20 at once": "each of 20 circuits",
+    }
+    for label, found in ratios.items():
+        yield row(f"{name}, {n_tokens} tokens: EAP-IG / nanopatch, {labels.get(label, label)}", found)
 
 
 def lengths(options):
@@ -839,26 +884,39 @@ def bare_products(model, case, cells):
     return run
 
 
-class TransformerLens:
-    """TransformerLens in another environment's Python. It makes one sweep at a time, while this process waits."""
+class Peer:
+    """Another library in another environment's Python. It does one job at a time, while this process waits."""
 
-    def __init__(self, options):
-        command = [options.transformer_lens, SCRIPTS / "transformer_lens_sweep.py", str(options.threads)]
+    def __init__(self, python, script, options):
+        self.script = f"scripts/{script}"
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            [python, SCRIPTS / script, str(options.threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
 
     def __enter__(self):
         while (line := self.process.stdout.readline()) != "ready\n":
             if not line:
-                raise SystemExit(
-                    "benchmark: TransformerLens did not start: run scripts/transformer_lens_sweep.py to see why"
-                )
+                raise SystemExit(f"benchmark: {self.script} did not start: run it with that Python to see why")
         return self
 
     def __exit__(self, *_):
         self.process.stdin.close()
         self.process.wait()
+
+    def ask(self, **job):
+        print(json.dumps(job), file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
+
+
+class TransformerLens(Peer):
+    """Sweeps of TransformerLens."""
+
+    def __init__(self, options):
+        super().__init__(options.transformer_lens, "transformer_lens_sweep.py", options)
 
     def time(self, site, tokens, cells=None):
         clean, corrupted = tokens.clean.tolist(), tokens.corrupted.tolist()
@@ -870,10 +928,6 @@ class TransformerLens:
         found = self.ask(site=site, cells=cells, **prompts)
         n_cells = 12 * (len(prompts["clean"][0]) if site == "resid_pre" else 12)
         return found["base"] + n_cells * found["cell"]
-
-    def ask(self, **job):
-        print(json.dumps(job), file=self.process.stdin, flush=True)
-        return json.loads(self.process.stdout.readline())
 
 
 def peak_memory():

@@ -9,10 +9,12 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
-from writers import transformer_lens
 
 import nanopatch
 from nanopatch.experiments import MICHELLE
+
+sys.path.append(str(ROOT / "scripts"))
+from hooked import hooked_transformer  # noqa: E402
 
 PAGE = (ROOT / "docs/comparison.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```py\n(.*?)```", PAGE, flags=re.DOTALL)
@@ -45,29 +47,11 @@ def test_the_loop_is_the_patch():
 def hooked():
     """nano as a HookedTransformer, with GPT-2's tokens."""
     reason = "`pip install torch 'transformer_lens<4'` makes this test run"
-    lens = pytest.importorskip("transformer_lens", reason=reason)
+    pytest.importorskip("transformer_lens", reason=reason)
     import torch
 
     model = nanopatch.load("nano")
-    config = lens.HookedTransformerConfig(
-        n_layers=model.n_layer,
-        d_model=model.d_model,
-        n_heads=model.n_head,
-        d_head=model.d_head,
-        d_mlp=model.config.n_inner,
-        n_ctx=model.config.n_positions,
-        d_vocab=model.n_vocab,
-        act_fn="gelu_new",
-        normalization_type="LN",
-        device="cpu",
-    )
-    hooked = lens.HookedTransformer(config)
-    weights = transformer_lens(nanopatch.named_weights(model), model.n_head)
-    weights.setdefault("unembed.W_U", model.lm_head.T)
-    weights.setdefault("unembed.b_U", np.zeros(model.n_vocab, np.float32))
-    state = {name: torch.tensor(np.ascontiguousarray(array)) for name, array in weights.items()}
-    hooked.load_state_dict(hooked.state_dict() | state)
-    hooked.eval()
+    hooked = hooked_transformer(model)
 
     def to_tokens(text, prepend_bos=True):  # the tokenizer of the hub is not here
         return torch.tensor(model.tokenize(text, prepend_bos=prepend_bos))[None]
