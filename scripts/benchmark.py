@@ -413,10 +413,13 @@ def circuits(options):
         yield beside("two recorded runs and one backward pass", least)
         yield beside("scores of all edges", score)
         yield beside("the same, 5 steps", functools.partial(score, steps=5))
+        if options.eap_ig:
+            with Peer(options.eap_ig, "eap_ig.py", options) as theirs:
+                yield from beside_eap_ig(theirs, name, model, pair, repeats)
         if n_tokens > 50:
             continue
         scores = score(steps=2)
-        several = {str(i): scores.circuit((i + 1) * len(scores.edges) // 20) for i in range(20)}
+        several = twenty_circuits(scores)
         run = functools.partial(nanopatch().faithfulness, model, pair)
         yield beside("a circuit of the best 400 edges", functools.partial(run, scores.circuit(400)))
         yield beside("20 circuits of one pair, 5% to all edges, each", functools.partial(run, several), each=20)
@@ -427,48 +430,37 @@ def circuits(options):
         yield row(f"{what} choosing the best 400 edges, in ms", times)
     if not options.eap_ig:
         yield {"what": "EAP-IG: left out, it needs --eap-ig PYTHON"}
-        return
-    with Peer(options.eap_ig, "eap_ig.py", options) as theirs:
-        for name, n_tokens in (("nano", 11), ("124M", 11), ("124M", 256)):
-            yield from beside_eap_ig(theirs, name, n_tokens, options)
 
 
-def beside_eap_ig(theirs, name, n_tokens, options):
-    """EAP-IG's time / ours: scores, with its weights' gradients on (as it is used) and off; choosing; circuits."""
-    model = nanopatch().load("nano") if name == "nano" else random_model("124M")
-    pair = nanopatch().experiments.MICHELLE if name == "nano" else random_experiment(model, n_tokens)
+def twenty_circuits(scores):
+    """Circuits of 5% to all of the edges, by names."""
+    return {str(i): scores.circuit((i + 1) * len(scores.edges) // 20) for i in range(20)}
+
+
+def beside_eap_ig(theirs, name, model, pair, repeats):
+    """EAP-IG's time / ours: scores, with the gradients of its weights (as it is used) and without; circuits."""
     tokens = pair.tokens(model)
     job = {"model": name, "clean": tokens.clean.tolist(), "corrupted": tokens.corrupted.tolist()}
-    repeats = options.repeats if n_tokens < 50 else max(3, options.repeats // 3)
-    ratios = {}
+    n_tokens = len(tokens.clean)
+    what = f"{name}, {n_tokens} tokens: EAP-IG / nanopatch,"
     for steps in (1, 5) if n_tokens < 50 else (1,):  # five take it minutes at 256 tokens
         score = functools.partial(nanopatch().edge_attribution, model, pair, direction="noise", steps=steps)
-        scores = score()
-        several = {str(i): scores.circuit((i + 1) * len(scores.edges) // 20) for i in range(20)}
-        ours = {
-            "choose": lambda scores=scores: scores.top(400),
-            "run": functools.partial(nanopatch().faithfulness, model, pair, scores.circuit(400)),
-            "run, of 20 at once": lambda several=several: nanopatch().faithfulness(model, pair, several),
-        }
-        for weights in (True, False):
-            asked = {**job, "steps": steps, "weights": weights, "edges": 400 if n_tokens < 50 and steps == 1 else None}
-            theirs.ask(**asked)  # a warm-up
-            for _ in range(repeats):
-                found = theirs.ask(**asked)
-                label = f"scores, {steps} step{'s' * (steps > 1)}{'' if weights else ', its gradients of weights off'}"
-                ratios.setdefault(label, []).append(found["scores"] / timed(score))
-                if not weights or "run" not in found:
-                    continue
-                for what, run in ours.items():
-                    seconds = timed(run) / (20 if "20" in what else 1)
-                    ratios.setdefault(what, []).append(found[what.split(",")[0]] / seconds)
-    labels = {
-        "choose": "choosing 400 edges",
-        "run": "a circuit of 400 edges",
-        "run, of 20 at once": "each of 20 circuits",
-    }
-    for label, found in ratios.items():
-        yield row(f"{name}, {n_tokens} tokens: EAP-IG / nanopatch, {labels.get(label, label)}", found)
+        for weights, told in ((True, ""), (False, ", its gradients of weights off")):
+            asked = {**job, "steps": steps, "weights": weights, "edges": None}
+            theirs.ask(**asked), score()
+            ratios = [theirs.ask(**asked)["scores"] / timed(score) for _ in range(repeats)]
+            yield row(f"{what} scores, {steps} step{'s' * (steps > 1)}{told}", ratios)
+    if n_tokens > 50:
+        return
+    scores, faithfulness = score(), functools.partial(nanopatch().faithfulness, model, pair)
+    for label, kind, each, ours in (
+        ("choosing 400 edges", "choose", 1, functools.partial(scores.top, 400)),
+        ("a circuit of 400 edges", "run", 1, functools.partial(faithfulness, scores.circuit(400))),
+        ("each of 20 circuits", "run", 20, functools.partial(faithfulness, twenty_circuits(scores))),
+    ):
+        asked = {**job, "steps": 1, "weights": False, "edges": 400}
+        theirs.ask(**asked), ours()
+        yield row(f"{what} {label}", [each * theirs.ask(**asked)[kind] / timed(ours) for _ in range(repeats)])
 
 
 def lengths(options):
@@ -888,19 +880,18 @@ class Peer:
     """Another library in another environment's Python. It does one job at a time, while this process waits."""
 
     def __init__(self, python, script, options):
-        self.script = f"scripts/{script}"
-        self.process = subprocess.Popen(
-            [python, SCRIPTS / script, str(options.threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+        self.ended = f"benchmark: scripts/{script} ended: run it with {python} to see why"
+        command = [python, SCRIPTS / script, str(options.threads)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        try:
+            self.process = subprocess.Popen(command, **pipes, text=True)
+        except OSError as error:
+            raise SystemExit(f"benchmark: cannot run {python}: {error.strerror}") from None
 
     def __enter__(self):
         while (line := self.process.stdout.readline()) != "ready\n":
             if not line:
-                raise SystemExit(f"benchmark: {self.script} did not start: run it with that Python to see why")
+                raise SystemExit(self.ended)
         return self
 
     def __exit__(self, *_):
@@ -909,7 +900,10 @@ class Peer:
 
     def ask(self, **job):
         print(json.dumps(job), file=self.process.stdin, flush=True)
-        return json.loads(self.process.stdout.readline())
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(self.ended)
+        return json.loads(line)
 
 
 class TransformerLens(Peer):

@@ -11,7 +11,7 @@ The file holds, in float64, what EAP-IG computes on `nano` for three named pairs
     header                  JSON: the versions, and the names of all edges, in the order of the arrays
     NAME.eap                (n_edges,): EAP, of the logit difference, with the corrupted prompt's values
     NAME.eap.zero           the same with zero in their place
-    NAME.eap.mean           with each node's mean over the clean prompts in `OTHERS`, position by position
+    NAME.eap.mean           with each node's mean over the prompts of `others`, position by position
     NAME.ig.N               EAP-IG with N steps ("EAP-IG-inputs")
     NAME.kept.N             (n_edges,), bool: what `Graph.apply_topn(N)` keeps of the edges, by NAME.ig.10
     NAME.run.N              the logit difference of that circuit, all else with the corrupted prompt's values
@@ -22,7 +22,8 @@ As a server it reads lines of JSON: {"model": "nano" or "124M", "clean": ids, "c
 the number of steps, "weights": whether weights have gradients, "edges": how many make the circuit}. It answers with
 seconds: {"scores": ..., "choose": ..., "run": ...}. Its weights at 124M's shape are random, and take as long as others.
 
-EAP-IG puts its scores on a GPU ("cuda"). Without one, `torch.zeros` puts them on the CPU here.
+The stored file was made with EAP-IG's functions of commits 62f83cd (attribute, utils), 81770db (evaluate) and 4fad6c6
+(graph). EAP-IG puts its scores on a GPU ("cuda"). Without one, `torch.zeros` puts them on the CPU here.
 """
 
 import importlib.metadata
@@ -51,7 +52,7 @@ STEPS, SIZES = (5, 10), (40, 120, 300)
 OPTIONS = {"use_attn_result": True, "use_split_qkv_input": True, "use_hook_mlp_in": True}
 
 
-def others(model, clean):
+def others(clean):
     """The prompts whose mean an ablation takes: the clean one, reversed, and turned by three."""
     return [clean, clean[::-1], [*clean[3:], *clean[:3]]]
 
@@ -103,7 +104,7 @@ def reference(path):
         tokens = pair.tokens(model)
         clean, corrupted = tokens.clean.tolist(), tokens.corrupted.tolist()
         batch = [([clean], [corrupted], [tokens.answer, tokens.wrong_answer])]
-        mean = {"intervention": "mean-positional", "intervention_dataloader": [(others(model, clean), None, None)]}
+        mean = {"intervention": "mean-positional", "intervention_dataloader": [(others(clean), None, None)]}
         ablations = {"": {}, ".mean": mean, ".zero": {"intervention": "zero"}}
         for end, options in ablations.items():
             scores = eap.attribute.get_scores_eap(hooked, graph, batch, logit_diff, quiet=True, **options)
@@ -164,5 +165,7 @@ if __name__ == "__main__":
     on_cpu()
     if sys.argv[1:] == ["reference"]:
         reference(ROOT / "tests" / "reference" / "eap_ig.npz")
-    else:
+    elif len(sys.argv) == 2 and sys.argv[1].isdecimal():
         serve(int(sys.argv[1]))
+    else:
+        raise SystemExit("eap_ig: give `reference`, or the number of threads")
